@@ -1,0 +1,282 @@
+"""What the author left out: addresses, MACs and routes, the same for the same file (pure)."""
+
+from __future__ import annotations
+
+from binascii import crc32
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_network
+
+from testbed.drivers.route import MAIN, RouteAdd, RuleAdd
+from testbed.nodes.place import Interface, Place
+from testbed.topology import Topology
+
+# RFC 1918 and RFC 3849: nothing that a lab's packets could be mistaken for outside of it.
+_POOLS = {4: ip_network("10.0.0.0/8"), 6: ip_network("2001:db8::/32")}
+_FIRST_TABLE = 100
+Net = IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True)
+class Network:
+    """Every interface with its addresses; a segment is what one broadcast reaches (links joined by bridges)."""
+
+    topology: Topology
+    interfaces: dict[str, tuple[Interface, ...]]
+
+    @cached_property
+    def families(self) -> tuple[int, ...]:
+        """Return the IP versions in use."""
+        return tuple({"ipv4": 4, "ipv6": 6}[f] for f in dict.fromkeys(self.topology.families))
+
+    @cached_property
+    def segments(self) -> dict[int, tuple[Interface, ...]]:
+        """Return the interfaces that are not bridge ports, by segment."""
+        found: dict[int, list[Interface]] = {}
+        for interfaces in self.interfaces.values():
+            for i in interfaces:
+                if not i.port:
+                    found.setdefault(i.segment, []).append(i)
+        return {s: tuple(members) for s, members in found.items()}
+
+    def place(self, node: str) -> Place:
+        """Return what a role may know of its node."""
+        return Place(node, self.interfaces[node], self.families)
+
+    def router(self, node: str) -> bool:
+        """Say whether a node forwards."""
+        return self.topology.nodes[node].router is not None
+
+    def address(self, target: str, version: int | None = None) -> str:
+        """Return an address of a node, or of `node:interface`; "" when it has none of that family."""
+        node, _, ifname = target.partition(":")
+        for v in (version,) if version else self.families:
+            for i in self.interfaces[node]:
+                if (not ifname or i.name == ifname) and (found := i.host(v)):
+                    return found
+        return ""
+
+
+def end_of(text: str) -> tuple[str, str]:
+    """Split `node:interface`."""
+    node, _, ifname = text.partition(":")
+    return node, ifname
+
+
+def mac(node: str, ifname: str, taken: set[str]) -> str:
+    """Return a locally administered address made from the names: other nodes and links do not change it."""
+    number = crc32(f"{node}:{ifname}".encode())
+    while True:
+        raw = f"{number & 0xFFFFFFFF:08x}"
+        found = "02:00:" + ":".join(raw[n : n + 2] for n in (0, 2, 4, 6))
+        if found not in taken:
+            taken.add(found)
+            return found
+        number += 1
+
+
+def link_local(address: str) -> str:
+    """Return the link-local address of a MAC: modified EUI-64 (RFC 4291 appendix A)."""
+    raw = bytes.fromhex(address.replace(":", ""))
+    full = bytes((raw[0] ^ 2,)) + raw[1:3] + b"\xff\xfe" + raw[3:]
+    words = [f"{full[n] << 8 | full[n + 1]:x}" for n in (0, 2, 4, 6)]
+    return f"fe80::{':'.join(words)}/64"
+
+
+def network(topology: Topology) -> Network:
+    """Return the planned interfaces of a consistent topology; ValueError when a segment does not fit."""
+    segment = _segments(topology)
+    found: dict[str, list[Interface]] = {name: [] for name in topology.nodes}
+    taken: set[str] = set()
+    for n, link in enumerate(topology.links):
+        for e, text in enumerate(link.ends):
+            node, ifname = end_of(text)
+            bridge = topology.nodes[node].bridge
+            port = bridge is not None and bridge.is_port(ifname)
+            stated = link.stated(e) or ()
+            made = Interface(node, ifname, mac(node, ifname, taken), link.mtu or 1500, n, segment[n], stated, port)
+            found[node].append(made)
+    bare = Network(topology, {name: tuple(i) for name, i in found.items()})
+    given = _addresses(bare)
+    done = {
+        name: tuple(replace(i, addresses=given.get((i.node, i.name), i.addresses)) for i in interfaces)
+        for name, interfaces in bare.interfaces.items()
+    }
+    return Network(topology, done)
+
+
+def _segments(topology: Topology) -> list[int]:
+    """Return the segment of each link: links that meet in a bridge are one."""
+    parent = list(range(len(topology.links)))
+
+    def root(n: int) -> int:
+        while parent[n] != n:
+            parent[n] = parent[parent[n]]
+            n = parent[n]
+        return n
+
+    first: dict[str, int] = {}
+    for n, link in enumerate(topology.links):
+        for text in link.ends:
+            node, ifname = end_of(text)
+            bridge = topology.nodes[node].bridge
+            if bridge is not None and bridge.is_port(ifname):
+                low, high = sorted((root(n), root(first.setdefault(node, n))))
+                parent[high] = low
+    return [root(n) for n in range(len(topology.links))]
+
+
+def _addresses(bare: Network) -> dict[tuple[str, str], tuple[str, ...]]:
+    """Give every interface without stated addresses the next of its segment's network, in the order of the file."""
+    links = bare.topology.links
+    left_out = {
+        (i.node, i.name)
+        for members in bare.segments.values()
+        for i in members
+        if links[i.link].addresses is None
+    }
+    stated = [ip_interface(a) for members in bare.segments.values() for i in members for a in i.addresses]
+    given: dict[tuple[str, str], list[str]] = {key: [] for key in left_out}
+    for version in bare.families:
+        used = [s.network for s in stated if s.version == version]
+        take = _allocator(version, used)
+        for _, members in sorted(bare.segments.items()):
+            wanting = [i for i in members if (i.node, i.name) in left_out]
+            own = [ip_interface(a) for i in members for a in i.addresses if (":" in a) == (version == 6)]
+            if not wanting:
+                continue
+            subnet = own[0].network if own else take(len(members))
+            taken = {int(o.ip) for o in own}
+            base = int(subnet.network_address)
+            room = subnet.num_addresses - (2 if version == 4 else 1)
+            host = 1
+            for i in wanting:
+                while base + host in taken:
+                    host += 1
+                if host > room:
+                    raise ValueError(f"{subnet} has no address left for {i.node}:{i.name}")
+                given[i.node, i.name].append(f"{subnet[host]}/{subnet.prefixlen}")
+                host += 1
+    return {key: tuple(addresses) for key, addresses in given.items()}
+
+
+def _allocator(version: int, used: list[Net]) -> Callable[[int], Net]:
+    """Return a function from a number of members to the next free network of the pool.
+
+    Each IPv4 network begins at a /24 of its own: 10.0.3.0/30 is the third segment, which a person can read.
+    """
+    pool = _POOLS[version]
+    stride = 8 if version == 4 else 64
+    ranges = sorted({(int(u.network_address), int(u.broadcast_address)) for u in used})
+    cursor = int(pool.network_address) + (1 << stride)
+
+    def take(members: int) -> Net:
+        nonlocal cursor
+        bits = 64 if version == 6 else max(2, (members + 1).bit_length())
+        size = 1 << max(stride, bits)
+        while True:
+            cursor = -(-cursor // size) * size
+            hit = [high for low, high in ranges if low < cursor + size and high >= cursor]
+            if not hit:
+                break
+            cursor = max(hit) + 1
+        if cursor + size - 1 > int(pool.broadcast_address):
+            raise ValueError(f"the pool {pool} has no network left: state addresses")
+        found = ip_network((cursor, pool.max_prefixlen - bits))
+        cursor += size
+        return found
+
+    return take
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """The way from a node to a segment: out of `interface`, to the router `via` on it."""
+
+    interface: Interface
+    via: str
+
+
+def hops(net: Network) -> dict[str, dict[int, list[Hop]]]:
+    """Return, for each node and each segment that it is not on, the best hop of each of its interfaces, best first."""
+    import networkx  # 150 ms: only labs with routers pay for it
+
+    routers = [n for n in net.interfaces if net.router(n)]
+    if not routers:
+        return {}
+    graph = networkx.Graph()
+    graph.add_nodes_from(net.segments)
+    for router in routers:
+        graph.add_edges_from((router, i.segment) for i in net.interfaces[router] if not i.port and i.addresses)
+    on = {s: [m.node for m in members if net.router(m.node)] for s, members in net.segments.items()}
+    found: dict[str, dict[int, list[Hop]]] = {name: {} for name in net.interfaces}
+    for target in net.segments:
+        far = networkx.single_source_shortest_path_length(graph, target)
+        for name, interfaces in net.interfaces.items():
+            if any(i.segment == target and not i.port for i in interfaces):
+                continue
+            ways = []
+            for order, i in enumerate(interfaces):
+                near = [r for r in on.get(i.segment, ()) if r != name and r in far] if not i.port else []
+                if near:
+                    best = min(near, key=lambda r: (far[r], on[i.segment].index(r)))  # noqa: B023 (used at once)
+                    ways.append((far[best], order, Hop(i, best)))
+            if ways:
+                found[name][target] = [hop for _, _, hop in sorted(ways, key=lambda w: w[:2])]
+    return found
+
+
+def routes(net: Network, table: dict[int, list[Hop]], version: int) -> Iterator[RouteAdd]:
+    """Yield a node's planned routes of one family: the commonest next hop is the default, the rest is stated."""
+    ways = {s: hop for s, found in table.items() if (hop := _first(net, found, version))}
+    yield from _summary(net, ways, version, MAIN)
+
+
+def source_routes(net: Network, node: str, table: dict[int, list[Hop]]) -> Iterator[RuleAdd | RouteAdd]:
+    """Yield, for an MPTCP host, one table an address, so that a subflow leaves by the interface of its address.
+
+    Without a router on the link the only other host there is the way to everything: it may own the address
+    that a subflow is joined to (RFC 8684 section 3.2).
+    """
+    own = [i for i in net.interfaces[node] if i.addresses and not i.port]
+    if len(own) < 2:
+        return
+    for n, interface in enumerate(own):
+        number = _FIRST_TABLE + n
+        for version in net.families:
+            for host in (h for h in interface.hosts() if (":" in h) == (version == 6)):
+                yield RuleAdd(host, number)
+            if not (connected := interface.network(version)):
+                continue
+            yield RouteAdd(connected, interface.name, table=number)
+            ways = {s: hop for s, found in table.items() for hop in found if hop.interface == interface}
+            ways = {s: hop for s, hop in ways.items() if _gateway(net, hop, version)}
+            others = [m for m in net.segments[interface.segment] if m.node != node and m.host(version)]
+            if ways:
+                yield from _summary(net, ways, version, number)
+            elif len(others) == 1:
+                yield RouteAdd("default", interface.name, others[0].host(version), number)
+
+
+def _first(net: Network, found: list[Hop], version: int) -> Hop | None:
+    return next((hop for hop in found if _gateway(net, hop, version)), None)
+
+
+def _gateway(net: Network, hop: Hop, version: int) -> str:
+    members = net.segments[hop.interface.segment]
+    return next((m.host(version) for m in members if m.node == hop.via and m.host(version)), "")
+
+
+def _summary(net: Network, ways: dict[int, Hop], version: int, table: int) -> Iterator[RouteAdd]:
+    if not ways:
+        return
+    common = Counter((hop.interface.name, hop.via) for hop in ways.values()).most_common(1)[0][0]
+    default = next(hop for hop in ways.values() if (hop.interface.name, hop.via) == common)
+    yield RouteAdd("default", default.interface.name, _gateway(net, default, version), table)
+    for segment, hop in ways.items():
+        if (hop.interface.name, hop.via) == common:
+            continue
+        for to in dict.fromkeys(m.network(version) for m in net.segments[segment] if m.network(version)):
+            yield RouteAdd(to, hop.interface.name, _gateway(net, hop, version), table)

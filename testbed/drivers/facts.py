@@ -1,0 +1,35 @@
+"""Facts about processes that a Wait may await; each is observed in the kernel or on disk, by `testbed.probes`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """A TCP (or MPTCP) server listens on a port."""
+
+    port: int
+
+    def __str__(self) -> str:
+        return f"listening on port {self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Capturing:
+    """A packet socket with a ring takes this interface's packets."""
+
+    ifname: str
+
+    def __str__(self) -> str:
+        return f"capturing {self.ifname}"
+
+
+@dataclass(frozen=True, slots=True)
+class FileHas:
+    """A file of the lab's folder exists and holds something."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.path} has content"

@@ -1,0 +1,242 @@
+"""Traffic shaping: what a link direction should do, as qdisc requests (tc(8), tc-tbf(8), tc-netem(8), pkt_sched.h)."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from statistics import NormalDist
+from typing import Protocol
+
+from testbed import wire
+from testbed.wire import Here, Message, attr, nest, text, u32, u64
+
+RTM_NEWQDISC, RTM_DELQDISC = 36, 37
+ROOT = 0xFFFFFFFF
+FRAME = 1514  # an Ethernet frame of MTU 1500 as a qdisc sees it: no preamble, no FCS
+_NETEM, _TBF, _LEAF = 0x10000, 0x20000, 0x30000  # the handles 1:, 2:, 3:; a kind keeps its handle
+DISTRIBUTIONS = ("uniform", "normal", "pareto", "paretonormal")
+
+
+@dataclass(frozen=True, slots=True)
+class GilbertElliott:
+    """Loss in bursts: probabilities (0-1) good->bad, bad->good, loss in bad, loss in good."""
+
+    p: float
+    r: float
+    bad: float = 1.0
+    good: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One direction of a link: bit/s, bytes, seconds and probabilities (0-1); None is "not asked for"."""
+
+    rate: int | None = None
+    burst: int | None = None
+    delay: float | None = None
+    jitter: float | None = None
+    distribution: str | None = None
+    loss: float | GilbertElliott | None = None
+    duplicate: float | None = None
+    corrupt: float | None = None
+    reorder: float | None = None
+    queue: str | None = None
+    limit: int | None = None  # bytes for a fifo, packets for any other discipline
+
+    def netem(self) -> bool:
+        """Say whether any of this needs the netem qdisc."""
+        return any(v is not None for v in (self.delay, self.jitter, self.loss, self.duplicate, self.corrupt, self.reorder))
+
+    def kinds(self) -> frozenset[str]:
+        """Return the qdiscs that this needs from the kernel."""
+        found = {"netem"} if self.netem() else set()
+        return frozenset(found | ({"tbf"} if self.rate else set()) | ({self.queue} if self.queue else set()))
+
+
+class Options(Protocol):
+    """What one kind of qdisc is told."""
+
+    def __str__(self) -> str: ...
+
+    def encode(self) -> bytes:
+        """Encode the content of TCA_OPTIONS."""
+
+
+@dataclass(frozen=True, slots=True)
+class Qdisc:
+    """A qdisc made, or changed in place when one of its handle is there."""
+
+    dev: str
+    kind: str
+    handle: int
+    parent: int
+    options: Options | None = None
+
+    def __str__(self) -> str:
+        place = "root" if self.parent == ROOT else f"parent {self.parent >> 16:x}:{self.parent & 0xFFFF:x}"
+        words = f" {self.options}" if self.options is not None else ""
+        return f"tc qdisc replace dev {self.dev} {place} handle {self.handle >> 16:x}: {self.kind}{words}"
+
+    def key(self) -> tuple[str, ...]:
+        """Name what this overwrites."""
+        return (self.dev, str(self.parent))
+
+    def encode(self, here: Here) -> Message:
+        """Encode."""
+        head = struct.pack("=BxxxiIII", 0, here.index(self.dev), self.handle, self.parent, 0)
+        options = b"" if self.options is None else self.options.encode()
+        flags = wire.NLM_F_CREATE | wire.NLM_F_REPLACE
+        return Message(RTM_NEWQDISC, flags, head + text(1, self.kind) + (attr(2, options) if options else b""))
+
+
+@dataclass(frozen=True, slots=True)
+class QdiscDel:
+    """The root qdisc goes, and the interface has its default again."""
+
+    dev: str
+
+    def __str__(self) -> str:
+        return f"tc qdisc del dev {self.dev} root"
+
+    def encode(self, here: Here) -> Message:
+        """Encode."""
+        return Message(RTM_DELQDISC, 0, struct.pack("=BxxxiIII", 0, here.index(self.dev), 0, ROOT, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Tbf:
+    """Token bucket: rate in bit/s, burst and limit in bytes; it splits GSO packets by itself."""
+
+    rate: int
+    burst: int
+    limit: int
+
+    def __str__(self) -> str:
+        return f"rate {self.rate}bit burst {self.burst}b limit {self.limit}b"
+
+    def encode(self) -> bytes:
+        """Encode; TCA_TBF_BURST in bytes spares us the kernel's clock ticks (sch_tbf.c)."""
+        rate = max(1, self.rate // 8)
+        spec = struct.pack("=BBHhHI", 0, 1, 0, -1, 0, min(rate, 0xFFFFFFFF))  # TC_LINKLAYER_ETHERNET
+        parms = attr(1, spec + bytes(12) + struct.pack("=III", self.limit, 0, 0))
+        return parms + u32(6, self.burst) + (u64(4, rate) if rate > 0xFFFFFFFF else b"")
+
+
+@dataclass(frozen=True, slots=True)
+class Netem:
+    """Delay, jitter, loss, duplication, corruption and reordering of one direction; limit in packets."""
+
+    shape: Shape
+    limit: int
+
+    def __str__(self) -> str:
+        s = self.shape
+        words = [f"limit {self.limit}"]
+        if s.delay is not None or s.jitter is not None:
+            words.append(f"delay {(s.delay or 0) * 1e3:g}ms" + (f" {s.jitter * 1e3:g}ms" if s.jitter else ""))
+        if s.distribution and s.distribution != "uniform":
+            words.append(f"distribution {s.distribution}")
+        if isinstance(s.loss, GilbertElliott):
+            g = s.loss
+            words.append("loss gemodel " + " ".join(f"{v:.6g}%" for v in (g.p * 100, g.r * 100, g.bad * 100, g.good * 100)))
+        elif s.loss is not None:
+            words.append(f"loss {s.loss * 100:g}%")
+        for name in ("duplicate", "corrupt", "reorder"):
+            if (value := getattr(s, name)) is not None:
+                words.append(f"{name} {value * 100:g}%")
+        return " ".join(words)
+
+    def encode(self) -> bytes:
+        """Encode struct tc_netem_qopt and its attributes (net/sched/sch_netem.c: netem_change)."""
+        s = self.shape
+        loss = 0 if isinstance(s.loss, GilbertElliott) else _probability(s.loss)
+        gap = 1 if s.reorder is not None else 0  # reordering works on every packet of a gap of one
+        found = struct.pack("=IIIIII", 0, self.limit, loss, gap, _probability(s.duplicate), 0)
+        found += attr(10, struct.pack("=q", round((s.delay or 0) * 1e9)))  # TCA_NETEM_LATENCY64
+        found += attr(11, struct.pack("=q", round((s.jitter or 0) * 1e9)))  # TCA_NETEM_JITTER64
+        if s.reorder is not None:
+            found += attr(3, struct.pack("=II", _probability(s.reorder), 0))
+        if s.corrupt is not None:
+            found += attr(4, struct.pack("=II", _probability(s.corrupt), 0))
+        if isinstance(s.loss, GilbertElliott):
+            # struct tc_netem_gemodel: h is the chance to survive the bad state, k1 the loss in the good one.
+            g = s.loss
+            model = struct.pack("=IIII", *map(_probability, (g.p, g.r, 1 - g.bad, g.good)))
+            found += nest(5, attr(2, model))
+        if s.distribution and s.distribution != "uniform":
+            found += attr(2, _table(s.distribution))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A discipline that takes one number: bytes for bfifo, packets for the others (None: its default)."""
+
+    kind: str
+    value: int | None
+
+    def __str__(self) -> str:
+        return "" if self.value is None else f"limit {self.value}"
+
+    def encode(self) -> bytes:
+        """Encode."""
+        if self.value is None:
+            return b""
+        if self.kind in ("bfifo", "pfifo"):
+            return struct.pack("=I", self.value)  # struct tc_fifo_qopt
+        return u32({"fq": 1, "fq_codel": 2, "codel": 2}[self.kind], self.value)  # TCA_*_LIMIT
+
+
+DISCIPLINES = ("bfifo", "pfifo", "fq_codel", "codel", "fq", "cake")
+
+
+def burst(rate: int) -> int:
+    """Return the default bucket in bytes: 4 ms of the rate covers a late timer, ten frames the slow links."""
+    return max(10 * FRAME, rate // 8 // 250)
+
+
+def depth(rate: int) -> int:
+    """Return the default queue in bytes: a hundred frames, or 20 ms of a fast link, behind one burst."""
+    return burst(rate) + max(100 * FRAME, rate // 8 // 50)
+
+
+def shape(dev: str, want: Shape) -> tuple[Qdisc, ...]:
+    """Return the qdiscs of one direction, outermost first: netem (1:), tbf (2:), the discipline (3:)."""
+    found, parent = [], ROOT
+    if want.netem():
+        # netem must hold all that is under way, else it drops: a second of the rate, or of 10 Gbit/s in full frames
+        limit = max(1000, int(((want.delay or 0) + (want.jitter or 0) + 0.1) * (want.rate or 10**10) / 8 / 512))
+        found.append(Qdisc(dev, "netem", _NETEM, parent, Netem(_only_netem(want), min(limit, 10**6))))
+        parent = _NETEM | 1
+    bytewise = want.queue in (None, "bfifo")
+    if want.rate is not None:
+        limit = want.limit if bytewise and want.limit is not None else depth(want.rate)
+        found.append(Qdisc(dev, "tbf", _TBF, parent, Tbf(want.rate, want.burst or burst(want.rate), limit)))
+        parent = _TBF | 1
+    if want.queue is not None and not (bytewise and want.rate is not None):
+        found.append(Qdisc(dev, want.queue, _LEAF, parent, Limit(want.queue, want.limit)))
+    elif want.limit is not None and want.rate is None:
+        found.append(Qdisc(dev, "bfifo", _LEAF, parent, Limit("bfifo", want.limit)))
+    return tuple(found)
+
+
+def _only_netem(want: Shape) -> Shape:
+    return replace(want, rate=None, burst=None, queue=None, limit=None)
+
+
+def _probability(value: float | None) -> int:
+    return round((value or 0) * 0xFFFFFFFF)
+
+
+@lru_cache(maxsize=8)
+def _table(name: str) -> bytes:
+    """Tabulate a distribution's quantiles, scaled by 8192 (NETEM_DIST_SCALE), mean 0 and deviation 1."""
+    size = 4096
+    ranks = [(i + 0.5) / size for i in range(size)]
+    normal = [NormalDist().inv_cdf(r) for r in ranks]
+    # Pareto with exponent 3: mean 1.5, standard deviation sqrt(0.75).
+    pareto = [((1 - r) ** (-1 / 3) - 1.5) / 0.75**0.5 for r in ranks]
+    mixed = [0.25 * n + 0.75 * p for n, p in zip(normal, pareto, strict=True)]
+    chosen = {"normal": normal, "pareto": pareto, "paretonormal": mixed}[name]
+    return struct.pack(f"={size}h", *(max(-32768, min(32767, round(v * 8192))) for v in chosen))

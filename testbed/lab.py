@@ -1,0 +1,323 @@
+"""Performs steps: the one module that changes Linux. It runs as PID 1 of a sandbox and has one thread.
+
+Waiting is written as generators that yield how long they may sleep; the holder resumes them at that time
+or as soon as a process ends.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+from testbed import linux, netlink, wire
+from testbed.drivers.link import LinkSet, NamespaceAdd
+from testbed.drivers.sysctl import SysctlSet
+from testbed.errors import LabError
+from testbed.netlink import Namespace, Refusal
+from testbed.probes import holds
+from testbed.steps import LAB, Configure, Netlink, Run, Spawn, Step, Wait, Write
+
+Waiting = Generator[float, None, None]
+Say = Callable[[dict[str, object]], None]
+_BATCH = 32768  # bytes in one send: well under the smallest default socket buffer
+
+
+@dataclass(slots=True)
+class Process:
+    """A process that the lab started; `status` is None while it lives, negative for a signal (as subprocess)."""
+
+    node: str
+    name: str
+    pid: int
+    log: Path
+    began: float
+    step: Spawn | None = None
+    status: int | None = None
+    ended: float = 0.0
+
+
+@dataclass(slots=True)
+class Lab:
+    """What a holder knows about its lab."""
+
+    name: str
+    home: int  # the sandbox's own network namespace
+    folder: Path
+    env: dict[str, str]
+    nodes: dict[str, Namespace] = field(default_factory=dict)
+    processes: list[Process] = field(default_factory=list)
+    done: list[Step] = field(default_factory=list)  # what stands: the plan as far as it is performed
+    families: dict[str, int] = field(default_factory=dict)
+    log: TextIO | None = None
+
+    def place(self, node: str) -> Namespace:
+        """Return a node's namespace; LAB is the sandbox's own."""
+        try:
+            return self.nodes[node]
+        except KeyError as e:
+            known = ", ".join(n for n in self.nodes if n != LAB) or "none"
+            raise LabError(f"lab {self.name}: there is no node {node} (nodes: {known})") from e
+
+
+def begin(name: str, folder: Path) -> Lab:
+    """Return a lab without nodes, in the sandbox that this process is in."""
+    home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    lab = Lab(name, home, folder, dict(os.environ, TMPDIR=f"{folder}/tmp"))
+    lab.nodes[LAB] = Namespace(LAB, home, netlink.connect(wire.NETLINK_ROUTE), lab.nodes)
+    configure(lab, [Configure(LAB, LinkSet("lo", up=True))])
+    lab.done.clear()
+    return lab
+
+
+def perform(lab: Lab, steps: Sequence[Step], say: Say) -> Waiting:
+    """Do what is to be done at once in order, then wait for everything that is awaited."""
+    configure(lab, [s for s in steps if isinstance(s, Configure) and s.at is None])
+    for step in steps:
+        if isinstance(step, Write):
+            path = lab.folder / step.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(step.text)
+            note(lab, step)
+        elif isinstance(step, Run) and step.at is None:
+            yield from run(lab, step)
+        elif isinstance(step, Spawn) and step.at is None:
+            spawn(lab, step)
+    waits = [s for s in steps if isinstance(s, Wait)]
+    say({"performed": len(steps) - len(waits), "waiting": len(waits)})
+    yield from wait(lab, waits)
+    if lab.log:
+        lab.log.flush()
+
+
+def configure(lab: Lab, steps: Iterable[Configure]) -> None:
+    """Perform requests in order: neighbours for one namespace travel as one batch."""
+    batch: list[tuple[Configure, wire.Message]] = []
+    size = 0
+
+    def flush() -> None:
+        nonlocal size
+        if batch:
+            _send(lab, batch)
+            batch.clear()
+            size = 0
+
+    with ExitStack() as back:
+        back.callback(linux.setns, lab.home, linux.CLONE_NEWNET)  # creating a namespace leaves us in it
+        for step in steps:
+            request = step.request
+            if isinstance(request, Netlink):
+                message = request.encode(lab.place(step.node))
+                if batch and (batch[0][0].node != step.node or batch[0][1].family != message.family or size > _BATCH):
+                    flush()
+                batch.append((step, message))
+                size += len(message.body)
+                continue
+            flush()
+            if isinstance(request, NamespaceAdd):
+                _add_namespace(lab, request.name)
+            elif isinstance(request, SysctlSet):
+                _set_sysctl(lab, step.node, request)
+            else:
+                raise LabError(f"{step}: no way to perform this request")
+            note(lab, step)
+        flush()
+
+
+def _send(lab: Lab, batch: Sequence[tuple[Configure, wire.Message]]) -> None:
+    first, message = batch[0]
+    here = lab.place(first.node)
+    kind, sock = 0, here.route
+    if message.family:
+        if here.genl is None:
+            with netlink.inside(here.fd, lab.home):
+                here.genl = netlink.connect(wire.NETLINK_GENERIC)
+        sock = here.genl
+        if message.family not in lab.families:
+            lab.families[message.family] = netlink.family(sock, message.family)
+        if not (kind := lab.families[message.family]):
+            raise LabError(f"{first}: this kernel has no generic netlink family {message.family}")
+    refusal = netlink.transact(sock, [m for _, m in batch], kind)
+    if refusal is not None:
+        step = batch[refusal.at][0]
+        _must(step.node, str(step.request), refusal)
+    for step, _ in batch:
+        note(lab, step)
+
+
+def _must(node: str, what: str, refusal: Refusal | None) -> None:
+    if refusal is not None:
+        raise LabError(f"[{node}] {what}: the kernel says: {refusal}")
+
+
+def _add_namespace(lab: Lab, name: str) -> None:
+    here = lab.nodes[name] = netlink.create(name, lab.nodes)
+    # The symlink is enough for `ip netns` while PID 1 lives, and costs no mount.
+    Path("/run/netns", name).symlink_to(f"/proc/1/fd/{here.fd}")
+
+
+def _set_sysctl(lab: Lab, node: str, wanted: SysctlSet) -> None:
+    path = wanted.path()
+    try:
+        with netlink.inside(lab.place(node).fd, lab.home):
+            fd = os.open(path, os.O_RDWR)
+            try:
+                os.write(fd, wanted.value.encode())
+                got = os.pread(fd, 4096, 0).decode()
+            finally:
+                os.close(fd)
+    except FileNotFoundError as e:
+        raise LabError(f"[{node}] {wanted}: this kernel has no such parameter in a network namespace ({path})") from e
+    except OSError as e:
+        raise LabError(f"[{node}] {wanted}: the kernel refuses it: {e.strerror}") from e
+    if got.split() != wanted.value.split():
+        raise LabError(f"[{node}] {wanted}: accepted, but it reads back as {got.strip()!r}")
+
+
+def spawn(lab: Lab, step: Spawn) -> Process:
+    """Start a long-running process of the plan."""
+    folder = lab.folder / step.node if step.node != LAB else lab.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / f"{step.name}.log"
+    out = lab.folder / step.stdout if step.stdout else log
+    streams = [(out, 1), (log, 2)] if step.stdout else [(log, 1)]
+    fds = [os.open("/dev/null", os.O_RDONLY)]
+    fds += [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644) for path, _ in streams]
+    try:
+        pid = start(lab, step.node, step.argv, {**lab.env, **step.env}, str(lab.folder), [fds[0], fds[1], fds[-1]])
+    except OSError as e:
+        raise LabError(f"{step}: {e.strerror}: {step.argv[0]}") from e
+    finally:
+        for fd in fds:
+            os.close(fd)
+    process = Process(step.node, step.name, pid, log, time.monotonic(), step)
+    lab.processes.append(process)
+    note(lab, step)
+    return process
+
+
+def start(
+    lab: Lab, node: str, argv: Sequence[str], env: Mapping[str, str], cwd: str, fds: Sequence[int]
+) -> int:
+    """Start a command in a node with these standard streams; its process group is its own."""
+    actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds)]
+    home = os.getcwd()
+    # setns around posix_spawn costs 30 us; a preexec_fn would cost 2 ms, for it forces fork instead of vfork.
+    with netlink.inside(lab.place(node or LAB).fd, lab.home):
+        try:
+            os.chdir(cwd)
+            return os.posix_spawnp(
+                argv[0],
+                argv,
+                env,
+                file_actions=actions,
+                setpgroup=0,
+                setsigmask=(),
+                setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD),
+            )
+        finally:
+            os.chdir(home)
+
+
+def run(lab: Lab, step: Run) -> Waiting:
+    """Run a command of the plan to its end; LabError unless it exits 0 in time."""
+    name = f"run-{sum(p.name.startswith('run-') for p in lab.processes)}"
+    process = spawn(lab, Spawn(step.node, name, step.argv))
+    deadline = process.began + step.within
+    while process.status is None:
+        if time.monotonic() > deadline:
+            kill(process, signal.SIGKILL)
+            raise LabError(f"{step}: it did not end within {step.within:g} s{tail(process.log)}")
+        yield deadline - time.monotonic()
+    if process.status:
+        raise LabError(f"{step}: it ended with {describe(process.status)}{tail(process.log)}")
+
+
+def wait(lab: Lab, waits: Sequence[Wait]) -> Waiting:
+    """Wait until every probe holds; a process that dies while something waits for it is reported at once."""
+    began = time.monotonic()
+    pending = list(waits)
+    pause = 0.001
+    while pending:
+        seen = []
+        for step in pending:
+            here = lab.place(step.node)
+            with netlink.inside(here.fd, lab.home):
+                seen.append((step, holds(step.probe, here, lab.folder)))
+        for step in (s for s, unmet in seen if not unmet):
+            note(lab, step)
+        elapsed = time.monotonic() - began
+        for step, unmet in seen:
+            waited = [p for p in lab.processes if step.process and p.name == step.process and p.node == step.node]
+            if unmet and waited and waited[-1].status is not None:
+                dead = waited[-1]
+                raise LabError(f"{step}: {dead.name} ended with {describe(waited[-1].status)}{tail(dead.log)}")
+            if unmet and elapsed > step.within:
+                logs = tail(waited[-1].log) if waited else ""
+                raise LabError(f"{step}: not after {elapsed:.1f} s: {unmet}{logs}")
+        pending = [s for s, unmet in seen if unmet]
+        if pending:
+            yield pause
+            pause = min(pause * 2, 0.05)
+
+
+def stop(processes: Sequence[Process], patience: float = 3.0) -> Waiting:
+    """End processes newest first, each by its own signal, so that captures flush; SIGKILL after `patience` s."""
+    for process in reversed(processes):
+        if process.status is not None:
+            continue
+        kill(process, process.step.stop if process.step else signal.SIGTERM)
+        deadline = time.monotonic() + patience
+        while process.status is None:
+            if time.monotonic() > deadline:
+                kill(process, signal.SIGKILL)
+                deadline += patience
+            yield max(0.0, deadline - time.monotonic())
+
+
+def kill(process: Process, number: int) -> None:
+    """Signal a process's whole group."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def reap(lab: Lab) -> dict[int, int]:
+    """Collect every child that ended and return {pid: exit status}; orphans end here too, for this is PID 1."""
+    found: dict[int, int] = {}
+    with suppress(ChildProcessError):
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                break
+            found[pid] = os.waitstatus_to_exitcode(status)
+    for process in lab.processes:
+        if process.status is None and process.pid in found:
+            process.status, process.ended = found[process.pid], time.monotonic()
+    return found
+
+
+def note(lab: Lab, step: Step) -> None:
+    """Record a step as performed: in the lab's memory and, where there is a results folder, in commands.log."""
+    lab.done.append(step)
+    if lab.log:
+        lab.log.write(f"{time.time():.6f} {step}\n")
+
+
+def describe(status: int | None) -> str:
+    """Say how a process ended."""
+    if status is None:
+        return "nothing yet"
+    return f"status {status}" if status >= 0 else f"signal {signal.Signals(-status).name}"
+
+
+def tail(log: Path, lines: int = 12) -> str:
+    """Return the end of a log, indented, for an error message."""
+    with suppress(OSError):
+        rows = log.read_text(errors="replace").splitlines()[-lines:]
+        return "".join(f"\n    {log.name}: {row}" for row in rows)
+    return ""

@@ -1,0 +1,1 @@
+"""Where a lab runs: how a machine is asked what it offers."""

@@ -1,0 +1,1 @@
+"""MPTCP seen from outside: socket statistics by inet_diag."""

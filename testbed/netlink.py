@@ -1,0 +1,163 @@
+"""Netlink sockets of namespaces: batches of requests out, errors and dumps back."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from testbed import linux, wire
+from testbed.drivers.link import IFLA_IFNAME
+from testbed.errors import LabError
+from testbed.wire import Message
+
+_NLMSG_ERROR, _NLMSG_DONE, _CTRL = 2, 3, 16
+_SOL_NETLINK, _CAP_ACK, _EXT_ACK = 270, 10, 11
+_RTM_GETLINK = 18
+
+
+@dataclass(slots=True)
+class Namespace:
+    """A node's network namespace, kept alive by `fd` and by `route`, an rtnetlink socket that belongs to it."""
+
+    name: str
+    fd: int
+    route: socket.socket
+    peers: dict[str, Namespace]
+    known: dict[str, int] = field(default_factory=lambda: {"lo": 1})
+    stale: bool = False  # the kernel may have interfaces that we did not make: look before choosing an index
+    genl: socket.socket | None = None
+
+    def index(self, ifname: str) -> int:
+        """Return an interface's index, looked up only where it was not chosen here."""
+        if (found := self.known.get(ifname)) is None:
+            self.look()
+            found = self.known.get(ifname)
+        if found is None:
+            raise LabError(f"{self.name}: there is no interface {ifname}; `ip link` in the node lists what is there")
+        return found
+
+    def claim(self, ifname: str, node: str | None = None) -> int:
+        """Choose the index of an interface about to be made: nothing has to be looked up later."""
+        if node is not None:
+            return self.peers[node].claim(ifname)
+        if self.stale:
+            self.look()
+        index = self.known[ifname] = max(self.known.values()) + 1 if self.stale else len(self.known) + 1
+        return index
+
+    def namespace(self, node: str) -> int:
+        """Return another node's namespace."""
+        return self.peers[node].fd
+
+    def look(self) -> None:
+        """Learn every interface's index from the kernel."""
+        self.known = dict(links(self.route))
+        self.stale = True
+
+    def forget(self, ifname: str) -> None:
+        """An interface could not be made, or went."""
+        self.known.pop(ifname, None)
+        self.stale = True
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The kernel refused message number `at` of a batch."""
+
+    at: int
+    errno: int
+    text: str
+
+    def __str__(self) -> str:
+        said = f": {self.text}" if self.text else ""
+        return f"{os.strerror(self.errno)} (errno {self.errno}){said}"
+
+
+def create(name: str, peers: dict[str, Namespace]) -> Namespace:
+    """Make an empty namespace and leave this process in it: the caller goes home when all are made."""
+    linux.unshare(linux.CLONE_NEWNET)
+    return Namespace(name, os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC), connect(wire.NETLINK_ROUTE), peers)
+
+
+@contextmanager
+def inside(fd: int, home: int) -> Iterator[None]:
+    """Be in the network namespace `fd`; this process must have one thread."""
+    linux.setns(fd, linux.CLONE_NEWNET)
+    try:
+        yield
+    finally:
+        linux.setns(home, linux.CLONE_NEWNET)
+
+
+def connect(protocol: int) -> socket.socket:
+    """Open a netlink socket in the namespace that this process is in."""
+    found = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+    found.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
+    found.setsockopt(_SOL_NETLINK, _EXT_ACK, 1)
+    return found
+
+
+def transact(sock: socket.socket, batch: Sequence[Message], kind: int = 0) -> Refusal | None:
+    """Send a batch in one system call and return the first refusal; the kernel performs the others all the same.
+
+    Only the last message asks for an acknowledgement: errors of the others are reported anyway.
+    `kind` is the message type of a generic netlink family, else each message's own.
+    """
+    last = len(batch) - 1
+    parts = []
+    for seq, m in enumerate(batch):
+        flags = wire.NLM_F_REQUEST | m.flags | (wire.NLM_F_ACK if seq == last else 0)
+        # A length is a multiple of four already: attributes and the fixed headers all are.
+        parts += [wire.header(len(m.body), kind or m.kind, flags, seq), m.body]
+    sock.send(b"".join(parts))
+    first = None
+    while True:
+        for got, _, seq, body in wire.messages(sock.recv(65536)):
+            if got != _NLMSG_ERROR:
+                continue
+            (error,) = struct.unpack_from("=i", body)
+            if error and first is None:
+                first = Refusal(seq, -error, wire.attributes(body, 20).get(1, b"").rstrip(b"\0").decode(errors="replace"))
+            if seq == last:
+                return first
+
+
+def dump(sock: socket.socket, kind: int, body: bytes) -> list[bytes]:
+    """Ask for a table and return its entries' bodies; LabError when the kernel refuses."""
+    sock.send(wire.header(len(body), kind, wire.NLM_F_REQUEST | wire.NLM_F_DUMP, 1) + body)
+    found: list[bytes] = []
+    while True:
+        for got, _, _, entry in wire.messages(sock.recv(1 << 20)):
+            if got == _NLMSG_DONE:
+                return found
+            if got == _NLMSG_ERROR:
+                (error,) = struct.unpack_from("=i", entry)
+                raise LabError(f"netlink dump {kind}: {os.strerror(-error)}")
+            found.append(entry)
+
+
+def links(sock: socket.socket) -> Iterator[tuple[str, int]]:
+    """Yield (name, index) of every interface of the socket's namespace."""
+    for index, _, found in link_table(sock):
+        yield found[IFLA_IFNAME].rstrip(b"\0").decode(), index
+
+
+def link_table(sock: socket.socket) -> Iterator[tuple[int, int, dict[int, bytes]]]:
+    """Yield (index, flags, attributes) of every interface, without statistics (RTEXT_FILTER_SKIP_STATS)."""
+    for entry in dump(sock, _RTM_GETLINK, struct.pack("=BxHiII", 0, 0, 0, 0, 0) + wire.u32(29, 8)):
+        index, flags = struct.unpack_from("=iI", entry, 4)
+        yield index, flags, wire.attributes(entry, 16)
+
+
+def family(sock: socket.socket, name: str) -> int:
+    """Return a generic netlink family's message type; 0 when this kernel does not have it."""
+    body = struct.pack("=BBH", 3, 1, 0) + wire.text(2, name)  # CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_NAME
+    sock.send(wire.header(len(body), _CTRL, wire.NLM_F_REQUEST, 1) + body)
+    for got, _, _, entry in wire.messages(sock.recv(65536)):
+        if got == _CTRL:
+            return int(struct.unpack("=H", wire.attributes(entry, 4)[1])[0])
+    return 0

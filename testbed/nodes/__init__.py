@@ -1,0 +1,1 @@
+"""Node and its roles, one file a role."""

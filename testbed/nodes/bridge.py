@@ -1,0 +1,46 @@
+"""Role `bridge`: the node is an Ethernet switch (IEEE 802.1D) between its ports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic import Field
+
+from testbed.drivers.link import BRIDGE_PORTS
+from testbed.features import BRIDGE, Feature
+from testbed.nodes.place import Place
+from testbed.spec import Spec
+from testbed.steps import Step
+
+
+class Bridge(Spec):
+    """Ports are all interfaces of the node unless named; the bridge itself is the interface `name`."""
+
+    name: str = Field("br0", description="The bridge's own interface name")
+    ports: tuple[str, ...] | None = Field(None, description="Interfaces that are ports; all when left out")
+    mcast_snooping: bool = Field(False, description="IGMP and MLD snooping")
+    stp: bool = Field(False, description="Spanning tree protocol (IEEE 802.1D)")
+
+    def requires(self) -> tuple[Feature, ...]:
+        """Return what the kernel must offer."""
+        return (BRIDGE,)
+
+    def faults(self, here: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Yield what can't work."""
+        for n, port in enumerate(self.ports or ()):
+            if here.interface(port) is None:
+                names = ", ".join(i.name for i in here.interfaces) or "none"
+                yield ("ports", n), f"{here.node} has no interface {port} (interfaces: {names})"
+        count = sum(i.port for i in here.interfaces)
+        if count > BRIDGE_PORTS:
+            yield (), f"{count} ports, and a Linux bridge has at most {BRIDGE_PORTS}: use two bridges and a link between them"
+        if here.interface(self.name) is not None:
+            yield ("name",), f"{self.name} is also the name of an interface of {here.node}"
+
+    def is_port(self, ifname: str) -> bool:
+        """Say whether an interface of the node is a port of the bridge."""
+        return self.ports is None or ifname in self.ports
+
+    def steps(self, here: Place) -> Iterator[Step]:
+        """Yield nothing: the plan makes bridges together with links, whose order decides the speed."""
+        return iter(())

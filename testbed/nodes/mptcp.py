@@ -1,0 +1,141 @@
+"""Role `mptcp`: an MPTCP host (RFC 8684) with the in-kernel path manager (ip-mptcp(8), Documentation/networking/mptcp)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import ip_address
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from testbed import features
+from testbed.drivers.mptcp import LIMIT, EndpointAdd, LimitsSet, PathManagerHas
+from testbed.drivers.sysctl import SysctlSet
+from testbed.errors import Unsupported
+from testbed.nodes.place import Place
+from testbed.spec import Spec
+from testbed.steps import Configure, Step, Wait
+
+Flag = Literal["subflow", "signal", "backup", "fullmesh", "laminar"]
+Count = Annotated[int, Field(ge=0, le=LIMIT)]
+
+
+class Limits(Spec):
+    """Additional subflows of a connection, and accepted ADD_ADDR options (0-8; the kernel's own default is 2 and 0)."""
+
+    subflows: Count = LIMIT
+    add_addr_accepted: Count = LIMIT
+
+
+class Endpoint(Spec):
+    """An address of this host that the path manager uses; give the interface, or one address of it."""
+
+    interface: str | None = None
+    address: str | None = None
+    flags: tuple[Flag, ...] = Field(("subflow",))
+    port: int | None = Field(None, ge=1, le=65535, description="Announce this port as well (signal only)")
+
+
+class Mptcp(Spec):
+    """Path manager, limits, endpoints and the net.mptcp sysctls of one host."""
+
+    limits: Limits = Limits()
+    endpoints: tuple[Endpoint, ...] = Field(())
+    path_manager: Literal["kernel", "userspace"] = "kernel"
+    scheduler: str | None = Field(None, description="One of net.mptcp.available_schedulers", pattern=r"^[a-z0-9_]+$")
+    checksum_enabled: bool | None = None
+    allow_join_initial_addr_port: bool | None = None
+    stale_loss_cnt: int | None = Field(None, ge=0, le=2**32 - 1)
+    add_addr_timeout: int | None = Field(None, ge=0, le=2**31 - 1, description="Seconds")
+    close_timeout: int | None = Field(None, ge=0, le=2**31 - 1, description="Seconds")
+    blackhole_timeout: int | None = Field(None, ge=0, le=2**31 - 1, description="Seconds")
+    syn_retrans_before_tcp_fallback: int | None = Field(None, ge=0, le=127)
+
+    def requires(self) -> tuple[features.Feature, ...]:
+        """Return what the kernel must offer."""
+        if self.path_manager == "userspace":
+            raise Unsupported(
+                "feature mptcp-userspace-pm: this version has no userspace path manager; use `path_manager: kernel`"
+            )
+        return (features.MPTCP, features.MPTCP_DIAG)
+
+    def faults(self, here: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Yield what can't work."""
+        seen: dict[str, int] = {}
+        for n, endpoint in enumerate(self.endpoints):
+            at = ("endpoints", n)
+            problem = _wrong(endpoint, here)
+            if problem:
+                yield (*at, problem[0]) if problem[0] else at, problem[1]
+                continue
+            for address, _ in addresses(endpoint, here):
+                if address in seen:
+                    yield at, f"{address} is an endpoint already (endpoints[{seen[address]}])"
+                seen[address] = n
+        if len(seen) > LIMIT:
+            yield ("endpoints",), f"{len(seen)} endpoint addresses, and the kernel keeps at most {LIMIT}"
+
+    def steps(self, here: Place) -> Iterator[Step]:
+        """Yield sysctls, limits and endpoints, and the wait that verifies them."""
+        yield Configure(here.node, SysctlSet("net.mptcp.enabled", "1"))
+        for name in _SYSCTLS:
+            if (value := getattr(self, name)) is not None:
+                yield Configure(here.node, SysctlSet(f"net.mptcp.{name}", str(int(value) if name != "scheduler" else value)))
+        limits = LimitsSet(self.limits.subflows, self.limits.add_addr_accepted)
+        yield Configure(here.node, limits)
+        found = planned(self, here)
+        for endpoint in found:
+            yield Configure(here.node, endpoint)
+        yield Wait(here.node, PathManagerHas(limits, found))
+
+
+_SYSCTLS = (
+    "scheduler",
+    "checksum_enabled",
+    "allow_join_initial_addr_port",
+    "stale_loss_cnt",
+    "add_addr_timeout",
+    "close_timeout",
+    "blackhole_timeout",
+    "syn_retrans_before_tcp_fallback",
+)
+
+
+def planned(role: Mptcp, here: Place) -> tuple[EndpointAdd, ...]:
+    """Return every endpoint with its id: ids count from 1 in the order of the file, both families apart."""
+    pairs = [(endpoint, address, dev) for endpoint in role.endpoints for address, dev in addresses(endpoint, here)]
+    return tuple(EndpointAdd(a, n, e.flags, dev, e.port or 0) for n, (e, a, dev) in enumerate(pairs, start=1))
+
+
+def addresses(endpoint: Endpoint, here: Place) -> list[tuple[str, str]]:
+    """Return (address, interface) for each family that an endpoint stands for."""
+    for interface in here.interfaces:
+        if endpoint.address is not None and endpoint.address in interface.hosts():
+            return [(endpoint.address, interface.name)]
+        if endpoint.address is None and interface.name == endpoint.interface:
+            return [(host, interface.name) for host in interface.hosts()]
+    return []
+
+
+def _wrong(endpoint: Endpoint, here: Place) -> tuple[str, str] | None:
+    if (endpoint.interface is None) == (endpoint.address is None):
+        return "", "an endpoint names either its `interface` or its `address`"
+    if endpoint.interface is not None and here.interface(endpoint.interface) is None:
+        names = ", ".join(i.name for i in here.interfaces) or "none"
+        return "interface", f"{here.node} has no interface {endpoint.interface} (interfaces: {names})"
+    if endpoint.address is not None:
+        try:
+            ip_address(endpoint.address)
+        except ValueError:
+            return "address", f"{endpoint.address!r} is no IP address"
+        if not addresses(endpoint, here):
+            return "address", f"{endpoint.address} is not an address of {here.node}"
+    flags = set(endpoint.flags)
+    # net/mptcp/pm_kernel.c: mptcp_pm_nl_add_addr_doit refuses these two
+    if {"signal", "fullmesh"} <= flags:
+        return "flags", "an endpoint is not both `signal` and `fullmesh`"
+    if endpoint.port is not None and "signal" not in flags:
+        return "port", "a port needs the flag `signal`"
+    if not addresses(endpoint, here):
+        return "interface", f"{here.node}:{endpoint.interface} has no address"
+    return None

@@ -1,0 +1,38 @@
+"""Node: a network namespace. The list of its fields is the registry of roles."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from testbed.nodes.bridge import Bridge
+from testbed.nodes.mptcp import Mptcp
+from testbed.nodes.place import Role
+from testbed.nodes.router import Router
+from testbed.spec import Spec
+
+Argv = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class Route(Spec):
+    """A static route; `via` is an address on a connected network, `to` a network or `default`."""
+
+    to: str
+    via: str
+
+
+class Node(Spec):
+    """Roles of the node and what else is set in it; all may be left out: then it is a plain host."""
+
+    bridge: Bridge | None = None
+    router: Router | None = None
+    mptcp: Mptcp | None = None
+    routes: tuple[Route, ...] = Field((), description="Static routes; any here replace the planned ones")
+    sysctl: dict[str, str | int] = Field({}, description="Kernel parameters of the namespace, such as net.ipv4.tcp_sack")
+    commands: tuple[Argv, ...] = Field((), description="Programs run once the node is configured, as argv lists")
+
+    def roles(self) -> dict[str, Role]:
+        """Return the roles that this node has, by field name."""
+        found = {"bridge": self.bridge, "router": self.router, "mptcp": self.mptcp}
+        return {name: role for name, role in found.items() if role is not None}

@@ -1,0 +1,210 @@
+"""Topology -> steps: every name is decided here, and nothing is asked of the kernel (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from testbed import addressing, features
+from testbed.addressing import Network, link_local
+from testbed.drivers import tc
+from testbed.drivers.link import AddressAdd, AutoAddressOff, BridgeAdd, LinkSet, LinksUp, NamespaceAdd, PortAdd, VethAdd
+from testbed.drivers.route import RouteAdd
+from testbed.drivers.sysctl import SysctlSet
+from testbed.features import Feature
+from testbed.nodes.place import Interface
+from testbed.steps import LAB, Configure, Run, Step, Wait
+from testbed.topology import Link, Topology
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What `up` performs: steps in order, and the lab's /etc/hosts."""
+
+    name: str
+    network: Network
+    steps: tuple[Step, ...]
+    hosts: str
+
+    @property
+    def topology(self) -> Topology:
+        """Return the topology that this plan makes."""
+        return self.network.topology
+
+    def requires(self) -> tuple[Feature, ...]:
+        """Return the features that the lab itself needs, without its workloads."""
+        found: list[Feature] = [features.VETH] if self.topology.links else []
+        if 6 in self.network.families and self.topology.links:
+            found.append(features.IPV6)
+        for node in self.topology.nodes.values():
+            for role in node.roles().values():
+                found += role.requires()
+        kinds = {k for link in self.topology.links for way in (link.shape("forward"), link.shape("reverse")) for k in way.kinds()}
+        for event in self.topology.events:
+            if event.set is not None:
+                kinds |= event.set.shape("forward").kinds() | event.set.shape("reverse").kinds()
+        found += [features.QDISCS[k] for k in sorted(kinds)]
+        return tuple(dict.fromkeys(found))
+
+    def __str__(self) -> str:
+        return "".join(f"{step}\n" for step in self.steps)
+
+
+def plan(topology: Topology) -> Plan:
+    """Return the steps that make a topology; the same topology gives the same steps."""
+    net = addressing.network(topology)
+    steps = (
+        *_namespaces(net),
+        *_links(net),
+        *_interfaces(net),
+        *_routes(net),
+        *_shaping(net),
+        *_roles(net),
+        *_rest(net),
+        *_waits(net),
+    )
+    return Plan(topology.name, net, steps, _hosts(net))
+
+
+def _namespaces(net: Network) -> Iterator[Step]:
+    for name in net.interfaces:
+        yield Configure(LAB, NamespaceAdd(name))
+    for name, node in net.topology.nodes.items():
+        yield Configure(name, LinkSet("lo", up=True))
+        if node.bridge is not None:
+            # One write before its ports exist: a switch port has no addresses and sends nothing of its own.
+            yield Configure(name, SysctlSet("net.ipv6.conf.default.disable_ipv6", "1"))
+        elif node.mptcp is not None:
+            # Replies and joins leave by the interface of their address; a strict reverse path filter, which a
+            # namespace may inherit from the host, would drop what comes in by another.
+            yield Configure(name, SysctlSet("net.ipv4.conf.all.rp_filter", "0"))
+            yield Configure(name, SysctlSet("net.ipv4.conf.default.rp_filter", "0"))
+
+
+def _links(net: Network) -> Iterator[Step]:
+    taken = {i.mac for interfaces in net.interfaces.values() for i in interfaces}
+    for name, node in net.topology.nodes.items():
+        if (bridge := node.bridge) is not None:
+            address = addressing.mac(name, bridge.name, taken)
+            yield Configure(name, BridgeAdd(bridge.name, address, bridge.mcast_snooping, bridge.stp))
+    by_maker: dict[str, list[Step]] = {}
+    ports: list[Step] = []
+    for link in net.topology.links:
+        near, far = _ends(net, link)
+        pair = VethAdd(near.name, near.mac, far.node, far.name, far.mac, near.mtu, _master(net, near))
+        by_maker.setdefault(near.node, []).append(Configure(near.node, pair))
+        if far.port:
+            ports.append(Configure(far.node, PortAdd(far.name, _master(net, far))))
+    for steps in by_maker.values():
+        yield from steps
+    yield from ports
+
+
+def _ends(net: Network, link: Link) -> tuple[Interface, Interface]:
+    """Return both ends, first the one that makes the pair: a bridge port, so that it is born as one."""
+    first, second = (_interface(net, text) for text in link.ends)
+    return (second, first) if second.port and not first.port else (first, second)
+
+
+def _interface(net: Network, text: str) -> Interface:
+    node, ifname = addressing.end_of(text)
+    return next(i for i in net.interfaces[node] if i.name == ifname)
+
+
+def _master(net: Network, interface: Interface) -> str:
+    bridge = net.topology.nodes[interface.node].bridge
+    return bridge.name if bridge is not None and interface.port else ""
+
+
+def _interfaces(net: Network) -> Iterator[Step]:
+    for name, interfaces in net.interfaces.items():
+        bridge = net.topology.nodes[name].bridge
+        for i in interfaces:
+            if i.port:
+                continue
+            yield Configure(name, AutoAddressOff(i.name))
+            yield from _addresses(i)
+            yield Configure(name, LinkSet(i.name, up=True))
+        if bridge is not None:
+            yield Configure(name, LinkSet(bridge.name, up=True))  # last: each port of a running bridge costs more
+
+
+def _addresses(interface: Interface) -> Iterator[Step]:
+    if any(":" in a for a in interface.addresses):
+        # Routers send neighbour solicitations from it (net/ipv6/ndisc.c: ndisc_send_ns).
+        yield Configure(interface.node, AddressAdd(link_local(interface.mac), interface.name))
+    for address in interface.addresses:
+        yield Configure(interface.node, AddressAdd(address, interface.name))
+
+
+def _routes(net: Network) -> Iterator[Step]:
+    static = net.topology.routing == "static"
+    ways = addressing.hops(net) if static else {}
+    for name, node in net.topology.nodes.items():
+        if node.routes:
+            for route in node.routes:
+                dev = _towards(net, name, route.via)
+                yield Configure(name, RouteAdd(route.to, dev, route.via))
+        elif static:
+            for version in net.families:
+                for planned in addressing.routes(net, ways.get(name, {}), version):
+                    yield Configure(name, planned)
+        if node.mptcp is not None and static:
+            for request in addressing.source_routes(net, name, ways.get(name, {})):
+                yield Configure(name, request)
+
+
+def _towards(net: Network, node: str, via: str) -> str:
+    gateway = addressing.ip_address(via)
+    pairs = [(i, a) for i in net.interfaces[node] for a in i.addresses]
+    return next(i.name for i, a in pairs if gateway in addressing.ip_interface(a).network)
+
+
+def _shaping(net: Network) -> Iterator[Step]:
+    for link in net.topology.links:
+        yield from shape(link)
+
+
+def shape(link: Link) -> Iterator[Step]:
+    """Yield both directions of a link as qdiscs, each at the end that sends."""
+    for way, text in zip(("forward", "reverse"), link.ends, strict=True):
+        node, ifname = addressing.end_of(text)
+        for qdisc in tc.shape(ifname, link.shape(way)):  # type: ignore[arg-type]
+            yield Configure(node, qdisc)
+
+
+def _roles(net: Network) -> Iterator[Step]:
+    for name, node in net.topology.nodes.items():
+        for role in node.roles().values():
+            yield from role.steps(net.place(name))
+
+
+def _rest(net: Network) -> Iterator[Step]:
+    for name, node in net.topology.nodes.items():
+        for key, value in node.sysctl.items():
+            yield Configure(name, SysctlSet(key, str(value)))
+        for argv in node.commands:
+            yield Run(name, argv)
+
+
+def _waits(net: Network) -> Iterator[Step]:
+    """Await the ends that were up before their peer: the other ends had carrier when they came up."""
+    first: dict[str, list[str]] = {}
+    order = {name: n for n, name in enumerate(net.interfaces)}
+    for link in net.topology.links:
+        near, far = _ends(net, link)
+        early = near if near.port or order[near.node] <= order[far.node] else far
+        first.setdefault(early.node, []).append(early.name)
+    for node, names in first.items():
+        yield Wait(node, LinksUp(tuple(names)))
+
+
+def _hosts(net: Network) -> str:
+    rows = []
+    for name, interfaces in net.interfaces.items():
+        named = False
+        for i in interfaces:
+            for host in i.hosts():
+                rows.append(f"{host} {name}-{i.name}" + ("" if named else f" {name}"))
+            named = named or bool(i.addresses)
+    return "".join(f"{row}\n" for row in rows)

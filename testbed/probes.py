@@ -1,0 +1,70 @@
+"""How each awaited fact is observed from inside a node's namespace: the kernel is asked, never a clock."""
+
+from __future__ import annotations
+
+import struct
+from ipaddress import ip_address
+from pathlib import Path
+
+from testbed import netlink, wire
+from testbed.drivers import link, mptcp
+from testbed.drivers.facts import Capturing, FileHas, Listening
+from testbed.errors import LabError
+from testbed.netlink import Namespace
+from testbed.steps import Probe
+
+_LISTEN = "0A"  # include/net/tcp_states.h
+
+
+def holds(probe: Probe, here: Namespace, folder: Path) -> str:
+    """Return "" when the fact holds, else what is seen instead; runs inside the node's network namespace."""
+    match probe:
+        case link.LinksUp(names):
+            state = {
+                a[link.IFLA_IFNAME].rstrip(b"\0").decode(): a[link.IFLA_OPERSTATE][0]
+                for _, _, a in netlink.link_table(here.route)
+            }
+            down = [n for n in names if state.get(n) != 6]  # IF_OPER_UP
+            return f"not up: {' '.join(down)}" if down else ""
+        case Listening(port):
+            ports = {row.split()[1].rpartition(":")[2] for row in _sockets() if row.split()[3] == _LISTEN}
+            return "" if f"{port:04X}" in ports else f"no listener on {port}"
+        case Capturing(ifname):
+            rows = [row.split() for row in Path("/proc/self/net/packet").read_text().splitlines()[1:]]
+            index = str(here.index(ifname))
+            return "" if any(r[4] == index and r[5] == "1" for r in rows) else f"no packet socket on {ifname}"
+        case FileHas(path):
+            file = folder / path
+            return "" if file.exists() and file.stat().st_size else f"{path} is empty"
+        case mptcp.PathManagerHas(limits, endpoints):
+            return _path_manager(here, limits, endpoints)
+    raise LabError(f"no way to observe: {probe}")
+
+
+def _sockets() -> list[str]:
+    tables = [Path("/proc/self/net", name) for name in ("tcp", "tcp6")]
+    return [row for t in tables if t.exists() for row in t.read_text().splitlines()[1:]]
+
+
+def _path_manager(here: Namespace, limits: mptcp.LimitsSet, endpoints: tuple[mptcp.EndpointAdd, ...]) -> str:
+    sock = netlink.connect(wire.NETLINK_GENERIC)
+    with sock:
+        if not (kind := netlink.family(sock, mptcp.FAMILY)):
+            return "the kernel has no mptcp_pm family"
+        body = mptcp.command(mptcp.GET_LIMITS)
+        sock.send(wire.header(len(body), kind, wire.NLM_F_REQUEST, 1) + body)
+        found = wire.attributes(wire.messages(sock.recv(65536))[0][3], 4)
+        got = tuple(struct.unpack("=I", found[a])[0] for a in (3, 2))
+        if got != (limits.subflows, limits.add_addr_accepted):
+            return f"limits are subflows {got[0]} add_addr_accepted {got[1]}"
+        seen = {_endpoint(e) for e in netlink.dump(sock, kind, mptcp.command(mptcp.GET_ADDR))}
+    wanted = {(str(ip_address(e.address)), e.id, sum(mptcp.FLAGS[f] for f in e.flags)) for e in endpoints}
+    if missing := wanted - seen:
+        return f"endpoints missing or changed: {sorted(missing)} (the kernel has {sorted(seen)})"
+    return ""
+
+
+def _endpoint(entry: bytes) -> tuple[str, int, int]:
+    fields = wire.attributes(wire.attributes(entry, 4)[1])
+    flags = struct.unpack("=I", fields[6])[0] & ~mptcp.FLAGS["implicit"]
+    return str(ip_address(fields.get(3) or fields[4])), fields[2][0], flags

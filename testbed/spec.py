@@ -1,0 +1,11 @@
+"""What every part of a topology file is: frozen data that knows no other keys than its own."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Spec(BaseModel):
+    """A closed, immutable part of a topology."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,0 +1,130 @@
+"""The five kinds of step: what a lab is made of, as data that prints as the command a person would type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from shlex import join
+from typing import Protocol, runtime_checkable
+
+from testbed.wire import Here, Message
+
+LAB = "-"  # the place of what belongs to no node: the sandbox itself
+
+
+class Request(Protocol):
+    """Something a namespace is asked for; its text is the equivalent ip(8), tc(8) or sysctl(8) command."""
+
+    def __str__(self) -> str: ...
+
+
+@runtime_checkable
+class Netlink(Request, Protocol):
+    """A request that is one netlink message."""
+
+    def encode(self, here: Here) -> Message:
+        """Encode for the namespace `here`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """The opposite of a request that added something."""
+
+    added: Netlink
+
+    def __str__(self) -> str:
+        return str(self.added).replace(" add ", " del ", 1)
+
+    def encode(self, here: Here) -> Message:
+        """Encode: in rtnetlink and in mptcp_pm a deletion's number is the addition's plus one."""
+        m = self.added.encode(here)
+        if m.family:
+            return Message(m.kind, 0, bytes((m.body[0] + 1,)) + m.body[1:], m.family)
+        return Message(m.kind + 1, 0, m.body)
+
+
+class Probe(Protocol):
+    """An observable fact, printed as a condition; `testbed.probes` knows how each is observed."""
+
+    def __str__(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Configure:
+    """One request to the kernel, about one node."""
+
+    node: str
+    request: Request
+    at: float | None = None
+
+    def __str__(self) -> str:
+        return f"[{self.node}] {self.request}{_at(self.at)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A file that later steps read; `path` is relative to the lab's folder."""
+
+    path: str
+    text: str
+    node: str = LAB
+
+    def __str__(self) -> str:
+        return f"[{self.node}] write {self.path} ({len(self.text.splitlines())} lines)"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A command to completion (within seconds) that must exit 0."""
+
+    node: str
+    argv: tuple[str, ...]
+    within: float = 30.0
+    at: float | None = None
+
+    def __str__(self) -> str:
+        return f"[{self.node}] {join(self.argv)}{_at(self.at)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """A long-running process; its output becomes `stdout` and `<node>/<name>.log` in the lab's folder.
+
+    One with `at` starts then and must end by itself within `within` seconds, with status 0; one without runs
+    until the lab (or the run) ends and is stopped by `stop`, a signal number. `may_end` excuses both.
+    """
+
+    node: str
+    name: str
+    argv: tuple[str, ...]
+    stdout: str = ""
+    at: float | None = None
+    within: float | None = None
+    stop: int = 15
+    may_end: bool = False
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        ends = f" within {self.within:g}s" if self.within is not None else ""
+        into = f" > {self.stdout}" if self.stdout else ""
+        return f"[{self.node}]& {join(self.argv)}{into}{_at(self.at)}{ends}"
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Repeat a probe until it holds, at most `within` seconds; `process` names who must live for it."""
+
+    node: str
+    probe: Probe
+    within: float = 15.0
+    process: str = ""
+
+    def __str__(self) -> str:
+        return f"[{self.node}]? {self.probe}  (within {self.within:g} s)"
+
+
+Step = Configure | Write | Run | Spawn | Wait
+
+
+def _at(at: float | None) -> str:
+    return "" if at is None else f"  @{at:g}s"

@@ -1,0 +1,119 @@
+"""A run in a lab that is up: servers and captures first, then one clock for workloads and events, then the end."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from testbed import lab as labs
+from testbed.errors import LabError
+from testbed.lab import Lab, Process, Say, Waiting
+from testbed.steps import Configure, Run, Spawn, Step
+
+
+def play(lab: Lab, steps: Sequence[Step], folder: Path, say: Say) -> Waiting:
+    """Perform the steps without a time, then the timed ones each at its own; stop what still runs.
+
+    Write `run.json` into `folder`: the origin of the run's clock (t = 0 on CLOCK_MONOTONIC and
+    CLOCK_REALTIME, seconds), every timed step with the time it took effect, every process with its end.
+    """
+    first, before = len(lab.processes), len(lab.done)
+    failures: list[str] = []
+    events: list[dict[str, object]] = []
+    origin = real = 0.0
+    try:
+        yield from labs.perform(lab, [s for s in steps if getattr(s, "at", None) is None], say)
+        origin, real = time.monotonic(), time.time()
+        say({"started": real})
+        timed = sorted((s for s in steps if getattr(s, "at", None) is not None), key=_at)
+        while timed:
+            now = time.monotonic() - origin
+            if (wait := _at(timed[0]) - now) > 0:
+                _overdue(lab.processes[first:])
+                yield min(wait, _patience(lab.processes[first:]))
+                continue
+            due = [s for s in timed if _at(s) <= now]
+            timed = timed[len(due) :]
+            yield from _happen(lab, due, origin, events, failures, say)
+        while clients := [p for p in lab.processes[first:] if p.status is None and _bounded(p)]:
+            _overdue(clients)
+            yield _patience(clients)
+    finally:
+        failures += [text for p in lab.processes[first:] if (text := _fault(p))]
+        yield from labs.stop(lab.processes[first:])
+        summary = {
+            "monotonic": origin,
+            "time": real,
+            "seconds": time.monotonic() - origin if origin else 0.0,
+            "events": events,
+            "processes": [_ended(p, origin) for p in lab.processes[first:]],
+            "failures": failures,
+        }
+        (folder / "run.json").write_text(json.dumps(summary, indent=1))
+        del lab.processes[first:], lab.done[before:]
+        if lab.log:
+            lab.log.flush()
+    return None
+
+
+def _happen(
+    lab: Lab, due: Sequence[Step], origin: float, events: list[dict[str, object]], failures: list[str], say: Say
+) -> Waiting:
+    requests = [s for s in due if isinstance(s, Configure)]
+    try:
+        labs.configure(lab, requests)
+        for step in due:
+            if isinstance(step, Spawn):
+                labs.spawn(lab, step)
+            elif isinstance(step, Run):
+                yield from labs.run(lab, step)
+    except LabError as e:
+        failures.append(str(e))  # the rest of the run is still worth its results; it ends with status 3
+    now = time.monotonic()
+    for step in due:
+        events.append({"t": now - origin, "monotonic": now, "time": time.time(), "step": str(step)})
+        say({"t": now - origin, "step": str(step)})
+
+
+def _at(step: Step) -> float:
+    return float(getattr(step, "at", None) or 0.0)
+
+
+def _bounded(process: Process) -> bool:
+    return process.step is not None and process.step.at is not None
+
+
+def _patience(processes: Sequence[Process]) -> float:
+    ends = [p.began + p.step.within for p in processes if p.status is None and p.step and p.step.within is not None]
+    return max(0.0, min(ends, default=time.monotonic() + 1.0) - time.monotonic())
+
+
+def _overdue(processes: Sequence[Process]) -> None:
+    for p in processes:
+        if p.status is None and p.step and p.step.within is not None and time.monotonic() > p.began + p.step.within:
+            labs.kill(p, 9)
+
+
+def _fault(process: Process) -> str:
+    """Say what is wrong with how a process ended, or that it ended at all."""
+    if process.step is None or process.step.may_end:
+        return ""
+    if process.status is None or (process.status == 0 and _bounded(process)):
+        return ""
+    late = process.step.within is not None and process.ended - process.began >= process.step.within
+    why = f"did not end within {process.step.within:g} s" if late else f"ended with {labs.describe(process.status)}"
+    return f"[{process.node}] {process.name} {why}{labs.tail(process.log)}"
+
+
+def _ended(process: Process, origin: float) -> dict[str, object]:
+    ended = process.ended or time.monotonic()
+    status = process.status
+    return {
+        "node": process.node,
+        "name": process.name,
+        "began": process.began - origin,
+        "ended": ended - origin,
+        "status": status,
+    }

@@ -1,0 +1,73 @@
+"""Quantities as tc(8) writes them - `20mbit`, `15ms`, `0.1%`, `64kb` - read into bit/s, seconds, fractions and bytes."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, WithJsonSchema
+
+_NUMBER = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z%]*)")
+_BITS = {"bit": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9, "tbit": 1e12}
+_RATES = {**_BITS, "bps": 8.0, "kbps": 8e3, "mbps": 8e6, "gbps": 8e9, "tbps": 8e12}
+_TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+_SIZES = {"b": 1.0, "kb": 1024.0, "mb": 1024.0**2, "gb": 1024.0**3}
+_PERCENT = {"%": 0.01}
+
+
+def _quantity(value: Any, units: dict[str, float], what: str, example: str) -> float:
+    known = ", ".join(units)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"a {what} is a number with a unit, such as {example}")
+    match = _NUMBER.fullmatch(str(value).strip())
+    if match is None:
+        raise ValueError(f"{value!r} is no {what}; write a number and a unit ({known}), such as {example}")
+    number, unit = match.groups()
+    if not unit:
+        raise ValueError(f"the {what} {value} has no unit; units are {known}: write {example}")
+    if unit.lower() not in units:
+        raise ValueError(f"{unit!r} is no unit of a {what}; units are {known}")
+    return float(number) * units[unit.lower()]
+
+
+def rate(value: Any) -> int:
+    """Read a rate into bit/s; `bps` and its multiples are bytes a second, as in tc(8)."""
+    found = round(_quantity(value, _RATES, "rate", "20mbit"))
+    if not 8 <= found <= 10**13:
+        raise ValueError(f"the rate {value} is outside 8bit to 10tbit")
+    return found
+
+
+def time(value: Any) -> float:
+    """Read a time into seconds."""
+    found = _quantity(value, _TIMES, "time", "15ms")
+    if found > 86400:
+        raise ValueError(f"the time {value} is more than a day")
+    return found
+
+
+def size(value: Any) -> int:
+    """Read a size into bytes; `kb` is 1024 bytes, as in tc(8)."""
+    found = round(_quantity(value, _SIZES, "size", "64kb"))
+    if not 0 < found < 1 << 32:
+        raise ValueError(f"the size {value} is outside 1b to 4gb")
+    return found
+
+
+def percentage(value: Any) -> float:
+    """Read a percentage into a fraction (0-1)."""
+    found = _quantity(value, _PERCENT, "percentage", "0.1%")
+    if found > 1:
+        raise ValueError(f"{value} is more than 100%")
+    return found
+
+
+def _schema(example: str, units: dict[str, float]) -> WithJsonSchema:
+    words = "|".join(units)
+    return WithJsonSchema({"type": "string", "pattern": rf"^[0-9]+(\.[0-9]+)?\s*({words})$", "examples": [example]})
+
+
+Rate = Annotated[int, BeforeValidator(rate), _schema("20mbit", _RATES)]
+Time = Annotated[float, BeforeValidator(time), _schema("15ms", _TIMES)]
+Size = Annotated[int, BeforeValidator(size), _schema("64kb", _SIZES)]
+Percentage = Annotated[float, BeforeValidator(percentage), _schema("0.1%", _PERCENT)]

@@ -1,0 +1,57 @@
+"""Workload `command`: any program in a node; it must exit 0, and how long it took is measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from testbed.features import Feature
+from testbed.nodes.node import Argv
+from testbed.spec import Spec
+from testbed.steps import Spawn, Step
+from testbed.units import Time
+from testbed.workloads.place import Measured, Task
+
+
+class Command(Spec):
+    """A program with its arguments as a list; its output is kept in the results folder."""
+
+    node: str
+    argv: Argv
+    seconds: float = Field(60, gt=0, le=86400, description="It is killed, and the run fails, when it takes longer")
+    at: Time = 0.0
+
+    def seconds_long(self) -> float:
+        """Return the longest that it may run."""
+        return float(self.seconds)
+
+    def ends(self) -> tuple[tuple[str, str], ...]:
+        """Return the nodes that it names."""
+        return (("node", self.node),)
+
+    def faults(self) -> list[tuple[str, str]]:
+        """Return (field, sentence) for what can't work."""
+        return []
+
+    def requires(self) -> tuple[Feature, ...]:
+        """Return what the machine must offer."""
+        return ()
+
+    def servers(self, task: Task) -> list[Step]:
+        """Return nothing."""
+        return []
+
+    def clients(self, task: Task) -> list[Step]:
+        """Return the process."""
+        name = f"{task.name}.command"
+        out = f"{self.node}/{name}.out"
+        return [Spawn(self.node, name, self.argv, stdout=out, at=self.at, within=float(self.seconds))]
+
+    def metrics(self) -> tuple[str, ...]:
+        """Return no names: a command measures nothing itself."""
+        return ()
+
+    def read(self, name: str, folder: Path) -> dict[str, Measured]:
+        """Return nothing; a failure of the command fails the run."""
+        return {}

@@ -1,0 +1,87 @@
+"""What a workload may know: its name, addresses of nodes, a free port, and where its files go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from testbed.features import Feature
+from testbed.steps import Step
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A workload's name, its own port, and the address of a node as another node reaches it (family 4, 6)."""
+
+    name: str
+    port: int
+    reach: Callable[[str, str, int | None], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A value with its unit; `series` are (seconds on the run's clock, value) pairs; a note says what it is not."""
+
+    value: float
+    unit: str
+    series: tuple[tuple[float, float], ...] = ()
+    note: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        """Return what metrics.json holds."""
+        found: dict[str, Any] = {"value": self.value, "unit": self.unit}
+        if self.note:
+            found["note"] = self.note
+        if self.series:
+            found["series"] = [[round(t, 3), v] for t, v in self.series]
+        return found
+
+
+class Workload(Protocol):
+    """Something that runs in a lab for a while and is measured."""
+
+    @property
+    def at(self) -> float:
+        """When it starts, in seconds of the run's clock."""
+
+    def seconds_long(self) -> float:
+        """Return how long it runs."""
+
+    def ends(self) -> tuple[tuple[str, str], ...]:
+        """Return (field, node) of every node it names."""
+
+    def faults(self) -> list[tuple[str, str]]:
+        """Return (field, sentence) for what can't work."""
+
+    def requires(self) -> tuple[Feature, ...]:
+        """Return what the machine must offer."""
+
+    def servers(self, task: Task) -> list[Step]:
+        """Return what must run before t = 0."""
+
+    def clients(self, task: Task) -> list[Step]:
+        """Return what starts at its time."""
+
+    def metrics(self) -> tuple[str, ...]:
+        """Return the names that `read` gives, without the workload's own."""
+
+    def read(self, name: str, folder: Path) -> dict[str, Measured]:
+        """Return what was measured, from the raw files alone; what is not there is left out."""
+
+
+def percentile(values: list[float], share: float) -> float:
+    """Return the nearest-rank percentile (share 0-1) of a list that is not empty."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, max(0, -(-int(share * len(ordered) * 1000) // 1000) - 1))]
+
+
+def latencies(values: list[float], what: str) -> dict[str, Measured]:
+    """Return the usual percentiles of times in milliseconds as metrics `<what>_p50_ms` ..."""
+    if not values:
+        return {}
+    return {f"{what}_{name}_ms": Measured(percentile(values, share), "ms") for name, share in PERCENTILES.items()}
+
+
+PERCENTILES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}

@@ -227,7 +227,7 @@ def ip_batch(shape: str, size: int, _: str) -> Worker:
 def in_process(shape: str, size: int, path: str) -> Worker:
     """Perform a plan, in this process."""
     testbed = importlib.import_module("testbed")
-    plan = testbed.plan(testbed.load(Path(path)))
+    plan = importlib.import_module("testbed.plan").plan(testbed.load(Path(path)))
     up = testbed.up  # imports its module
     yield None
     lab = up(plan, name=LAB)

@@ -80,7 +80,7 @@ def testbed_ways(folder: Path) -> Iterator[dict[str, Way]]:
     file = folder / "star.yaml"
     file.write_text(topology("star", 2))
     testbed = importlib.import_module("testbed")
-    lab = testbed.up(testbed.plan(testbed.load(file)), name=LAB)
+    lab = testbed.up(testbed.load(file), name=LAB)
     shell = (sys.executable, "-m", "testbed", "exec", LAB, "h1", "--", "true")
 
     def inside() -> None:

@@ -140,12 +140,17 @@ def _addresses(net: Network) -> Iterator[Fault]:
         if subnets[0] and subnets[1] and not set(subnets[0]) & set(subnets[1]):
             message = f"{link.ends[0]} is on {subnets[0][0]} and {link.ends[1]} on {subnets[1][0]}: the ends of a link share a network"
             yield ("links", n, "addresses"), message, ""
-    spans = sorted({(s, net_) for (s, _), net_ in first.items()}, key=lambda x: x[0])
-    for k, (segment, text) in enumerate(spans):
-        for other, text2 in spans[:k]:
-            a, b = ip_network(text), ip_network(text2)
-            if other != segment and a.version == b.version and a.overlaps(b):
-                yield ("links", segment, "addresses"), f"{a} overlaps {b} of another segment (links[{other}])", ""
+    yield from _overlaps(first)
+
+
+def _overlaps(first: dict[tuple[int, int], str]) -> Iterator[Fault]:
+    """Yield the segments whose network overlaps that of another; sorted, only neighbours can."""
+    for version in (4, 6):
+        spans = sorted((ip_network(text), segment) for (segment, v), text in first.items() if v == version)
+        for (low, one), (high, two) in zip(spans, spans[1:], strict=False):
+            if high.network_address <= low.broadcast_address:
+                at, other = max(one, two), min(one, two)
+                yield ("links", at, "addresses"), f"{low} and {high} overlap: links[{other}] has one of them", ""
 
 
 def _address(text: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, cast
 
 from testbed import linux, netlink, wire
 from testbed.drivers.link import LinkSet, NamespaceAdd
@@ -99,44 +99,51 @@ def configure(lab: Lab, steps: Iterable[Configure]) -> None:
     """Perform requests in order: neighbours for one namespace travel as one batch."""
     batch: list[tuple[Configure, wire.Message]] = []
     size = 0
+    inside = LAB  # where this process is: creating a namespace leaves it there, which saves the next step a setns
 
     def flush() -> None:
         nonlocal size
         if batch:
-            _send(lab, batch)
+            _send(lab, batch, lab.nodes[inside])
             batch.clear()
             size = 0
 
     with ExitStack() as back:
-        back.callback(linux.setns, lab.home, linux.CLONE_NEWNET)  # creating a namespace leaves us in it
+        back.callback(linux.setns, lab.home, linux.CLONE_NEWNET)
         for step in steps:
             request = step.request
-            if isinstance(request, Netlink):
-                message = request.encode(lab.place(step.node))
+            if isinstance(request, NamespaceAdd):
+                flush()
+                _add_namespace(lab, request.name)
+                inside = request.name
+            elif isinstance(request, SysctlSet):
+                flush()
+                if inside != step.node:
+                    linux.setns(lab.place(step.node).fd, linux.CLONE_NEWNET)
+                    inside = step.node
+                _set_sysctl(step.node, request)
+            else:
+                message = cast(Netlink, request).encode(lab.place(step.node))
                 if batch and (batch[0][0].node != step.node or batch[0][1].family != message.family or size > _BATCH):
                     flush()
                 batch.append((step, message))
                 size += len(message.body)
                 continue
-            flush()
-            if isinstance(request, NamespaceAdd):
-                _add_namespace(lab, request.name)
-            elif isinstance(request, SysctlSet):
-                _set_sysctl(lab, step.node, request)
-            else:
-                raise LabError(f"{step}: no way to perform this request")
             note(lab, step)
         flush()
 
 
-def _send(lab: Lab, batch: Sequence[tuple[Configure, wire.Message]]) -> None:
+def _send(lab: Lab, batch: Sequence[tuple[Configure, wire.Message]], inside: Namespace) -> None:
     first, message = batch[0]
     here = lab.place(first.node)
     kind, sock = 0, here.route
     if message.family:
         if here.genl is None:
-            with netlink.inside(here.fd, lab.home):
+            linux.setns(here.fd, linux.CLONE_NEWNET)
+            try:
                 here.genl = netlink.connect(wire.NETLINK_GENERIC)
+            finally:
+                linux.setns(inside.fd, linux.CLONE_NEWNET)
         sock = here.genl
         if message.family not in lab.families:
             lab.families[message.family] = netlink.family(sock, message.family)
@@ -161,16 +168,15 @@ def _add_namespace(lab: Lab, name: str) -> None:
     Path("/run/netns", name).symlink_to(f"/proc/1/fd/{here.fd}")
 
 
-def _set_sysctl(lab: Lab, node: str, wanted: SysctlSet) -> None:
+def _set_sysctl(node: str, wanted: SysctlSet) -> None:
     path = wanted.path()
     try:
-        with netlink.inside(lab.place(node).fd, lab.home):
-            fd = os.open(path, os.O_RDWR)
-            try:
-                os.write(fd, wanted.value.encode())
-                got = os.pread(fd, 4096, 0).decode()
-            finally:
-                os.close(fd)
+        fd = os.open(path, os.O_RDWR)
+        try:
+            os.write(fd, wanted.value.encode())
+            got = os.pread(fd, 4096, 0).decode()
+        finally:
+            os.close(fd)
     except FileNotFoundError as e:
         raise LabError(f"[{node}] {wanted}: this kernel has no such parameter in a network namespace ({path})") from e
     except OSError as e:
@@ -246,9 +252,7 @@ def wait(lab: Lab, waits: Sequence[Wait]) -> Waiting:
     while pending:
         seen = []
         for step in pending:
-            here = lab.place(step.node)
-            with netlink.inside(here.fd, lab.home):
-                seen.append((step, holds(step.probe, here, lab.folder)))
+            seen.append((step, holds(step.probe, lab.place(step.node), lab.home, lab.folder)))
         for step in (s for s, unmet in seen if not unmet):
             note(lab, step)
         elapsed = time.monotonic() - began

@@ -140,17 +140,19 @@ def dump(sock: socket.socket, kind: int, body: bytes) -> list[bytes]:
             found.append(entry)
 
 
+# RTM_GETLINK for a table without statistics (IFLA_EXT_MASK = RTEXT_FILTER_SKIP_STATS).
+_LINKS = struct.pack("=BxHiII", 0, 0, 0, 0, 0) + wire.u32(29, 8)
+
+
 def links(sock: socket.socket) -> Iterator[tuple[str, int]]:
     """Yield (name, index) of every interface of the socket's namespace."""
-    for index, _, found in link_table(sock):
-        yield found[IFLA_IFNAME].rstrip(b"\0").decode(), index
+    for entry in dump(sock, _RTM_GETLINK, _LINKS):
+        yield wire.attributes(entry, 16)[IFLA_IFNAME].rstrip(b"\0").decode(), struct.unpack_from("=i", entry, 4)[0]
 
 
-def link_table(sock: socket.socket) -> Iterator[tuple[int, int, dict[int, bytes]]]:
-    """Yield (index, flags, attributes) of every interface, without statistics (RTEXT_FILTER_SKIP_STATS)."""
-    for entry in dump(sock, _RTM_GETLINK, struct.pack("=BxHiII", 0, 0, 0, 0, 0) + wire.u32(29, 8)):
-        index, flags = struct.unpack_from("=iI", entry, 4)
-        yield index, flags, wire.attributes(entry, 16)
+def link_flags(sock: socket.socket) -> dict[int, int]:
+    """Return the flags (IFF_UP, IFF_RUNNING ...) of every interface, by index."""
+    return dict(struct.unpack_from("=iI", entry, 4) for entry in dump(sock, _RTM_GETLINK, _LINKS))
 
 
 def family(sock: socket.socket, name: str) -> int:

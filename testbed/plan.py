@@ -53,32 +53,53 @@ class Plan:
 def plan(topology: Topology) -> Plan:
     """Return the steps that make a topology; the same topology gives the same steps."""
     net = addressing.network(topology)
+    roles = [step for name in net.interfaces for step in _roles(net, name)]
+    early = [step for step in roles if _early(net, step)]
+    late = [step for step in roles if not _early(net, step)]
     steps = (
-        *_namespaces(net),
+        *_namespaces(net, early),
         *_links(net),
         *_interfaces(net),
         *_routes(net),
         *_shaping(net),
-        *_roles(net),
-        *_rest(net),
+        *late,
+        *_commands(net),
         *_waits(net),
     )
     return Plan(topology.name, net, steps, _hosts(net))
 
 
-def _namespaces(net: Network) -> Iterator[Step]:
+def _roles(net: Network, name: str) -> Iterator[Step]:
+    node = net.topology.nodes[name]
+    if node.bridge is not None:
+        # One write before its ports exist: a switch port has no addresses and sends nothing of its own.
+        yield Configure(name, SysctlSet("net.ipv6.conf.default.disable_ipv6", "1"))
+    if node.mptcp is not None:
+        # Replies and joins leave by the interface of their address; a strict reverse path filter, which a
+        # namespace may inherit from the host, would drop what comes in by another.
+        yield Configure(name, SysctlSet("net.ipv4.conf.all.rp_filter", "0"))
+        yield Configure(name, SysctlSet("net.ipv4.conf.default.rp_filter", "0"))
+    for role in node.roles().values():
+        yield from role.steps(net.place(name))
+    for key, value in node.sysctl.items():
+        yield Configure(name, SysctlSet(key, str(value)))
+
+
+def _early(net: Network, step: Step) -> bool:
+    """Say whether a step is a parameter of the whole namespace: set as soon as that exists, while we are in it."""
+    if not isinstance(step, Configure) or not isinstance(step.request, SysctlSet):
+        return False
+    names = {i.name for i in net.interfaces[step.node]}
+    return names.isdisjoint(step.request.name.replace("/", ".").split("."))
+
+
+def _namespaces(net: Network, early: list[Step]) -> Iterator[Step]:
+    by_node: dict[str, list[Step]] = {}
+    for step in early:
+        by_node.setdefault(step.node, []).append(step)
     for name in net.interfaces:
         yield Configure(LAB, NamespaceAdd(name))
-    for name, node in net.topology.nodes.items():
-        yield Configure(name, LinkSet("lo", up=True))
-        if node.bridge is not None:
-            # One write before its ports exist: a switch port has no addresses and sends nothing of its own.
-            yield Configure(name, SysctlSet("net.ipv6.conf.default.disable_ipv6", "1"))
-        elif node.mptcp is not None:
-            # Replies and joins leave by the interface of their address; a strict reverse path filter, which a
-            # namespace may inherit from the host, would drop what comes in by another.
-            yield Configure(name, SysctlSet("net.ipv4.conf.all.rp_filter", "0"))
-            yield Configure(name, SysctlSet("net.ipv4.conf.default.rp_filter", "0"))
+        yield from by_node.get(name, ())
 
 
 def _links(net: Network) -> Iterator[Step]:
@@ -119,6 +140,7 @@ def _master(net: Network, interface: Interface) -> str:
 def _interfaces(net: Network) -> Iterator[Step]:
     for name, interfaces in net.interfaces.items():
         bridge = net.topology.nodes[name].bridge
+        yield Configure(name, LinkSet("lo", up=True))
         for i in interfaces:
             if i.port:
                 continue
@@ -173,16 +195,8 @@ def shape(link: Link) -> Iterator[Step]:
             yield Configure(node, qdisc)
 
 
-def _roles(net: Network) -> Iterator[Step]:
+def _commands(net: Network) -> Iterator[Step]:
     for name, node in net.topology.nodes.items():
-        for role in node.roles().values():
-            yield from role.steps(net.place(name))
-
-
-def _rest(net: Network) -> Iterator[Step]:
-    for name, node in net.topology.nodes.items():
-        for key, value in node.sysctl.items():
-            yield Configure(name, SysctlSet(key, str(value)))
         for argv in node.commands:
             yield Run(name, argv)
 

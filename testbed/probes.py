@@ -16,28 +16,27 @@ from testbed.steps import Probe
 _LISTEN = "0A"  # include/net/tcp_states.h
 
 
-def holds(probe: Probe, here: Namespace, folder: Path) -> str:
-    """Return "" when the fact holds, else what is seen instead; runs inside the node's network namespace."""
+def holds(probe: Probe, here: Namespace, home: int, folder: Path) -> str:
+    """Return "" when the fact holds in the namespace `here`, else what is seen instead; `home` is where we are."""
     match probe:
         case link.LinksUp(names):
-            state = {
-                a[link.IFLA_IFNAME].rstrip(b"\0").decode(): a[link.IFLA_OPERSTATE][0]
-                for _, _, a in netlink.link_table(here.route)
-            }
-            down = [n for n in names if state.get(n) != 6]  # IF_OPER_UP
+            flags = netlink.link_flags(here.route)
+            down = [n for n in names if not flags.get(here.index(n), 0) & link.IFF_RUNNING]
             return f"not up: {' '.join(down)}" if down else ""
-        case Listening(port):
-            ports = {row.split()[1].rpartition(":")[2] for row in _sockets() if row.split()[3] == _LISTEN}
-            return "" if f"{port:04X}" in ports else f"no listener on {port}"
-        case Capturing(ifname):
-            rows = [row.split() for row in Path("/proc/self/net/packet").read_text().splitlines()[1:]]
-            index = str(here.index(ifname))
-            return "" if any(r[4] == index and r[5] == "1" for r in rows) else f"no packet socket on {ifname}"
         case FileHas(path):
             file = folder / path
             return "" if file.exists() and file.stat().st_size else f"{path} is empty"
-        case mptcp.PathManagerHas(limits, endpoints):
-            return _path_manager(here, limits, endpoints)
+    with netlink.inside(here.fd, home):
+        match probe:
+            case Listening(port):
+                ports = {row.split()[1].rpartition(":")[2] for row in _sockets() if row.split()[3] == _LISTEN}
+                return "" if f"{port:04X}" in ports else f"no listener on {port}"
+            case Capturing(ifname):
+                rows = [row.split() for row in Path("/proc/self/net/packet").read_text().splitlines()[1:]]
+                index = str(here.index(ifname))
+                return "" if any(r[4] == index and r[5] == "1" for r in rows) else f"no packet socket on {ifname}"
+            case mptcp.PathManagerHas(limits, endpoints):
+                return _path_manager(limits, endpoints)
     raise LabError(f"no way to observe: {probe}")
 
 
@@ -46,7 +45,7 @@ def _sockets() -> list[str]:
     return [row for t in tables if t.exists() for row in t.read_text().splitlines()[1:]]
 
 
-def _path_manager(here: Namespace, limits: mptcp.LimitsSet, endpoints: tuple[mptcp.EndpointAdd, ...]) -> str:
+def _path_manager(limits: mptcp.LimitsSet, endpoints: tuple[mptcp.EndpointAdd, ...]) -> str:
     sock = netlink.connect(wire.NETLINK_GENERIC)
     with sock:
         if not (kind := netlink.family(sock, mptcp.FAMILY)):

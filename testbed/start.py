@@ -13,7 +13,7 @@ from testbed.drivers.link import AddressAdd
 from testbed.drivers.mptcp import EndpointAdd
 from testbed.drivers.route import RouteAdd, RuleAdd
 from testbed.drivers.tc import ROOT, Qdisc, QdiscDel
-from testbed.errors import LabError
+from testbed.errors import LabError, Unsupported
 from testbed.features import Feature
 from testbed.holder import serve
 from testbed.machines import here
@@ -38,17 +38,31 @@ def up(
     then nothing is left. `lab.ask("keep")` lets the lab outlive this process.
     """
     plan = what if isinstance(what, Plan) else make_plan(what)
-    here.require((*plan.requires(), *requires))
+    needed = (*plan.requires(), *requires)
+    here.require(f for f in needed if not f.refused)
     name = name or plan.name
     tell = {"topology": plan.topology.name, "nodes_where": _where(plan), **(about or {})}
     body = serve(name, plan.hosts, plan.steps, tell, str(folder or ""))
     lab = RunningLab(name, sandbox.launch(name, body))
     try:
         lab.await_answer(say)
-    except BaseException:
+    except LabError as e:
         lab.connection.close()  # the sandbox dies with its owner's connection
+        # Probing costs as much as ten nodes, so the rest is probed only when the kernel refused something.
+        _explain(needed, e)
+        raise
+    except BaseException:
+        lab.connection.close()
         raise
     return lab
+
+
+def _explain(needed: Sequence[Feature], error: LabError) -> None:
+    """Raise Unsupported in place of a refused step when this machine lacks a feature that was needed."""
+    try:
+        here.require(needed)
+    except Unsupported as e:
+        raise e from error
 
 
 def _where(plan: Plan) -> dict[str, list[tuple[str, str]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from shlex import join
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from testbed.wire import Here, Message
 
@@ -18,7 +18,6 @@ class Request(Protocol):
     def __str__(self) -> str: ...
 
 
-@runtime_checkable
 class Netlink(Request, Protocol):
     """A request that is one netlink message."""
 

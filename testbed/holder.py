@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from testbed import __version__, sandbox, timeline
+from testbed import __version__, netlink, sandbox, timeline
 from testbed import lab as labs
 from testbed.control import receive, send
 from testbed.errors import LabError, TestbedError
@@ -228,6 +228,12 @@ def _plan(holder: Holder, *_: object) -> list[Step]:
     return list(holder.lab.done)
 
 
+def _look(holder: Holder, _: socket.socket, node: str) -> dict[str, list[bytes]]:
+    """Return what the kernel says of a node's links and addresses, undecoded."""
+    route = holder.lab.place(node).route
+    return {name: netlink.dump(route, kind, bytes(size)) for name, (kind, size) in _TABLES.items()}
+
+
 def _keep(holder: Holder, *_: object) -> None:
     holder.owner = None
 
@@ -239,11 +245,13 @@ def _down(holder: Holder, connection: socket.socket) -> Task:
 
 
 _LATER = object()
+_TABLES = {"links": (18, 16), "addresses": (22, 8), "qdiscs": (38, 20)}  # RTM_GETLINK, RTM_GETADDR, RTM_GETQDISC
 _VERBS: dict[str, Callable[..., object]] = {
     "change": _up,
     "run": _run,
     "status": _status,
     "plan": _plan,
+    "look": _look,
     "keep": _keep,
     "down": _down,
 }

@@ -21,6 +21,7 @@ from testbed.drivers.sysctl import SysctlSet
 from testbed.errors import LabError
 from testbed.netlink import Namespace, Refusal
 from testbed.probes import holds
+from testbed.sandbox import FOLDER
 from testbed.steps import LAB, Configure, Netlink, Run, Spawn, Step, Wait, Write
 
 Waiting = Generator[float, None, None]
@@ -68,7 +69,7 @@ class Lab:
 def begin(name: str, folder: Path) -> Lab:
     """Return a lab without nodes, in the sandbox that this process is in."""
     home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    lab = Lab(name, home, folder, dict(os.environ, TMPDIR=f"{folder}/tmp"))
+    lab = Lab(name, home, folder, dict(os.environ, TMPDIR=f"{FOLDER}/tmp"))
     lab.nodes[LAB] = Namespace(LAB, home, netlink.connect(wire.NETLINK_ROUTE), lab.nodes)
     configure(lab, [Configure(LAB, LinkSet("lo", up=True))])
     lab.done.clear()

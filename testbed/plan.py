@@ -145,18 +145,24 @@ def _interfaces(net: Network) -> Iterator[Step]:
             if i.port:
                 continue
             yield Configure(name, AutoAddressOff(i.name))
-            yield from _addresses(i)
+            for address in _addresses(i):
+                yield Configure(name, address)
             yield Configure(name, LinkSet(i.name, up=True))
         if bridge is not None:
             yield Configure(name, LinkSet(bridge.name, up=True))  # last: each port of a running bridge costs more
 
 
-def _addresses(interface: Interface) -> Iterator[Step]:
+def _addresses(interface: Interface) -> Iterator[AddressAdd]:
     if any(":" in a for a in interface.addresses):
         # Routers send neighbour solicitations from it (net/ipv6/ndisc.c: ndisc_send_ns).
-        yield Configure(interface.node, AddressAdd(link_local(interface.mac), interface.name))
+        yield AddressAdd(link_local(interface.mac), interface.name)
     for address in interface.addresses:
-        yield Configure(interface.node, AddressAdd(address, interface.name))
+        yield AddressAdd(address, interface.name)
+
+
+def link_addresses(net: Network, node: str, ifname: str) -> list[AddressAdd]:
+    """Return the IPv6 addresses of an interface, which the kernel drops with the link (addrconf.c)."""
+    return [a for a in _addresses(_interface(net, f"{node}:{ifname}")) if ":" in a.address]
 
 
 def _routes(net: Network) -> Iterator[Step]:

@@ -12,7 +12,7 @@ from testbed.control import RunningLab
 from testbed.drivers.link import AddressAdd
 from testbed.drivers.mptcp import EndpointAdd
 from testbed.drivers.route import RouteAdd, RuleAdd
-from testbed.drivers.tc import ROOT, Qdisc, QdiscDel
+from testbed.drivers.tc import Qdisc, QdiscDel
 from testbed.errors import LabError, Unsupported
 from testbed.features import Feature
 from testbed.holder import serve
@@ -41,7 +41,7 @@ def up(
     needed = (*plan.requires(), *requires)
     here.require(f for f in needed if not f.refused)
     name = name or plan.name
-    tell = {"topology": plan.topology.name, "nodes_where": _where(plan), **(about or {})}
+    tell = {"topology": plan.topology.name, "nodes_where": where(plan), **(about or {})}
     body = serve(name, plan.hosts, plan.steps, tell, str(folder or ""))
     lab = RunningLab(name, sandbox.launch(name, body))
     try:
@@ -65,7 +65,8 @@ def _explain(needed: Sequence[Feature], error: LabError) -> None:
         raise e from error
 
 
-def _where(plan: Plan) -> dict[str, list[tuple[str, str]]]:
+def where(plan: Plan) -> dict[str, list[tuple[str, str]]]:
+    """Return (interface, addresses) of every node, for people."""
     return {n: [(i.name, " ".join(i.addresses)) for i in found] for n, found in plan.network.interfaces.items()}
 
 
@@ -123,19 +124,19 @@ def _inverse(step: Step) -> Step | None:
     match step:
         case Configure(node, AddressAdd() | RouteAdd() | RuleAdd() | EndpointAdd() as request):
             return Configure(node, Delete(request))
-        case Configure(node, Qdisc(dev=dev, parent=parent)):
-            # Children go with their root; a child alone that is no longer wanted means that the root changed.
-            return Configure(node, QdiscDel(dev)) if parent == ROOT else None
+        case Configure(node, Qdisc() as request):
+            return Configure(node, QdiscDel(request))
     return None
 
 
 def _healed(after: Mapping[Step, None], removed: Sequence[Step], added: Sequence[Step]) -> list[Step]:
     """Return the added steps in order, and the routes that the kernel drops together with a removed address."""
+    new = set(added)
     touched = {(s.node, s.request.dev) for s in removed if isinstance(s, Configure) and isinstance(s.request, AddressAdd)}
     return [
         s
         for s in after
-        if s in added or (isinstance(s, Configure) and isinstance(s.request, RouteAdd) and (s.node, s.request.dev) in touched)
+        if s in new or (isinstance(s, Configure) and isinstance(s.request, RouteAdd) and (s.node, s.request.dev) in touched)
     ]
 
 
@@ -145,5 +146,5 @@ def change(lab: RunningLab, plan: Plan, found: Change, say: control.Say | None =
         rows = "".join(f"\n    {s}" for s in found.refused)
         raise LabError(f"lab {lab.name}: this can't be undone in a running lab; `--recreate` makes it anew:{rows}")
     here.require(plan.requires())
-    tell = {"topology": plan.topology.name, "nodes_where": _where(plan)}
+    tell = {"topology": plan.topology.name, "nodes_where": where(plan)}
     lab.ask("change", found.perform, found.removed, tell, say=say)

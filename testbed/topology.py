@@ -199,9 +199,9 @@ class Topology(Spec):
 
 def load(path: str | File, overrides: tuple[str, ...] = ()) -> Topology:
     """Read a topology (or the first case of an experiment) from a file; InputError has every problem."""
-    from testbed.document import parse as _parse
+    from testbed.experiment import read  # late: an experiment is more than a topology and is above this module
 
-    return build(_parse(File(path).read_text(), str(path)))
+    return read(path, overrides).cases[0].topology
 
 
 def build(document: Document) -> Topology:

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from testbed.wire import Here, Message, attr, nest, u8, u16, u32
 
 FAMILY = "mptcp_pm"
-ADD_ADDR, GET_ADDR, SET_LIMITS, GET_LIMITS = 1, 3, 5, 6
+ADD_ADDR, GET_ADDR, SET_LIMITS, GET_LIMITS, SET_FLAGS = 1, 3, 5, 6, 7
 FLAGS = {"signal": 1, "subflow": 2, "backup": 4, "fullmesh": 8, "implicit": 16, "laminar": 32}
 LIMIT = 8  # net/mptcp/pm_kernel.c: MPTCP_PM_ADDR_MAX before Linux 7.2
 _VERSION = 1
@@ -48,6 +48,22 @@ class EndpointAdd:
         if self.dev:
             body += u32(7, here.index(self.dev))
         return Message(0, 0, command(ADD_ADDR, nest(1, body)), FAMILY)
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointFlags:
+    """An existing endpoint gets other flags; the kernel takes backup and fullmesh here (MPTCP_PM_CMD_SET_FLAGS)."""
+
+    endpoint: EndpointAdd
+
+    def __str__(self) -> str:
+        flags = [f if f in self.endpoint.flags else f"no{f}" for f in ("backup", "fullmesh")]
+        return f"ip mptcp endpoint change id {self.endpoint.id} {' '.join(flags)}"
+
+    def encode(self, here: Here) -> Message:
+        """Encode: the same attributes under another number."""
+        added = self.endpoint.encode(here)
+        return Message(added.kind, 0, bytes((SET_FLAGS,)) + added.body[1:], FAMILY)
 
 
 @dataclass(frozen=True, slots=True)

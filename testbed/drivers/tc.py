@@ -92,16 +92,18 @@ class Qdisc:
 
 @dataclass(frozen=True, slots=True)
 class QdiscDel:
-    """The root qdisc goes, and the interface has its default again."""
+    """A qdisc goes: in place of a root comes the interface's default, of a child a plain fifo."""
 
-    dev: str
+    added: Qdisc
 
     def __str__(self) -> str:
-        return f"tc qdisc del dev {self.dev} root"
+        words, _, _ = str(self.added).partition(f" handle {self.added.handle >> 16:x}:")
+        return words.replace(" replace ", " del ", 1)
 
     def encode(self, here: Here) -> Message:
         """Encode."""
-        return Message(RTM_DELQDISC, 0, struct.pack("=BxxxiIII", 0, here.index(self.dev), 0, ROOT, 0))
+        q = self.added
+        return Message(RTM_DELQDISC, 0, struct.pack("=BxxxiIII", 0, here.index(q.dev), q.handle, q.parent, 0))
 
 
 @dataclass(frozen=True, slots=True)

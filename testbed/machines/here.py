@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,3 +163,28 @@ _KERNEL: dict[str, Callable[[], str]] = {
     "mptcp-diag": _mptcp_diag,
     **{kind: _qdisc(kind) for kind in features.QDISCS},
 }
+
+
+def versions(tools: Iterable[Feature]) -> dict[str, str]:
+    """Return the first line of what each tool says of its version."""
+    found = {}
+    for tool in tools:
+        if (path := shutil.which(tool.name, path=_PATH)) is None:
+            continue
+        flag = "-V" if tool == features.PING else "--version"
+        done = subprocess.run((path, flag), capture_output=True, text=True, check=False, timeout=10)
+        rows = (done.stdout or done.stderr).splitlines()
+        found[tool.name] = rows[0].strip() if rows else ""
+    return found
+
+
+def commit(folder: Path) -> dict[str, object] | None:
+    """Return the git commit that a folder's files are of, and whether they differ from it; None outside of git."""
+    if shutil.which("git") is None:
+        return None
+    asked = ("git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=10)
+    if done.returncode:
+        return None
+    text = done.stdout.strip()
+    return {"commit": text.removesuffix("-dirty"), "dirty": text.endswith("-dirty")}

@@ -48,6 +48,10 @@ class Command(Spec):
         out = f"{self.node}/{name}.out"
         return [Spawn(self.node, name, self.argv, stdout=out, at=self.at, within=float(self.seconds))]
 
+    def failure(self, name: str, folder: Path) -> str:
+        """Return nothing: a command's exit status says it, and the run records that."""
+        return ""
+
     def metrics(self) -> tuple[str, ...]:
         """Return no names: a command measures nothing itself."""
         return ()

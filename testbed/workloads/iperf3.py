@@ -89,6 +89,11 @@ class Iperf3(Spec):
         within = self.seconds + 30
         return [Spawn(self.from_, name, self._wrapped(*words), stdout=out, at=self.at, within=within)]
 
+    def failure(self, name: str, folder: Path) -> str:
+        """Return iperf3's own error: with -J it exits 0 all the same."""
+        found = _json(folder / self.from_ / f"{name}.client.json").get("error")
+        return f"[{self.from_}] {name}: iperf3 says: {found}" if found else ""
+
     def metrics(self) -> tuple[str, ...]:
         """Return the names that `read` gives."""
         common = ("goodput_mbps", "received_bytes", "seconds", "gap_s", "gap_at_s")

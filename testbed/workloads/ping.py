@@ -65,6 +65,12 @@ class Ping(Spec):
         within = self.seconds + 15
         return [Spawn(self.from_, name, (*words, target), stdout=out, at=self.at, within=within, may_end=True, stop=2)]
 
+    def failure(self, name: str, folder: Path) -> str:
+        """Return what ping complains about when it could not count its packets."""
+        path = folder / self.from_ / f"{name}.ping.log"
+        text = path.read_text(errors="replace").strip() if path.exists() else ""
+        return f"[{self.from_}] {name}: {text}" if text and not self.read(name, folder) else ""
+
     def metrics(self) -> tuple[str, ...]:
         """Return the names that `read` gives."""
         return ("sent_packets", "received_packets", "loss_pct", "duplicate_packets", *(f"rtt_{p}_ms" for p in PERCENTILES))

@@ -64,6 +64,9 @@ class Workload(Protocol):
     def clients(self, task: Task) -> list[Step]:
         """Return what starts at its time."""
 
+    def failure(self, name: str, folder: Path) -> str:
+        """Return what its own output says went wrong, "" when it went well."""
+
     def metrics(self) -> tuple[str, ...]:
         """Return the names that `read` gives, without the workload's own."""
 

@@ -1,0 +1,431 @@
+"""The command line: one function a verb. The only module that prints.
+
+Exit statuses: 0 done, 1 a check failed, 2 wrong input, 3 Linux refused something, 4 a feature is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from testbed import __version__, control, sandbox
+from testbed.errors import CheckFailed, InputError, LabError, TestbedError
+
+if TYPE_CHECKING:
+    from testbed.plan import Plan
+    from testbed.report import Report
+
+# Everything else is imported by the verb that needs it: `testbed exec` must not pay for the YAML parser.
+
+app = typer.Typer(
+    name="testbed",
+    help="Network-namespace labs from YAML: bring them up, run workloads in them, measure, judge.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _labs(incomplete: str) -> list[str]:
+    return [n for n in sandbox.names() if n.startswith(incomplete)]
+
+
+def _nodes(context: typer.Context, incomplete: str) -> list[str]:
+    try:
+        nodes = control.find(context.params["lab"]).ask("status")["nodes"]
+    except (TestbedError, KeyError):
+        return []
+    return [n for n in nodes if n.startswith(incomplete)]
+
+
+File = Annotated[Path, typer.Argument(help="A topology or an experiment (YAML)", dir_okay=False)]
+LabName = Annotated[str, typer.Argument(help="Name of a lab that is up", autocompletion=_labs)]
+NodeName = Annotated[str, typer.Argument(help="A node of it", autocompletion=_nodes)]
+Name = Annotated[str | None, typer.Option("--name", "-n", help="Name of the lab; the topology's when left out")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override one value: links.cable.loss=5%")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="Print the version")] = False) -> None:
+    if version:
+        print(f"testbed {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def check(file: File, sets: Sets = None, as_json: AsJson = False) -> None:
+    """Say whether a file is right: every error at once, nothing is created."""
+    from testbed.experiment import read
+
+    try:
+        cases = read(file, tuple(sets or ())).cases
+    except InputError as e:
+        if not as_json:
+            raise
+        keys = ("message", "file", "line", "column", "hint")
+        print(json.dumps({"problems": [{k: getattr(p, k) for k in keys} for p in e.problems]}, indent=1))
+        raise typer.Exit(e.exit_status) from e
+    top = cases[0].topology
+    if as_json:
+        print(json.dumps({"problems": [], "name": top.name, "nodes": len(top.nodes), "links": len(top.links), "runs": len(cases)}))
+    else:
+        runs = f", {len(cases)} runs" if len(cases) > 1 else ""
+        print(f"{file}: {top.name}: {len(top.nodes)} nodes, {len(top.links)} links, {len(top.workloads)} workloads{runs}: no errors")
+
+
+@app.command()
+def plan(file: File, sets: Sets = None, as_json: AsJson = False) -> None:
+    """Print exactly what `up`, and then `run`, would perform."""
+    from testbed import schedule
+
+    made = _planned(file, sets)
+    run = schedule.run_steps(made) if made.topology.workloads or made.topology.events or made.topology.capture else ()
+    if as_json:
+        kinds = [{"phase": p, "kind": type(s).__name__, "text": str(s)} for p, steps in (("up", made.steps), ("run", run)) for s in steps]
+        print(json.dumps({"name": made.name, "steps": kinds}, indent=1))
+        return
+    print(made, end="")
+    if run:
+        print("\n# run")
+        for step in run:
+            print(step)
+
+
+@app.command()
+def up(
+    file: File,
+    name: Name = None,
+    sets: Sets = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would change, and change nothing")] = False,
+    recreate: Annotated[bool, typer.Option("--recreate", help="Take a lab down that can't be changed in place, and make it anew")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring a lab up, or change the one of this name in place; return when it is ready."""
+    from testbed import start
+
+    made = _planned(file, sets)
+    lab_name = name or made.name
+    began = time.monotonic()
+    what = "up"
+    if lab_name in sandbox.names():
+        with control.find(lab_name).connection as connection:
+            lab = control.RunningLab(lab_name, connection)
+            _idle(lab)
+            change = start.compare(lab.ask("plan"), made.steps)
+            if dry_run:
+                print(change, end="")
+                return
+            recreate = recreate and bool(change.refused)
+            if not recreate:
+                what = "changed" if change.removed or change.added else "unchanged"
+                if what == "changed":
+                    print(change, end="", file=sys.stderr if as_json else sys.stdout)
+                    start.change(lab, made, change)
+        if recreate:
+            control.end(lab_name, control.find(lab_name))
+            what = "recreated"
+    elif dry_run:
+        print("".join(f"+ {step}\n" for step in made.steps), end="")
+        return
+    if what in ("up", "recreated"):
+        with _progress(f"lab {lab_name}") as say:
+            lab = start.up(made, lab_name, say=say, about={"file": str(file.resolve())})
+            lab.ask("keep")
+            lab.connection.close()
+    seconds = time.monotonic() - began
+    if as_json:
+        print(json.dumps({"lab": lab_name, "result": what, "seconds": seconds, "nodes": start.where(made)}))
+        return
+    print(f"lab {lab_name} {what} in {seconds:.2f} s: {len(made.topology.nodes)} nodes, {len(made.topology.links)} links")
+    _print_where(start.where(made))
+    print(f"testbed exec {lab_name} NODE -- COMMAND   testbed shell {lab_name} NODE   testbed down {lab_name}")
+
+
+@app.command()
+def status(
+    lab: Annotated[str | None, typer.Argument(help="Name of a lab", autocompletion=_labs)] = None,
+    node: Annotated[str | None, typer.Argument(help="A node: its interfaces as the kernel has them now", autocompletion=_nodes)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the labs that are up; or the nodes and processes of one; or the interfaces of a node."""
+    if lab is None:
+        found = [s for n in sandbox.names() if (s := _status(n)) is not None]
+        if as_json:
+            keys = ("name", "state", "topology", "nodes", "began")
+            print(json.dumps([{k: s[k] for k in keys} for s in found], indent=1))
+            return
+        rows = [(s["name"], s["state"], f"{len(s['nodes'])} nodes", f"for {time.time() - s['began']:.0f} s", s.get("file", "")) for s in found]
+        _print_columns(rows or [("no lab is up",)])
+        return
+    running = control.find(lab)
+    if node is not None:
+        from testbed import look
+
+        seen = look.interfaces(running.ask("look", node))
+        if as_json:
+            print(json.dumps([{k: getattr(i, k) for k in i.__slots__} for i in seen], indent=1))
+        else:
+            _print_columns([(i.name, i.state, f"mtu {i.mtu}", " ".join(i.qdisc), " ".join(i.addresses)) for i in seen])
+        return
+    state = running.ask("status")
+    if as_json:
+        print(json.dumps(state, indent=1))
+        return
+    print(f"lab {state['name']}: {state['state']} for {time.time() - state['began']:.0f} s, {len(state['nodes'])} nodes")
+    _print_where(state["nodes_where"])
+    rows = [(f"{p['node']}&", p["name"], _alive(p["status"], p["pid"])) for p in state["processes"]]
+    _print_columns(rows)
+
+
+@app.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def exec_(lab: LabName, node: NodeName, argv: Annotated[list[str], typer.Argument(help="The command")]) -> None:
+    """Run a command in a node; its exit status is this command's."""
+    _enter(lab, node, tuple(argv[1:] if argv[0] == "--" else argv))
+
+
+@app.command()
+def shell(lab: LabName, node: NodeName) -> None:
+    """Open a shell in a node."""
+    os.environ["PS1"] = f"{node}@{lab}:\\w\\$ "
+    program = os.environ.get("SHELL", "/bin/sh")
+    _enter(lab, node, (program, "--norc") if program.endswith("bash") else (program,))
+
+
+@app.command()
+def down(
+    labs: Annotated[list[str] | None, typer.Argument(help="Names of labs", autocompletion=_labs)] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All labs of this user")] = False,
+) -> None:
+    """Take labs down; nothing of them is left."""
+    if not labs and not everything:
+        raise InputError("name the labs to take down, or write --all (`testbed status` lists them)")
+    for name in sandbox.names() if everything else labs or []:
+        try:
+            running = control.find(name)
+        except LabError:
+            if name not in sandbox.names():
+                raise
+            control.end(name)
+        else:
+            control.end(name, running)
+            running.connection.close()
+        print(f"lab {name} is down")
+
+
+@app.command()
+def run(
+    file: File,
+    sets: Sets = None,
+    name: Name = None,
+    out: Annotated[Path, typer.Option("--results", help="Folder for results")] = Path("results"),
+    as_json: AsJson = False,
+) -> None:
+    """Bring a lab up, run its workloads and events, keep everything, take it down, and judge."""
+    from testbed import runner
+    from testbed.experiment import read
+
+    overrides = tuple(sets or ())
+    experiment = read(file, overrides)
+    reports = []
+    for n, case in enumerate(experiment.cases):
+        title = f"{case.topology.name} {case.label}".strip()
+        with _progress(title, case.topology.seconds(), f"[{n + 1}/{len(experiment.cases)}] " if len(experiment.cases) > 1 else "") as say:
+            found = runner.run(experiment, case, out, overrides, name or case.topology.name, say)
+        reports.append(found)
+        if not as_json:
+            _print_report(found)
+    if as_json:
+        print(json.dumps([_summary(r) for r in reports], indent=1))
+    _judge(reports)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A results folder, such as results/NAME/latest")], as_json: AsJson = False) -> None:
+    """Derive metrics, verdict and JUnit from a results folder again, and print them."""
+    from testbed.report import report as derive
+
+    found = derive(folder)
+    if as_json:
+        print(json.dumps(_summary(found), indent=1))
+    else:
+        _print_report(found)
+    _judge([found])
+
+
+@app.command()
+def schema() -> None:
+    """Print the language as a JSON Schema, for editors."""
+    from testbed.topology import schema as made
+
+    print(json.dumps(made(), indent=1))
+
+
+@app.command()
+def doctor(file: Annotated[Path | None, typer.Argument(help="Only what this topology needs", dir_okay=False)] = None, as_json: AsJson = False) -> None:
+    """Show what this machine offers, how that is known, and how to get what is missing."""
+    from testbed import features, schedule
+    from testbed.machines import here
+
+    wanted = features.ALL
+    if file is not None:
+        made = _planned(file, None)
+        wanted = (features.USERNS, *made.requires(), *schedule.requires(made))
+    found = here.probe(wanted)
+    if as_json:
+        rows = [{"feature": f.feature.name, "present": f.present, "known": f.known, "for": f.feature.purpose, "get": f.feature.cure} for f in found]
+        print(json.dumps(rows, indent=1))
+    else:
+        _print_columns(
+            [
+                ("yes" if f.present else "NO", f.feature.name, f.feature.purpose, f.known if f.present else f"{f.known}; {f.feature.cure}")
+                for f in found
+            ]
+        )
+    missing = [f.feature.name for f in found if not f.present]
+    if file is not None and missing:
+        raise typer.Exit(4)
+
+
+def _planned(file: Path, sets: list[str] | None) -> Plan:
+    from testbed.plan import plan as make
+    from testbed.topology import load
+
+    return make(load(file, tuple(sets or ())))
+
+
+def _status(name: str) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = control.find(name).ask("status")
+    except LabError:
+        return None  # it ended between two looks
+    return found
+
+
+def _idle(lab: control.RunningLab) -> None:
+    state = lab.ask("status")["state"]
+    if state != "up":
+        raise LabError(f"lab {lab.name}: it is busy (state {state}); `testbed down {lab.name}` ends it, `--name` takes another name")
+
+
+def _enter(lab: str, node: str, argv: Sequence[str]) -> NoReturn:
+    with control.find(lab).connection as connection:
+        running = control.RunningLab(lab, connection)
+        nodes = running.ask("status")["nodes"]
+        if node not in nodes:
+            raise LabError(f"lab {lab}: there is no node {node} (nodes: {', '.join(nodes[:12])}{', ...' if len(nodes) > 12 else ''})")
+        holder = sandbox.peer(connection).pid
+    raise SystemExit(sandbox.enter(holder, node, tuple(argv)))
+
+
+def _alive(status: int | None, pid: int) -> str:
+    return f"pid {pid}" if status is None else f"ended with {status}"
+
+
+def _print_where(where: dict[str, list[tuple[str, str]]]) -> None:
+    rows = [(node, "  ".join(f"{ifname} {addresses or '-'}" for ifname, addresses in found)) for node, found in where.items()]
+    _print_columns([(f"  {a}", b) for a, b in rows[:30]])
+    if len(rows) > 30:
+        print(f"  ... and {len(rows) - 30} more nodes (`--json` has all)")
+
+
+def _print_columns(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max((len(r[n]) for r in rows if n < len(r)), default=0) for n in range(max(map(len, rows), default=0))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip())
+
+
+def _print_report(found: Report) -> None:
+    names = [m for w, work in found.topology.workloads.items() for m in (f"{w}.{k}" for k in work.workload().metrics()) if m in found.metrics]
+    print(f"{found.topology.name}: {found.verdict}")
+    if names:
+        print("\nmeasured")
+        _print_columns([(f"  {n}", f"{found.metrics[n].value:.3f}".rstrip("0").rstrip("."), found.metrics[n].unit, found.metrics[n].note) for n in names])
+    if found.outcomes:
+        print("\nchecks")
+        _print_columns(
+            [
+                ("  pass" if o.passed else "  FAIL", o.metric, o.expected, "-" if o.value is None else f"{o.value:.6g} {o.unit}".strip(), o.why)
+                for o in found.outcomes
+            ]
+        )
+    if found.doubts:
+        print("\nvalidity")
+        _print_columns([(f"  {d.what}", d.seen) for d in found.doubts])
+    for failure in found.failures:
+        print(f"\nfailed: {failure}")
+    print(f"\nresults in {_short(found.folder)}")
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _summary(found: Report) -> dict[str, Any]:
+    verdict: dict[str, Any] = json.loads((found.folder / "verdict.json").read_text())
+    return {"name": found.topology.name, "folder": str(found.folder), **verdict}
+
+
+def _judge(reports: Sequence[Report]) -> None:
+    failures = [f for r in reports for f in r.failures]
+    if failures:
+        raise LabError(f"{len(failures)} steps or workloads of the run failed: {failures[0].splitlines()[0]}")
+    missed = [o for r in reports for o in r.outcomes if not o.passed]
+    if missed:
+        raise CheckFailed(f"{len(missed)} of {sum(len(r.outcomes) for r in reports)} checks failed")
+
+
+@contextmanager
+def _progress(title: str, seconds: float = 0.0, prefix: str = "") -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Show progress on stderr: a bar on a terminal, a line an event elsewhere."""
+    if not sys.stderr.isatty():
+
+        def line(value: dict[str, Any]) -> None:
+            if "step" in value:
+                print(f"{prefix}{value['t']:8.3f} s  {value['step']}", file=sys.stderr)
+            elif "started" in value:
+                print(f"{prefix}{title}: started, {seconds:g} s", file=sys.stderr)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(f"{prefix}{title}: making the lab", total=None)
+
+        def show(value: dict[str, Any]) -> None:
+            if "step" in value:
+                progress.update(task, completed=value["t"])
+                progress.console.print(f"{value['t']:8.3f} s  {value['step']}", markup=False, highlight=False)
+            elif "started" in value:
+                progress.update(task, description=f"{prefix}{title}: running", total=seconds or None, completed=0)
+            elif value.get("waiting"):
+                progress.update(task, description=f"{prefix}{title}: waiting for {value['waiting']} conditions")
+
+        yield show
+
+
+def main() -> NoReturn:
+    """Run the command line; every error of ours ends with its own exit status and no traceback."""
+    try:
+        app()
+    except TestbedError as e:
+        print(f"{e}" if isinstance(e, InputError) else f"testbed: {e}", file=sys.stderr)
+        raise SystemExit(e.exit_status) from e
+    except KeyboardInterrupt as e:
+        print("testbed: interrupted; the lab that was being made or run is gone", file=sys.stderr)
+        raise SystemExit(130) from e
+    except BrokenPipeError as e:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of our output went away: nothing to say to it
+        raise SystemExit(141) from e
+    raise SystemExit(0)

@@ -1,0 +1,57 @@
+"""What a node's interfaces are at this moment, decoded with pyroute2 from the dumps that a holder passes on."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.tcmsg import tcmsg
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One interface as the kernel reports it; state is RFC 2863's, counters are since it exists."""
+
+    name: str
+    state: str
+    mtu: int
+    mac: str
+    addresses: tuple[str, ...]
+    qdisc: tuple[str, ...]
+    rx_bytes: int
+    tx_bytes: int
+
+
+def interfaces(tables: dict[str, list[bytes]]) -> list[Seen]:
+    """Return every interface of a node, in the kernel's order."""
+    addresses: dict[int, list[str]] = {}
+    for message in (_decoded(ifaddrmsg, body) for body in tables["addresses"]):
+        text = f"{message.get_attr('IFA_ADDRESS')}/{message['prefixlen']}"
+        addresses.setdefault(message["index"], []).append(text)
+    qdiscs: dict[int, list[str]] = {}
+    for message in (_decoded(tcmsg, body) for body in tables["qdiscs"]):
+        qdiscs.setdefault(message["index"], []).append(message.get_attr("TCA_KIND"))
+    found = []
+    for message in (_decoded(ifinfmsg, body) for body in tables["links"]):
+        stats = message.get_attr("IFLA_STATS64") or {}
+        found.append(
+            Seen(
+                name=message.get_attr("IFLA_IFNAME"),
+                state=str(message.get_attr("IFLA_OPERSTATE")).lower(),
+                mtu=message.get_attr("IFLA_MTU"),
+                mac=message.get_attr("IFLA_ADDRESS") or "",
+                addresses=tuple(addresses.get(message["index"], ())),
+                qdisc=tuple(qdiscs.get(message["index"], ())),
+                rx_bytes=stats.get("rx_bytes", 0),
+                tx_bytes=stats.get("tx_bytes", 0),
+            )
+        )
+    return found
+
+
+def _decoded(kind: type, body: bytes) -> ifinfmsg:
+    message = kind(struct.pack("=IHHII", 16 + len(body), 0, 0, 0, 0) + body)
+    message.decode()
+    return message

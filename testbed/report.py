@@ -1,0 +1,286 @@
+"""Results folder -> metrics.json, verdict.json, junit.xml: from the raw files alone, as often as one likes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from testbed import results
+from testbed.addressing import Network, network
+from testbed.experiment import read
+from testbed.results import Folder
+from testbed.topology import Check, Topology
+from testbed.workloads.place import Measured, percentile
+
+BUSY = 90.0  # per cent of all CPUs: above it a figure may be the host's and not the lab's
+_CAPTURED = re.compile(r"Packets received/dropped on interface '(?P<dev>[^']+)': (?P<got>\d+)/(?P<lost>\d+)")
+_RATES = (("rx_bytes", "rx_mbps"), ("tx_bytes", "tx_mbps"))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One check and what came of it; `value` is None when the metric was not measured, and `why` says so."""
+
+    metric: str
+    expected: str
+    value: float | None
+    unit: str
+    passed: bool
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """A figure that the host limited: what it affects, and what was seen."""
+
+    what: str
+    seen: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything derived from a results folder."""
+
+    folder: Path
+    topology: Topology
+    metrics: dict[str, Measured]
+    outcomes: tuple[Outcome, ...]
+    doubts: tuple[Doubt, ...]
+    failures: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """Return `error` (the run itself failed), `failed`, `passed`, or `no checks`."""
+        if self.failures:
+            return "error"
+        if not self.outcomes:
+            return "no checks"
+        return "passed" if all(o.passed for o in self.outcomes) else "failed"
+
+
+def report(path: Path) -> Report:
+    """Derive metrics, verdict and JUnit from a results folder and write them into it."""
+    folder = Folder(path)
+    manifest = folder.json("manifest.json")
+    run = folder.json("run.json") if (path / "run.json").exists() else {"monotonic": 0.0, "failures": ["the run did not end"]}
+    topology = _topology(folder, manifest)
+    net = network(topology)
+    metrics: dict[str, Measured] = {}
+    failures = list(run["failures"])
+    for name, work in topology.workloads.items():
+        failures += filter(None, [work.workload().failure(name, path)])
+        for key, value in work.workload().read(name, path).items():
+            metrics[f"{name}.{key}"] = value
+    origin = float(run["monotonic"])
+    samples = {name: list(folder.lines(f"{name}/samples.jsonl")) for name in topology.nodes}
+    for name, rows in samples.items():
+        metrics |= _interfaces(name, rows, origin) | _mptcp(net, name, rows, origin)
+    metrics |= _captures(folder, topology)
+    machine = list(folder.lines("machine.jsonl"))
+    metrics |= _machine(machine, origin)
+    outcomes = tuple(_judge(check, metrics) for check in topology.checks)
+    doubts = tuple(_doubts(topology, metrics, folder))
+    found = Report(path, topology, metrics, outcomes, doubts, tuple(failures))
+    _write(folder, found)
+    return found
+
+
+def _topology(folder: Folder, manifest: dict[str, Any]) -> Topology:
+    base = folder.path / "topology.yaml"
+    experiment = folder.path / "experiment.yaml"
+    settings = tuple(manifest["settings"])
+    if experiment.exists():
+        return read(experiment, settings, base).cases[0].topology
+    return read(base, settings).cases[0].topology
+
+
+def _interfaces(node: str, rows: list[dict[str, Any]], origin: float) -> dict[str, Measured]:
+    """Return counters since t = 0 of every interface, and the rates between samples."""
+    found: dict[str, Measured] = {}
+    during = _since(rows, origin)
+    if not during:
+        return found
+    for ifname, first in during[0]["interfaces"].items():
+        seen = [(r["t"] - origin, r["interfaces"][ifname]) for r in during if ifname in r["interfaces"]]
+        for counter in first:
+            series = tuple((t, float(c[counter] - first[counter])) for t, c in seen)
+            unit = counter.partition("_")[2].rstrip("s")
+            found[f"{node}.{ifname}.{counter}"] = Measured(series[-1][1], unit, series)
+        for counter, rate in _RATES:
+            total = found[f"{node}.{ifname}.{counter}"].series
+            pace = tuple((b[0], (b[1] - a[1]) * 8e-6 / (b[0] - a[0])) for a, b in pairwise(total) if b[0] > a[0])
+            if pace:
+                found[f"{node}.{ifname}.{rate}"] = Measured(max(v for _, v in pace), "Mbit/s", pace, "the highest between two samples")
+        for field in ("drops", "overlimits"):
+            sums = [(r["t"] - origin, float(sum(q[field] for q in r["qdiscs"] if q["dev"] == ifname))) for r in during]
+            if any(q["dev"] == ifname for r in during for q in r["qdiscs"]):
+                series = tuple((t, v - sums[0][1]) for t, v in sums)
+                found[f"{node}.{ifname}.qdisc_{field}"] = Measured(series[-1][1], "packet", series)
+    return found
+
+
+def _since(rows: list[dict[str, Any]], origin: float) -> list[dict[str, Any]]:
+    """Return the samples of the run, beginning with the last before t = 0."""
+    before = [r for r in rows if r["t"] <= origin]
+    return before[-1:] + [r for r in rows if r["t"] > origin]
+
+
+def _mptcp(net: Network, node: str, rows: list[dict[str, Any]], origin: float) -> dict[str, Measured]:
+    """Return MPTCP counters, subflows of a connection at once, and bytes by the interface of a subflow's address."""
+    during = _since(rows, origin)
+    if not during or "mib" not in during[0]:
+        return {}
+    found = {}
+    for counter, first in during[0]["mib"].items():
+        gauge = counter == "MPCurrEstab"
+        series = tuple((r["t"] - origin, float(r["mib"][counter] - (0 if gauge else first))) for r in during)
+        value = max(v for _, v in series) if gauge else series[-1][1]
+        found[f"{node}.mptcp.{counter}"] = Measured(value, "connection" if gauge else "count", series)
+    counts = [(r["t"] - origin, _most(r["subflows"])) for r in during]
+    found[f"{node}.mptcp.subflows"] = Measured(max(c for _, c in counts), "subflow", tuple(counts), "most of one connection at once")
+    owner = {h: i.name for i in net.interfaces[node] for h in i.hosts()}
+    latest: dict[tuple[Any, ...], dict[str, Any]] = {}
+    series_of: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    rtts: dict[str, list[float]] = {}
+    for row in during:
+        for s in row["subflows"]:
+            latest[s["token"], s["local"], s["local_port"], s["remote"], s["remote_port"]] = s
+            if s["rtt_ms"]:
+                rtts.setdefault(owner.get(s["local"], s["local"]), []).append(s["rtt_ms"])
+        for ifname in dict.fromkeys(owner.values()):
+            mine = [s for s in latest.values() if owner.get(s["local"]) == ifname]
+            for field in ("bytes_sent", "bytes_acked", "bytes_received", "retransmits"):
+                total = float(sum(s[field] for s in mine))
+                series_of.setdefault((ifname, field), []).append((row["t"] - origin, total))
+    for (ifname, field), values in series_of.items():
+        unit = "segment" if field == "retransmits" else "byte"
+        found[f"{node}.subflow.{ifname}.{field}"] = Measured(values[-1][1], unit, tuple(values), "payload" if unit == "byte" else "")
+    for ifname, times in rtts.items():
+        found[f"{node}.subflow.{ifname}.rtt_p50_ms"] = Measured(percentile(times, 0.5), "ms")
+    return found
+
+
+def _most(subflows: list[dict[str, Any]]) -> float:
+    tokens = [s["token"] for s in subflows if s["state"] != "SYN_SENT"]
+    return float(max((tokens.count(t) for t in set(tokens)), default=0))
+
+
+def _captures(folder: Folder, topology: Topology) -> dict[str, Measured]:
+    found = {}
+    for node in topology.nodes:
+        for log in sorted((folder.path / node).glob("*.dumpcap.log")):
+            if (said := _CAPTURED.search(log.read_text(errors="replace"))) is not None:
+                found[f"{node}.{said['dev']}.captured_packets"] = Measured(float(said["got"]), "packet")
+                found[f"{node}.{said['dev']}.capture_drops"] = Measured(float(said["lost"]), "packet")
+    return found
+
+
+def _machine(rows: list[dict[str, Any]], origin: float) -> dict[str, Measured]:
+    during = [r for r in rows if r["t"] > origin]
+    if not during:
+        return {}
+    # A single tick is too short to say anything of CPU use: take the busiest second.
+    cpu = [(r["t"] - origin, 100 * r["cpu"]) for r in during]
+    seconds: dict[int, list[float]] = {}
+    for t, v in cpu:
+        seconds.setdefault(int(t), []).append(v)
+    means = [sum(v) / len(v) for v in seconds.values()]
+    return {
+        "machine.cpu_max_pct": Measured(max(means), "%", tuple(cpu), "busiest second, all CPUs"),
+        "machine.cpu_mean_pct": Measured(sum(v for _, v in cpu) / len(cpu), "%"),
+        "machine.steal_pct": Measured(100 * max(r["steal"] for r in during), "%"),
+    }
+
+
+def _judge(check: Check, metrics: dict[str, Measured]) -> Outcome:
+    name = check.metric + (f" / {check.divide_by}" if check.divide_by else "") + (f" at {check.at:g} s" if check.at is not None else "")
+    bounds = (("=", check.equals), (">=", check.min), ("<=", check.max))
+    expected = " and ".join(f"{sign} {value:g}" for sign, value in bounds if value is not None)
+    expected = expected or ("present" if check.present else "absent")
+    if check.present is False:
+        there = check.metric in metrics
+        return Outcome(name, expected, metrics[check.metric].value if there else None, "", not there, "it is there" if there else "")
+    value, unit, why = _value(check.metric, check.at, metrics)
+    if value is not None and check.divide_by is not None:
+        other, _, why = _value(check.divide_by, check.at, metrics)
+        value, unit = (value / other if other else None, "") if other is not None else (None, "")
+        why = why or ("" if value is not None else f"{check.divide_by} is 0")
+    if value is None:
+        return Outcome(name, expected, None, unit, False, why)
+    low = check.min is None or value >= check.min
+    high = check.max is None or value <= check.max
+    same = check.equals is None or value == check.equals
+    return Outcome(name, expected, value, unit, low and high and same)
+
+
+def _value(name: str, at: float | None, metrics: dict[str, Measured]) -> tuple[float | None, str, str]:
+    if name not in metrics:
+        what = "unsupported: this kernel has no such counter" if ".mptcp." in name else "it was not measured"
+        return None, "", f"{name}: {what}"
+    metric = metrics[name]
+    if at is None:
+        return metric.value, metric.unit, ""
+    before = [v for t, v in metric.series if t <= at]
+    if not before:
+        return None, metric.unit, f"{name}: no sample at or before {at:g} s"
+    return before[-1], metric.unit, ""
+
+
+def _doubts(topology: Topology, metrics: dict[str, Measured], folder: Folder) -> Iterable[Doubt]:
+    cpu = metrics.get("machine.cpu_max_pct")
+    if cpu is not None and cpu.value > BUSY:
+        yield Doubt("every rate and delay", f"the CPUs were {cpu.value:.0f} % busy in the busiest second")
+    for name, metric in metrics.items():
+        if name.endswith(".capture_drops") and metric.value:
+            yield Doubt(f"the capture of {name.removesuffix('.capture_drops')}", f"{metric.value:.0f} packets were not captured")
+    shaped = _shaped(topology)
+    for name, metric in metrics.items():
+        where, _, what = name.rpartition(".")
+        if what in ("qdisc_drops", "rx_dropped", "tx_dropped") and metric.value and tuple(where.split(".", 1)) not in shaped:
+            yield Doubt(f"flows through {where}", f"{metric.value:.0f} packets dropped ({what}) where no shaping was asked for")
+    log = folder.path / "dmesg.log"
+    rows = log.read_text(errors="replace").splitlines() if log.exists() else []
+    for row in rows:
+        if "WARNING:" in row or "BUG:" in row or "Oops" in row:
+            yield Doubt("everything", f"the kernel says: {row}")
+
+
+def _shaped(topology: Topology) -> set[tuple[str, ...]]:
+    """Return the interfaces at which drops are part of what was asked for: a rate, a loss, a queue limit."""
+    changing = {e.link for e in topology.events if e.set is not None or e.down is not None}
+    found = set()
+    for link in topology.links:
+        ways = (link.shape("forward"), link.shape("reverse"))
+        lossy = any(w.rate or w.loss or w.queue or w.limit for w in ways)
+        if lossy or link.name in changing or changing & set(link.ends):
+            found |= {tuple(end.split(":", 1)) for end in link.ends}
+    return found
+
+
+def _write(folder: Folder, found: Report) -> None:
+    results.write(folder, "metrics.json", {name: m.plain() for name, m in found.metrics.items()})
+    verdict = {
+        "verdict": found.verdict,
+        "checks": [asdict(o) for o in found.outcomes],
+        "validity": [asdict(d) for d in found.doubts],
+        "failures": list(found.failures),
+    }
+    results.write(folder, "verdict.json", verdict)
+    suite = ElementTree.Element("testsuite", name=found.topology.name, tests=str(len(found.outcomes) + len(found.failures)))
+    suite.set("failures", str(sum(not o.passed for o in found.outcomes)))
+    suite.set("errors", str(len(found.failures)))
+    for o in found.outcomes:
+        case = ElementTree.SubElement(suite, "testcase", classname=found.topology.name, name=f"{o.metric} {o.expected}")
+        if not o.passed:
+            text = o.why or f"it is {o.value:g} {o.unit}".strip()
+            ElementTree.SubElement(case, "failure", message=text)
+    for n, failure in enumerate(found.failures):
+        case = ElementTree.SubElement(suite, "testcase", classname=found.topology.name, name=f"run {n + 1}")
+        ElementTree.SubElement(case, "error", message=failure.splitlines()[0]).text = failure
+    ElementTree.indent(suite)
+    (folder.path / "junit.xml").write_bytes(ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True))

@@ -1,0 +1,131 @@
+"""Layout of one results folder: the contract between a run and its report."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from testbed import __version__
+from testbed.errors import InputError, LabError, Problem
+
+DERIVED = ("metrics.json", "verdict.json", "junit.xml")
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """One run's folder."""
+
+    path: Path
+
+    def json(self, name: str) -> Any:
+        """Return a file's content; InputError when it is not there or broken."""
+        try:
+            return json.loads((self.path / name).read_text())
+        except FileNotFoundError as e:
+            raise InputError(Problem(f"is no results folder: it has no {name}", str(self.path))) from e
+        except ValueError as e:
+            raise InputError(Problem(f"{name} is broken: {e}", str(self.path))) from e
+
+    def lines(self, name: str) -> Iterator[Any]:
+        """Yield the lines of a .jsonl file; a last line that a killed process left unfinished is left out."""
+        path = self.path / name
+        if path.exists():
+            with path.open() as file:
+                for line in file:
+                    if line.endswith("\n"):
+                        yield json.loads(line)
+
+
+def create(root: Path, name: str, label: str, texts: Mapping[str, str], plan: str) -> Folder:
+    """Make `<root>/<name>/<time>[-label]` with the verbatim inputs and what is intended; LabError when it can't be."""
+    stamp = time.strftime("%Y%m%dT%H%M%S") + (f"-{label}" if label else "")
+    try:
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for n in range(1000):
+            path = root / name / (stamp + (f".{n}" if n else ""))
+            try:
+                path.mkdir()
+                break
+            except FileExistsError:
+                continue
+        for file, text in {**texts, "plan.txt": plan}.items():
+            (path / file).write_text(text)
+    except OSError as e:
+        raise LabError(f"the results can't be written: {e.filename}: {e.strerror}") from e
+    return Folder(path)
+
+
+def write(folder: Folder, name: str, content: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    try:
+        whole = folder.path / f".{name}"
+        whole.write_text(json.dumps(content, indent=1) + "\n")
+        whole.rename(folder.path / name)
+    except OSError as e:
+        raise LabError(f"the results can't be written: {folder.path / name}: {e.strerror}") from e
+
+
+def manifest(settings: tuple[str, ...], seed: int, case: str, **more: Any) -> dict[str, Any]:
+    """Return what a run's circumstances are; the caller adds tool versions and times."""
+    system = platform.uname()
+    return {
+        "testbed": __version__,
+        "python": platform.python_version(),
+        "kernel": {"release": system.release, "version": system.version, "architecture": system.machine},
+        "host": {"cpus": os.cpu_count(), "user": "root" if os.geteuid() == 0 else "user"},
+        "machine": "here",
+        "accelerator": None,
+        "settings": list(settings),
+        "case": case,
+        "seed": seed,
+        **more,
+    }
+
+
+def point_latest(folder: Folder) -> None:
+    """Let `latest` beside a run's folder point to it, in one step."""
+    link = folder.path.parent / f".latest.{os.getpid()}"
+    with suppress(FileNotFoundError):
+        link.unlink()
+    link.symlink_to(folder.path.name)
+    link.rename(folder.path.parent / "latest")
+
+
+@contextmanager
+def kernel_log(folder: Folder) -> Iterator[None]:
+    """Keep what the kernel says meanwhile in dmesg.log (dev-kmsg(4)); says why where that is not allowed."""
+    out = folder.path / "dmesg.log"
+    try:
+        fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as e:
+        out.write_text(f"/dev/kmsg can't be read: {e.strerror}\n")
+        yield
+        return
+    try:
+        os.lseek(fd, 0, os.SEEK_END)
+        yield
+        with out.open("w") as file:
+            for record in _records(fd):
+                head, _, message = record.partition(";")
+                file.write(f"[{int(head.split(',')[2]) / 1e6:.6f}] {message.splitlines()[0] if message else ''}\n")
+    finally:
+        os.close(fd)
+
+
+def _records(fd: int) -> Iterator[str]:
+    while True:
+        try:
+            yield os.read(fd, 8192).decode(errors="replace")
+        except BlockingIOError:
+            return
+        except OSError as e:
+            if e.errno != errno.EPIPE:  # EPIPE: the ring overwrote some; the next read goes on behind them
+                raise

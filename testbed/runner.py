@@ -1,0 +1,60 @@
+"""One case of an experiment from beginning to end: folder, lab, run, end of the lab, report."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from testbed import results, schedule
+from testbed.control import RunningLab, Say
+from testbed.errors import TestbedError
+from testbed.experiment import Case, Experiment
+from testbed.machines import here
+from testbed.plan import plan
+from testbed.report import Report, report
+from testbed.results import Folder
+from testbed.start import up
+
+
+def run(experiment: Experiment, case: Case, root: Path, overrides: tuple[str, ...], name: str, say: Say) -> Report:
+    """Run a case in a lab of its own and return its report; the lab is gone afterwards, whatever happened.
+
+    Raise what `up` raises; a workload or a step that failed during the run is in the report, as verdict `error`.
+    """
+    planned = plan(case.topology)
+    steps = schedule.run_steps(planned, sys.executable)
+    needed = schedule.requires(planned)
+    here.require(needed)  # before a folder is made
+    text = f"{planned}\n# run\n" + "".join(f"{s}\n" for s in steps)
+    folder = results.create(root.resolve(), case.topology.name, case.label, experiment.texts, text)
+    began = time.time()
+    facts = {
+        "tools": here.versions(needed),
+        "git": here.commit(experiment.path.parent),
+        "arguments": sys.argv[1:],
+        "began": began,
+    }
+    settings = (*overrides, *case.settings)
+    results.write(folder, "manifest.json", results.manifest(settings, experiment.seed, case.label, **facts))
+    with results.kernel_log(folder):
+        lab = up(planned, name, say=say, folder=folder.path, requires=needed, about={"run": str(folder.path)})
+        _play(lab, steps, folder, say)
+    facts |= {"ended": time.time()}
+    results.write(folder, "manifest.json", results.manifest(settings, experiment.seed, case.label, **facts))
+    found = report(folder.path)
+    results.point_latest(folder)
+    return found
+
+
+def _play(lab: RunningLab, steps: tuple[schedule.Step, ...], folder: Folder, say: Say) -> None:
+    try:
+        lab.ask("run", steps, str(folder.path), say=say)
+    except TestbedError:
+        # The report of what there is; then the error itself, which says more than a verdict.
+        lab.down()
+        raise
+    except BaseException:
+        lab.connection.close()  # Ctrl-C: the sandbox dies with its owner's connection
+        raise
+    lab.down()

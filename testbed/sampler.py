@@ -1,0 +1,131 @@
+"""A process inside a lab that reads every node's counters at a steady interval, until SIGTERM; then once more.
+
+One line of JSON a node and tick: `t` is CLOCK_MONOTONIC and `time` CLOCK_REALTIME, in seconds. Every socket
+and /proc file is opened once, inside its namespace, so that a tick enters none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from testbed import linux, netlink, wire
+from testbed.mptcp.diag import subflows
+
+_RTM_GETLINK, _RTM_GETQDISC = 18, 38
+_STATS = struct.Struct("=8Q")  # the head of struct rtnl_link_stats64 (if_link.h)
+_COUNTERS = ("rx_packets", "tx_packets", "rx_bytes", "tx_bytes", "rx_errors", "tx_errors", "rx_dropped", "tx_dropped")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What is read of one node, and where it goes."""
+
+    route: socket.socket
+    diag: socket.socket | None
+    netstat: int
+    out: TextIO
+
+
+def main(config: str) -> None:
+    """Sample until SIGTERM; `config` is the JSON file {"every": seconds, "nodes": {name: has MPTCP}}."""
+    asked = json.loads(Path(config).read_text())
+    ended, end = os.pipe2(os.O_NONBLOCK)
+    signal.set_wakeup_fd(end)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    nodes = [_open(name, mptcp) for name, mptcp in asked["nodes"].items()]
+    with Path("machine.jsonl").open("a") as machine:
+        before = _cpu()
+        due = time.monotonic()
+        while True:
+            moment = {"t": time.monotonic(), "time": time.time()}
+            for node in nodes:
+                node.out.write(json.dumps(moment | _sample(node)) + "\n")
+                node.out.flush()
+            now = _cpu()
+            machine.write(json.dumps(moment | _usage(before, now)) + "\n")
+            machine.flush()
+            before = now
+            due = max(due + asked["every"], time.monotonic())
+            if select.select([ended], [], [], max(0.0, due - time.monotonic()))[0]:
+                break
+        moment = {"t": time.monotonic(), "time": time.time()}
+        for node in nodes:
+            node.out.write(json.dumps(moment | _sample(node)) + "\n")
+            node.out.close()
+        machine.write(json.dumps(moment | _usage(before, _cpu())) + "\n")
+
+
+def _open(name: str, mptcp: bool) -> Node:
+    fd = os.open(f"/run/netns/{name}", os.O_RDONLY)
+    linux.setns(fd, linux.CLONE_NEWNET)
+    os.close(fd)
+    Path(name).mkdir(exist_ok=True)
+    out = Path(name, "samples.jsonl").open("a")
+    diag = netlink.connect(wire.NETLINK_SOCK_DIAG) if mptcp else None
+    # /proc/self/net/netstat belongs to the namespace that it was opened in.
+    netstat = os.open("/proc/self/net/netstat", os.O_RDONLY)
+    return Node(netlink.connect(wire.NETLINK_ROUTE), diag, netstat, out)
+
+
+def _sample(node: Node) -> dict[str, Any]:
+    names, counters = {}, {}
+    for entry in netlink.dump(node.route, _RTM_GETLINK, bytes(16)):
+        (index,) = struct.unpack_from("=i", entry, 4)
+        found = wire.attributes(entry, 16)
+        names[index] = found[3].rstrip(b"\0").decode()  # IFLA_IFNAME
+        if names[index] != "lo":
+            counters[names[index]] = dict(zip(_COUNTERS, _STATS.unpack_from(found[23]), strict=True))  # IFLA_STATS64
+    sample: dict[str, Any] = {"interfaces": counters, "qdiscs": _qdiscs(node.route, names)}
+    if node.diag is not None:
+        sample["mib"] = mib(os.pread(node.netstat, 65536, 0).decode())
+        sample["subflows"] = [asdict(s) for s in subflows(node.diag)]
+    return sample
+
+
+def _qdiscs(route: socket.socket, names: dict[int, str]) -> list[dict[str, Any]]:
+    found = []
+    for entry in netlink.dump(route, _RTM_GETQDISC, bytes(20)):
+        index, handle, parent = struct.unpack_from("=iII", entry, 4)
+        fields = wire.attributes(entry, 20)
+        kind = fields[1].rstrip(b"\0").decode()  # TCA_KIND
+        if kind == "noqueue" or 7 not in fields:
+            continue
+        stats = wire.attributes(fields[7])  # TCA_STATS2: TCA_STATS_BASIC 1, TCA_STATS_QUEUE 3
+        size, packets = struct.unpack_from("=QI", stats[1])
+        qlen, backlog, drops, _, overlimits = struct.unpack_from("=5I", stats[3])
+        row = {"dev": names.get(index, str(index)), "kind": kind, "handle": f"{handle >> 16:x}:", "parent": f"{parent:x}"}
+        row |= {"bytes": size, "packets": packets, "qlen": qlen, "backlog": backlog, "drops": drops, "overlimits": overlimits}
+        found.append(row)
+    return found
+
+
+def mib(netstat: str) -> dict[str, int]:
+    """Return the MPTCP counters that this kernel has, from /proc/net/netstat: names come and go between kernels."""
+    rows = [row.split() for row in netstat.splitlines() if row.startswith("MPTcpExt:")]
+    return dict(zip(rows[0][1:], map(int, rows[1][1:]), strict=True)) if len(rows) == 2 else {}
+
+
+def _cpu() -> list[int]:
+    with open("/proc/stat") as file:
+        return [int(word) for word in file.readline().split()[1:]]
+
+
+def _usage(before: list[int], now: list[int]) -> dict[str, float]:
+    """Return the shares of all CPUs since the last tick: idle and iowait (fields 4, 5) are not busy, steal (8) is."""
+    spent = [b - a for a, b in zip(before, now, strict=True)][:8]
+    total = sum(spent) or 1
+    return {"cpu": 1 - (spent[3] + spent[4]) / total, "steal": spent[7] / total}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

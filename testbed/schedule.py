@@ -1,0 +1,166 @@
+"""What a run does in a lab that is up: captures, samples, servers, then workloads and events on one clock (pure)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from testbed import features
+from testbed.addressing import Network, end_of
+from testbed.consistency import captured, link_index
+from testbed.drivers import tc
+from testbed.drivers.facts import Capturing, FileHas
+from testbed.drivers.link import LinkSet
+from testbed.drivers.mptcp import EndpointAdd, EndpointFlags
+from testbed.drivers.route import RouteAdd
+from testbed.drivers.sysctl import SysctlSet
+from testbed.features import Feature
+from testbed.nodes.mptcp import Mptcp, addresses, planned
+from testbed.plan import Plan, link_addresses
+from testbed.steps import LAB, Configure, Delete, Run, Spawn, Step, Wait, Write
+from testbed.topology import Event, Link, Shaping
+from testbed.workloads.place import Task
+
+_FIRST_PORT = 5201  # iperf3(1)
+_SIGINT = 2
+
+
+def requires(plan: Plan) -> tuple[Feature, ...]:
+    """Return the features that a run needs beyond its lab."""
+    found = [f for w in plan.topology.workloads.values() for f in w.workload().requires()]
+    found += [features.DUMPCAP] if plan.topology.capture else []
+    return tuple(dict.fromkeys(found))
+
+
+def run_steps(plan: Plan, python: str = "python3") -> tuple[Step, ...]:
+    """Return the steps of a run; `python` runs the sampler."""
+    return (*_sampler(plan, python), *_captures(plan), *_workloads(plan), *_events(plan))
+
+
+def _sampler(plan: Plan, python: str) -> Iterator[Step]:
+    nodes = {name: node.mptcp is not None for name, node in plan.topology.nodes.items()}
+    asked = {"every": plan.topology.samples.every, "nodes": nodes}
+    yield Write("sampler.json", json.dumps(asked) + "\n")
+    yield Spawn(LAB, "sampler", (python, "-m", "testbed.sampler", "sampler.json"))
+    yield Wait(LAB, FileHas("machine.jsonl"), process="sampler")
+
+
+def _captures(plan: Plan) -> Iterator[Step]:
+    seen = set()
+    for capture in plan.topology.capture:
+        for node, ifname in captured(plan.network, capture.interfaces):
+            if (node, ifname) in seen:
+                continue
+            seen.add((node, ifname))
+            # 20 ms instead of 100 between looks at the ring, so that its last packets are on disk when it is stopped.
+            words = ["dumpcap", "-q", "-i", ifname, "-w", f"{node}/{ifname}.pcapng", "--update-interval", "20", "-B", "16"]
+            words += ["-s", str(capture.snaplen)] if capture.snaplen is not None else []
+            words += ["-f", capture.filter] if capture.filter is not None else []
+            yield Spawn(node, f"{ifname}.dumpcap", tuple(words), stop=_SIGINT)
+            yield Wait(node, Capturing(ifname), process=f"{ifname}.dumpcap")
+
+
+def _workloads(plan: Plan) -> Iterator[Step]:
+    for n, (name, work) in enumerate(plan.topology.workloads.items()):
+        task = Task(name, _FIRST_PORT + n, lambda source, target, family: reach(plan.network, source, target, family))
+        yield from work.workload().servers(task)
+        yield from work.workload().clients(task)
+
+
+def reach(net: Network, source: str, target: str, family: int | None) -> str:
+    """Return the address of `target` (a node, or node:interface) that is nearest to `source`."""
+    node, _, ifname = target.partition(":")
+    near = {i.segment for i in net.interfaces[source] if not i.port}
+    for version in (family,) if family else net.families:
+        if not net.address(source, version):
+            continue
+        mine = [i for i in net.interfaces[node] if i.host(version) and (not ifname or i.name == ifname)]
+        for interface in sorted(mine, key=lambda i: i.segment not in near):
+            return interface.host(version)
+    return ""
+
+
+def _events(plan: Plan) -> Iterator[Step]:
+    for event in plan.topology.events:
+        if event.link is not None:
+            n = link_index(plan.topology, event.link)
+            assert n is not None
+            yield from _link_event(plan, n, event)
+        else:
+            yield from _node_event(plan, event)
+
+
+def _link_event(plan: Plan, n: int, event: Event) -> Iterator[Step]:
+    link = plan.topology.links[n]
+    ends = [end_of(text) for text in link.ends]
+    if event.down is not None:
+        for node, ifname in ends:
+            yield Configure(node, LinkSet(ifname, up=not event.down), event.at)
+        if not event.down:
+            yield from _restored(plan, n, ends, event.at)
+        return
+    assert event.set is not None
+    # What earlier events of this link set stays: an event changes what it names and nothing else.
+    sets = [e for e in plan.topology.events if e.set and e.link and link_index(plan.topology, e.link) == n and e.at <= event.at]
+    changed = link
+    for earlier in sorted(sets, key=lambda e: e.at):
+        assert earlier.set is not None
+        changed = _laid(changed, earlier.set)
+    for way, (node, ifname) in zip(("forward", "reverse"), ends, strict=True):
+        for qdisc in tc.shape(ifname, changed.shape(way)):  # type: ignore[arg-type]
+            yield Configure(node, qdisc, event.at)
+        if event.set.mtu is not None:
+            yield Configure(node, LinkSet(ifname, mtu=event.set.mtu), event.at)
+
+
+def _laid(link: Link, over: Shaping) -> Link:
+    """Return a link with the values that an event states, for each direction what it says of it."""
+    update: dict[str, object] = {}
+    for name in over.model_fields_set:
+        value = getattr(over, name)
+        if name in ("forward", "reverse"):
+            own = getattr(link, name)
+            stated = {k: getattr(value, k) for k in value.model_fields_set}
+            value = value if own is None else own.model_copy(update=stated)
+        update[name] = value
+    # A value for both directions overrides what one direction said before.
+    both = {k for k in update if k not in ("forward", "reverse")}
+    for way in ("forward", "reverse"):
+        own = update.get(way, getattr(link, way))
+        if own is not None and way not in update:
+            update[way] = own.model_copy(update=dict.fromkeys(both & set(type(own).model_fields)))
+    return link.model_copy(update=update)
+
+
+def _restored(plan: Plan, n: int, ends: list[tuple[str, str]], at: float) -> Iterator[Step]:
+    """Yield again what the kernel drops when a link goes down: routes by it, and IPv6 addresses on it."""
+    for node, ifname in ends:
+        for step in link_addresses(plan.network, node, ifname):
+            yield Configure(node, step, at)
+    for step in plan.steps:
+        if isinstance(step, Configure) and isinstance(step.request, RouteAdd) and (step.node, step.request.dev) in ends:
+            yield Configure(step.node, step.request, at)
+
+
+def _node_event(plan: Plan, event: Event) -> Iterator[Step]:
+    assert event.node is not None
+    if event.command is not None:
+        yield Run(event.node, event.command, at=event.at)
+    for key, value in (event.sysctl or {}).items():
+        yield Configure(event.node, SysctlSet(key, str(value)), event.at)
+    if event.endpoint is None:
+        return
+    here = plan.network.place(event.node)
+    role = plan.topology.nodes[event.node].mptcp or Mptcp()
+    known = {e.address: e for e in planned(role, here)}
+    free = iter(range(100, 255))  # beyond every id that the plan gives
+    for address, dev in addresses(event.endpoint, here):
+        planned_id = known[address].id if address in known else next(free)
+        endpoint = EndpointAdd(address, planned_id, event.endpoint.flags, dev, event.endpoint.port or 0)
+        match event.action:
+            case "add":
+                yield Configure(event.node, endpoint, event.at)
+            case "remove":
+                yield Configure(event.node, Delete(endpoint), event.at)
+            case "set":
+                yield Configure(event.node, EndpointFlags(endpoint), event.at)

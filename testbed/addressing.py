@@ -234,11 +234,14 @@ def routes(net: Network, table: dict[int, list[Hop]], version: int) -> Iterator[
     yield from _summary(net, ways, version, MAIN)
 
 
-def source_routes(net: Network, node: str, table: dict[int, list[Hop]]) -> Iterator[RuleAdd | RouteAdd]:
+def source_routes(net: Network, node: str, table: dict[int, list[Hop]], joins: frozenset[str]) -> Iterator[RuleAdd | RouteAdd]:
     """Yield, for an MPTCP host, one table an address, so that a subflow leaves by the interface of its address.
 
-    Without a router on the link the only other host there is the way to everything: it may own the address
-    that a subflow is joined to (RFC 8684 section 3.2).
+    `joins` are the addresses that open subflows. They reach everything by their own interface, also what another
+    interface is connected to: the peer's first address, to which a subflow is joined (RFC 8684 section 3.2), is
+    on the first path, and the join must not take that. The other addresses answer, by the interface that the
+    destination is connected to, so that both directions of a subflow take one path. Without a router on the link
+    the only other host there is the way to everything.
     """
     own = [i for i in net.interfaces[node] if i.addresses and not i.port]
     if len(own) < 2:
@@ -246,17 +249,19 @@ def source_routes(net: Network, node: str, table: dict[int, list[Hop]]) -> Itera
     for n, interface in enumerate(own):
         number = _FIRST_TABLE + n
         for version in net.families:
-            for host in (h for h in interface.hosts() if (":" in h) == (version == 6)):
+            hosts = [h for h in interface.hosts() if (":" in h) == (version == 6)]
+            for host in hosts:
                 yield RuleAdd(host, number)
-            if not (connected := interface.network(version)):
-                continue
-            yield RouteAdd(connected, interface.name, table=number)
+            connected = [interface] if joins & set(hosts) else [interface, *(i for i in own if i != interface)]
+            for i in connected:
+                if hosts and i.network(version):
+                    yield RouteAdd(i.network(version), i.name, table=number)
             ways = {s: hop for s, found in table.items() for hop in found if hop.interface == interface}
             ways = {s: hop for s, hop in ways.items() if _gateway(net, hop, version)}
             others = [m for m in net.segments[interface.segment] if m.node != node and m.host(version)]
-            if ways:
+            if ways and hosts:
                 yield from _summary(net, ways, version, number)
-            elif len(others) == 1:
+            elif len(others) == 1 and hosts:
                 yield RouteAdd("default", interface.name, others[0].host(version), number)
 
 

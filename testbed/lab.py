@@ -285,6 +285,21 @@ def stop(processes: Sequence[Process], patience: float = 3.0) -> Waiting:
             yield max(0.0, deadline - time.monotonic())
 
 
+def drain(lab: Lab, processes: Sequence[Process], quiet: float = 0.35, patience: float = 5.0) -> Waiting:
+    """Wait until the files that are being drained into have not grown for `quiet` seconds.
+
+    The kernel hands a packet ring's last block over after at most 250 ms, dumpcap's read timeout; what is still
+    in the ring when dumpcap is stopped is lost.
+    """
+    paths = [lab.folder / p.step.drain for p in processes if p.step and p.step.drain and p.status is None]
+    began = changed = time.monotonic()
+    sizes: list[int] = []
+    while paths and (now := time.monotonic()) < min(changed + quiet, began + patience):
+        if (found := [path.stat().st_size for path in paths]) != sizes:
+            sizes, changed = found, now
+        yield 0.05
+
+
 def kill(process: Process, number: int) -> None:
     """Signal a process's whole group."""
     with suppress(ProcessLookupError):

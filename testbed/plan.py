@@ -12,6 +12,7 @@ from testbed.drivers.link import AddressAdd, AutoAddressOff, BridgeAdd, LinkSet,
 from testbed.drivers.route import RouteAdd
 from testbed.drivers.sysctl import SysctlSet
 from testbed.features import Feature
+from testbed.nodes.mptcp import planned
 from testbed.nodes.place import Interface
 from testbed.steps import LAB, Configure, Run, Step, Wait
 from testbed.topology import Link, Topology
@@ -175,10 +176,12 @@ def _routes(net: Network) -> Iterator[Step]:
                 yield Configure(name, RouteAdd(route.to, dev, route.via))
         elif static:
             for version in net.families:
-                for planned in addressing.routes(net, ways.get(name, {}), version):
-                    yield Configure(name, planned)
+                for route_add in addressing.routes(net, ways.get(name, {}), version):
+                    yield Configure(name, route_add)
         if node.mptcp is not None and static:
-            for request in addressing.source_routes(net, name, ways.get(name, {})):
+            found = planned(node.mptcp, net.place(name))
+            joins = frozenset(e.address for e in found if {"subflow", "fullmesh"} & set(e.flags))
+            for request in addressing.source_routes(net, name, ways.get(name, {}), joins):
                 yield Configure(name, request)
 
 

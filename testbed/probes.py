@@ -31,10 +31,13 @@ def holds(probe: Probe, here: Namespace, home: int, folder: Path) -> str:
             case Listening(port):
                 ports = {row.split()[1].rpartition(":")[2] for row in _sockets() if row.split()[3] == _LISTEN}
                 return "" if f"{port:04X}" in ports else f"no listener on {port}"
-            case Capturing(ifname):
+            case Capturing(ifname, log):
+                # Fields: sk RefCnt Type Proto Iface R(unning); until it runs for ETH_P_ALL it is still being set up.
                 rows = [row.split() for row in Path("/proc/self/net/packet").read_text().splitlines()[1:]]
-                index = str(here.index(ifname))
-                return "" if any(r[4] == index and r[5] == "1" for r in rows) else f"no packet socket on {ifname}"
+                if not any(r[3:6] == ["0003", str(here.index(ifname)), "1"] for r in rows):
+                    return f"no packet socket on {ifname}"
+                path = folder / log
+                return "" if path.exists() and "File:" in path.read_text() else "dumpcap has not opened its file"
             case mptcp.PathManagerHas(limits, endpoints):
                 return _path_manager(limits, endpoints)
     raise LabError(f"no way to observe: {probe}")

@@ -52,12 +52,12 @@ def _captures(plan: Plan) -> Iterator[Step]:
             if (node, ifname) in seen:
                 continue
             seen.add((node, ifname))
-            # 20 ms instead of 100 between looks at the ring, so that its last packets are on disk when it is stopped.
-            words = ["dumpcap", "-q", "-i", ifname, "-w", f"{node}/{ifname}.pcapng", "--update-interval", "20", "-B", "16"]
+            name, file = f"{ifname}.dumpcap", f"{node}/{ifname}.pcapng"
+            words = ["dumpcap", "-q", "-i", ifname, "-w", file, "-B", "16"]
             words += ["-s", str(capture.snaplen)] if capture.snaplen is not None else []
             words += ["-f", capture.filter] if capture.filter is not None else []
-            yield Spawn(node, f"{ifname}.dumpcap", tuple(words), stop=_SIGINT)
-            yield Wait(node, Capturing(ifname), process=f"{ifname}.dumpcap")
+            yield Spawn(node, name, tuple(words), stop=_SIGINT, drain=file)
+            yield Wait(node, Capturing(ifname, f"{node}/{name}.log"), process=name)
 
 
 def _workloads(plan: Plan) -> Iterator[Step]:

@@ -91,6 +91,7 @@ class Spawn:
 
     One with `at` starts then and must end by itself within `within` seconds, with status 0; one without runs
     until the lab (or the run) ends and is stopped by `stop`, a signal number. `may_end` excuses both.
+    `drain` is a file that must have stopped growing before that, so that nothing under way is lost.
     """
 
     node: str
@@ -101,6 +102,7 @@ class Spawn:
     within: float | None = None
     stop: int = 15
     may_end: bool = False
+    drain: str = ""
     env: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:

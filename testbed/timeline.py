@@ -40,6 +40,7 @@ def play(lab: Lab, steps: Sequence[Step], folder: Path, say: Say) -> Waiting:
         while clients := [p for p in lab.processes[first:] if p.status is None and _bounded(p)]:
             _overdue(clients)
             yield _patience(clients)
+        yield from labs.drain(lab, lab.processes[first:])
     finally:
         failures += [text for p in lab.processes[first:] if (text := _fault(p))]
         yield from labs.stop(lab.processes[first:])

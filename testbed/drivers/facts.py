@@ -17,9 +17,10 @@ class Listening:
 
 @dataclass(frozen=True, slots=True)
 class Capturing:
-    """A packet socket with a ring takes this interface's packets."""
+    """A packet socket takes this interface's packets, and dumpcap says in its log that it writes them."""
 
     ifname: str
+    log: str
 
     def __str__(self) -> str:
         return f"capturing {self.ifname}"

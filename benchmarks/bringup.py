@@ -459,9 +459,7 @@ def show(table: Mapping[Cell, Figures]) -> None:
     heads = ("up s", "down s", "gone s", "kB/node", "mininet/up", "up/bound", "gone/bound", "kB/mininet")
     print(" " * 24 + "".join(f"{head:>11}" for head in heads))
     for cell, own in table.items():
-        peer, bound = (
-            table.get(Cell(cell.shape, cell.size, method), absent) for method in ("mininet", "bound")
-        )
+        peer, bound = (table.get(Cell(cell.shape, cell.size, method), absent) for method in ("mininet", "bound"))
         row = (
             f"{own.up:.4f}",
             f"{own.down:.4f}",
@@ -510,9 +508,7 @@ def numbers(text: str) -> tuple[int, ...]:
 
 def arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=numbers, default=(10, 100, 500))
     parser.add_argument("--shapes", type=names(SHAPES), default=SHAPES)
     parser.add_argument("--methods", type=names(METHODS), default=METHODS)

@@ -127,9 +127,7 @@ def show(found: Mapping[str, Sequence[float]], median: Mapping[str, float]) -> N
 
 def arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--cli-rounds", type=int, default=20)
     parser.add_argument("--ways", type=names(WAYS), default=WAYS)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
 
 from testbed.drivers.route import MAIN, RouteAdd, RuleAdd
 from testbed.nodes.place import Interface, Place
@@ -132,10 +132,7 @@ def _addresses(bare: Network) -> dict[tuple[str, str], tuple[str, ...]]:
     """Give every interface without stated addresses the next of its segment's network, in the order of the file."""
     links = bare.topology.links
     left_out = {
-        (i.node, i.name)
-        for members in bare.segments.values()
-        for i in members
-        if links[i.link].addresses is None
+        (i.node, i.name) for members in bare.segments.values() for i in members if links[i.link].addresses is None
     }
     stated = [ip_interface(a) for members in bare.segments.values() for i in members for a in i.addresses]
     given: dict[tuple[str, str], list[str]] = {key: [] for key in left_out}
@@ -221,7 +218,7 @@ def hops(net: Network) -> dict[str, dict[int, list[Hop]]]:
             for order, i in enumerate(interfaces):
                 near = [r for r in on.get(i.segment, ()) if r != name and r in far] if not i.port else []
                 if near:
-                    best = min(near, key=lambda r: (far[r], on[i.segment].index(r)))  # noqa: B023 (used at once)
+                    best = min(near, key=lambda r: (far[r], on[i.segment].index(r)))
                     ways.append((far[best], order, Hop(i, best)))
             if ways:
                 found[name][target] = [hop for _, _, hop in sorted(ways, key=lambda w: w[:2])]
@@ -234,7 +231,9 @@ def routes(net: Network, table: dict[int, list[Hop]], version: int) -> Iterator[
     yield from _summary(net, ways, version, MAIN)
 
 
-def source_routes(net: Network, node: str, table: dict[int, list[Hop]], joins: frozenset[str]) -> Iterator[RuleAdd | RouteAdd]:
+def source_routes(
+    net: Network, node: str, table: dict[int, list[Hop]], joins: frozenset[str]
+) -> Iterator[RuleAdd | RouteAdd]:
     """Yield, for an MPTCP host, one table an address, so that a subflow leaves by the interface of its address.
 
     `joins` are the addresses that open subflows. They reach everything by their own interface, also what another

@@ -50,7 +50,10 @@ File = Annotated[Path, typer.Argument(help="A topology or an experiment (YAML)",
 LabName = Annotated[str, typer.Argument(help="Name of a lab that is up", autocompletion=_labs)]
 NodeName = Annotated[str, typer.Argument(help="A node of it", autocompletion=_nodes)]
 Name = Annotated[str | None, typer.Option("--name", "-n", help="Name of the lab; the topology's when left out")]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override one value: links.cable.loss=5%")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Override one value: links.cable.loss=5%"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
 
 
@@ -76,10 +79,21 @@ def check(file: File, sets: Sets = None, as_json: AsJson = False) -> None:
         raise typer.Exit(e.exit_status) from e
     top = cases[0].topology
     if as_json:
-        print(json.dumps({"problems": [], "name": top.name, "nodes": len(top.nodes), "links": len(top.links), "runs": len(cases)}))
+        print(
+            json.dumps(
+                {
+                    "problems": [],
+                    "name": top.name,
+                    "nodes": len(top.nodes),
+                    "links": len(top.links),
+                    "runs": len(cases),
+                }
+            )
+        )
     else:
         runs = f", {len(cases)} runs" if len(cases) > 1 else ""
-        print(f"{file}: {top.name}: {len(top.nodes)} nodes, {len(top.links)} links, {len(top.workloads)} workloads{runs}: no errors")
+        size = f"{len(top.nodes)} nodes, {len(top.links)} links, {len(top.workloads)} workloads{runs}"
+        print(f"{file}: {top.name}: {size}: no errors")
 
 
 @app.command()
@@ -90,7 +104,11 @@ def plan(file: File, sets: Sets = None, as_json: AsJson = False) -> None:
     made = _planned(file, sets)
     run = schedule.run_steps(made) if made.topology.workloads or made.topology.events or made.topology.capture else ()
     if as_json:
-        kinds = [{"phase": p, "kind": type(s).__name__, "text": str(s)} for p, steps in (("up", made.steps), ("run", run)) for s in steps]
+        kinds = [
+            {"phase": p, "kind": type(s).__name__, "text": str(s)}
+            for p, steps in (("up", made.steps), ("run", run))
+            for s in steps
+        ]
         print(json.dumps({"name": made.name, "steps": kinds}, indent=1))
         return
     print(made, end="")
@@ -106,7 +124,10 @@ def up(
     name: Name = None,
     sets: Sets = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would change, and change nothing")] = False,
-    recreate: Annotated[bool, typer.Option("--recreate", help="Take a lab down that can't be changed in place, and make it anew")] = False,
+    recreate: Annotated[
+        bool,
+        typer.Option("--recreate", help="Take a lab down that can't be changed in place, and make it anew"),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Bring a lab up, or change the one of this name in place; return when it is ready."""
@@ -145,7 +166,9 @@ def up(
     if as_json:
         print(json.dumps({"lab": lab_name, "result": what, "seconds": seconds, "nodes": start.where(made)}))
         return
-    print(f"lab {lab_name} {what} in {seconds:.2f} s: {len(made.topology.nodes)} nodes, {len(made.topology.links)} links")
+    print(
+        f"lab {lab_name} {what} in {seconds:.2f} s: {len(made.topology.nodes)} nodes, {len(made.topology.links)} links"
+    )
     _print_where(start.where(made))
     print(f"testbed exec {lab_name} NODE -- COMMAND   testbed shell {lab_name} NODE   testbed down {lab_name}")
 
@@ -153,7 +176,10 @@ def up(
 @app.command()
 def status(
     lab: Annotated[str | None, typer.Argument(help="Name of a lab", autocompletion=_labs)] = None,
-    node: Annotated[str | None, typer.Argument(help="A node: its interfaces as the kernel has them now", autocompletion=_nodes)] = None,
+    node: Annotated[
+        str | None,
+        typer.Argument(help="A node: its interfaces as the kernel has them now", autocompletion=_nodes),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the labs that are up; or the nodes and processes of one; or the interfaces of a node."""
@@ -163,7 +189,16 @@ def status(
             keys = ("name", "state", "topology", "nodes", "began")
             print(json.dumps([{k: s[k] for k in keys} for s in found], indent=1))
             return
-        rows = [(s["name"], s["state"], f"{len(s['nodes'])} nodes", f"for {time.time() - s['began']:.0f} s", s.get("file", "")) for s in found]
+        rows: list[tuple[str, ...]] = [
+            (
+                s["name"],
+                s["state"],
+                f"{len(s['nodes'])} nodes",
+                f"for {time.time() - s['began']:.0f} s",
+                s.get("file", ""),
+            )
+            for s in found
+        ]
         _print_columns(rows or [("no lab is up",)])
         return
     running = control.find(lab)
@@ -180,10 +215,11 @@ def status(
     if as_json:
         print(json.dumps(state, indent=1))
         return
-    print(f"lab {state['name']}: {state['state']} for {time.time() - state['began']:.0f} s, {len(state['nodes'])} nodes")
+    print(
+        f"lab {state['name']}: {state['state']} for {time.time() - state['began']:.0f} s, {len(state['nodes'])} nodes"
+    )
     _print_where(state["nodes_where"])
-    rows = [(f"{p['node']}&", p["name"], _alive(p["status"], p["pid"])) for p in state["processes"]]
-    _print_columns(rows)
+    _print_columns([(f"{p['node']}&", p["name"], _alive(p["status"], p["pid"])) for p in state["processes"]])
 
 
 @app.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -238,7 +274,11 @@ def run(
     reports = []
     for n, case in enumerate(experiment.cases):
         title = f"{case.topology.name} {case.label}".strip()
-        with _progress(title, case.topology.seconds(), f"[{n + 1}/{len(experiment.cases)}] " if len(experiment.cases) > 1 else "") as say:
+        with _progress(
+            title,
+            case.topology.seconds(),
+            f"[{n + 1}/{len(experiment.cases)}] " if len(experiment.cases) > 1 else "",
+        ) as say:
             found = runner.run(experiment, case, out, overrides, name or case.topology.name, say)
         reports.append(found)
         if not as_json:
@@ -249,7 +289,10 @@ def run(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A results folder, such as results/NAME/latest")], as_json: AsJson = False) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(help="A results folder, such as results/NAME/latest")],
+    as_json: AsJson = False,
+) -> None:
     """Derive metrics, verdict and JUnit from a results folder again, and print them."""
     from testbed.report import report as derive
 
@@ -270,7 +313,10 @@ def schema() -> None:
 
 
 @app.command()
-def doctor(file: Annotated[Path | None, typer.Argument(help="Only what this topology needs", dir_okay=False)] = None, as_json: AsJson = False) -> None:
+def doctor(
+    file: Annotated[Path | None, typer.Argument(help="Only what this topology needs", dir_okay=False)] = None,
+    as_json: AsJson = False,
+) -> None:
     """Show what this machine offers, how that is known, and how to get what is missing."""
     from testbed import features, schedule
     from testbed.machines import here
@@ -281,12 +327,26 @@ def doctor(file: Annotated[Path | None, typer.Argument(help="Only what this topo
         wanted = (features.USERNS, *made.requires(), *schedule.requires(made))
     found = here.probe(wanted)
     if as_json:
-        rows = [{"feature": f.feature.name, "present": f.present, "known": f.known, "for": f.feature.purpose, "get": f.feature.cure} for f in found]
+        rows = [
+            {
+                "feature": f.feature.name,
+                "present": f.present,
+                "known": f.known,
+                "for": f.feature.purpose,
+                "get": f.feature.cure,
+            }
+            for f in found
+        ]
         print(json.dumps(rows, indent=1))
     else:
         _print_columns(
             [
-                ("yes" if f.present else "NO", f.feature.name, f.feature.purpose, f.known if f.present else f"{f.known}; {f.feature.cure}")
+                (
+                    "yes" if f.present else "NO",
+                    f.feature.name,
+                    f.feature.purpose,
+                    f.known if f.present else f"{f.known}; {f.feature.cure}",
+                )
                 for f in found
             ]
         )
@@ -313,7 +373,8 @@ def _status(name: str) -> dict[str, Any] | None:
 def _idle(lab: control.RunningLab) -> None:
     state = lab.ask("status")["state"]
     if state != "up":
-        raise LabError(f"lab {lab.name}: it is busy (state {state}); `testbed down {lab.name}` ends it, `--name` takes another name")
+        cure = f"`testbed down {lab.name}` ends it, `--name` takes another name"
+        raise LabError(f"lab {lab.name}: it is busy (state {state}); {cure}")
 
 
 def _enter(lab: str, node: str, argv: Sequence[str]) -> NoReturn:
@@ -321,7 +382,8 @@ def _enter(lab: str, node: str, argv: Sequence[str]) -> NoReturn:
         running = control.RunningLab(lab, connection)
         nodes = running.ask("status")["nodes"]
         if node not in nodes:
-            raise LabError(f"lab {lab}: there is no node {node} (nodes: {', '.join(nodes[:12])}{', ...' if len(nodes) > 12 else ''})")
+            known = ", ".join(nodes[:12]) + (", ..." if len(nodes) > 12 else "")
+            raise LabError(f"lab {lab}: there is no node {node} (nodes: {known})")
         holder = sandbox.peer(connection).pid
     raise SystemExit(sandbox.enter(holder, node, tuple(argv)))
 
@@ -331,7 +393,10 @@ def _alive(status: int | None, pid: int) -> str:
 
 
 def _print_where(where: dict[str, list[tuple[str, str]]]) -> None:
-    rows = [(node, "  ".join(f"{ifname} {addresses or '-'}" for ifname, addresses in found)) for node, found in where.items()]
+    rows = [
+        (node, "  ".join(f"{ifname} {addresses or '-'}" for ifname, addresses in found))
+        for node, found in where.items()
+    ]
     _print_columns([(f"  {a}", b) for a, b in rows[:30]])
     if len(rows) > 30:
         print(f"  ... and {len(rows) - 30} more nodes (`--json` has all)")
@@ -344,16 +409,37 @@ def _print_columns(rows: Sequence[Sequence[str]]) -> None:
 
 
 def _print_report(found: Report) -> None:
-    names = [m for w, work in found.topology.workloads.items() for m in (f"{w}.{k}" for k in work.workload().metrics()) if m in found.metrics]
+    names = [
+        m
+        for w, work in found.topology.workloads.items()
+        for m in (f"{w}.{k}" for k in work.workload().metrics())
+        if m in found.metrics
+    ]
     print(f"{found.topology.name}: {found.verdict}")
     if names:
         print("\nmeasured")
-        _print_columns([(f"  {n}", f"{found.metrics[n].value:.3f}".rstrip("0").rstrip("."), found.metrics[n].unit, found.metrics[n].note) for n in names])
+        _print_columns(
+            [
+                (
+                    f"  {n}",
+                    f"{found.metrics[n].value:.3f}".rstrip("0").rstrip("."),
+                    found.metrics[n].unit,
+                    found.metrics[n].note,
+                )
+                for n in names
+            ]
+        )
     if found.outcomes:
         print("\nchecks")
         _print_columns(
             [
-                ("  pass" if o.passed else "  FAIL", o.metric, o.expected, "-" if o.value is None else f"{o.value:.6g} {o.unit}".strip(), o.why)
+                (
+                    "  pass" if o.passed else "  FAIL",
+                    o.metric,
+                    o.expected,
+                    "-" if o.value is None else f"{o.value:.6g} {o.unit}".strip(),
+                    o.why,
+                )
                 for o in found.outcomes
             ]
         )

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from ipaddress import ip_address, ip_interface, ip_network
+from itertools import pairwise
 
 from testbed.addressing import Network, end_of, hops, network
 from testbed.document import Path
@@ -23,7 +24,11 @@ _METRIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.[A-Za-z0-9_.%-]+")
 def faults(topology: Topology, nodes: tuple[str, ...]) -> Iterator[Fault]:
     """Yield everything that does not fit together; `nodes` are all that the file names, faulty ones too."""
     if not NAME.fullmatch(topology.name):
-        yield ("name",), f"{topology.name!r} is no name of a lab: a-z, then a-z, 0-9 and -, at most 40 in all", ""
+        yield (
+            ("name",),
+            f"{topology.name!r} is no name of a lab: a-z, then a-z, 0-9 and -, at most 40 in all",
+            "",
+        )
     for name in nodes:
         if not NODE.fullmatch(name):
             yield ("nodes", name), f"{name!r} is no name of a node: letters, digits, _ . -, at most 32", ""
@@ -53,15 +58,27 @@ def _links(topology: Topology, nodes: tuple[str, ...]) -> Iterator[Fault]:
         at = ("links", n)
         if link.name is not None:
             if link.name in names:
-                yield (*at, "name"), f"a link named {link.name!r} is there already (links[{names[link.name]}])", ""
+                yield (
+                    (*at, "name"),
+                    f"a link named {link.name!r} is there already (links[{names[link.name]}])",
+                    "",
+                )
             names[link.name] = n
             if ":" in link.name or not link.name:
-                yield (*at, "name"), f"{link.name!r} is no name of a link: it may not have a colon or be empty", ""
+                yield (
+                    (*at, "name"),
+                    f"{link.name!r} is no name of a link: it may not have a colon or be empty",
+                    "",
+                )
         for e, text in enumerate(link.ends):
             place = (*at, "ends", e)
             node, colon, ifname = text.partition(":")
             if not colon:
-                yield place, f"{text!r} is no end of a link: write node:interface, such as {text or 'client'}:eth0", ""
+                yield (
+                    place,
+                    f"{text!r} is no end of a link: write node:interface, such as {text or 'client'}:eth0",
+                    "",
+                )
                 continue
             if node not in nodes:
                 yield place, f"there is no node {node!r}", suggest(node, nodes) or _known(nodes)
@@ -78,7 +95,9 @@ def _ifname(name: str) -> str:
     if len(name.encode()) > 15:
         return f"the interface name {name!r} has {len(name.encode())} bytes, and Linux takes at most 15"
     if name in ("", ".", "..", "lo", "all", "default") or re.search(r"[/:\s%]", name) or not name.isprintable():
-        return f"{name!r} is no name of an interface" + (" here: the kernel uses it itself" if name in ("lo", "all", "default") else "")
+        return f"{name!r} is no name of an interface" + (
+            " here: the kernel uses it itself" if name in ("lo", "all", "default") else ""
+        )
     return ""
 
 
@@ -95,17 +114,33 @@ def _shaping(link: Link | Event, at: Path) -> Iterator[Fault]:
             if part.jitter is not None and any(w.delay is None for w in ways):
                 yield (*place, "jitter"), "jitter varies a delay: state `delay` as well", ""
             if part.reorder is not None and any(not w.delay for w in ways):
-                yield (*place, "reorder"), "reordering lets packets overtake delayed ones: state `delay` as well", ""
+                yield (
+                    (*place, "reorder"),
+                    "reordering lets packets overtake delayed ones: state `delay` as well",
+                    "",
+                )
             if part.distribution is not None and any(w.jitter is None for w in ways):
-                yield (*place, "distribution"), "a distribution is that of the jitter: state `jitter` as well", ""
+                yield (
+                    (*place, "distribution"),
+                    "a distribution is that of the jitter: state `jitter` as well",
+                    "",
+                )
             if part.burst is not None and any(w.rate is None for w in ways):
                 yield (*place, "burst"), "a burst belongs to a rate: state `rate` as well", ""
             mtu = what.mtu or 1500
             if part.burst is not None and part.burst < mtu + 14:
-                yield (*place, "burst"), f"a burst below one frame ({mtu + 14} bytes) lets no packet through", ""
+                yield (
+                    (*place, "burst"),
+                    f"a burst below one frame ({mtu + 14} bytes) lets no packet through",
+                    "",
+                )
         if part.queue is not None:
             if part.queue.discipline == "bfifo" and part.queue.packets is not None:
-                yield (*place, "queue"), "bfifo counts bytes: write `limit: 64kb`, or choose another discipline", ""
+                yield (
+                    (*place, "queue"),
+                    "bfifo counts bytes: write `limit: 64kb`, or choose another discipline",
+                    "",
+                )
             if part.queue.discipline != "bfifo" and part.queue.limit is not None:
                 yield (*place, "queue"), f"{part.queue.discipline} counts packets: write `packets: 1000`", ""
 
@@ -126,7 +161,11 @@ def _addresses(net: Network) -> Iterator[Fault]:
                     continue
                 parsed = ip_interface(address)
                 if interface.port:
-                    yield place, f"{text} is a port of a bridge and has no address: give it to the other end", ""
+                    yield (
+                        place,
+                        f"{text} is a port of a bridge and has no address: give it to the other end",
+                        "",
+                    )
                     continue
                 if (other := owners.get(str(parsed.ip))) is not None:
                     yield place, f"{parsed.ip} is the address of {other} already", ""
@@ -138,8 +177,8 @@ def _addresses(net: Network) -> Iterator[Fault]:
                     yield place, f"{address} is not on {known}, which this segment has already", ""
             subnets.append(mine)
         if subnets[0] and subnets[1] and not set(subnets[0]) & set(subnets[1]):
-            message = f"{link.ends[0]} is on {subnets[0][0]} and {link.ends[1]} on {subnets[1][0]}: the ends of a link share a network"
-            yield ("links", n, "addresses"), message, ""
+            where = " and ".join(f"{end} is on {found[0]}" for end, found in zip(link.ends, subnets, strict=True))
+            yield ("links", n, "addresses"), f"{where}: the ends of a link share a network", ""
     yield from _overlaps(first)
 
 
@@ -147,10 +186,14 @@ def _overlaps(first: dict[tuple[int, int], str]) -> Iterator[Fault]:
     """Yield the segments whose network overlaps that of another; sorted, only neighbours can."""
     for version in (4, 6):
         spans = sorted((ip_network(text), segment) for (segment, v), text in first.items() if v == version)
-        for (low, one), (high, two) in zip(spans, spans[1:], strict=False):
-            if high.network_address <= low.broadcast_address:
+        for (low, one), (high, two) in pairwise(spans):
+            if int(high.network_address) <= int(low.broadcast_address):
                 at, other = max(one, two), min(one, two)
-                yield ("links", at, "addresses"), f"{low} and {high} overlap: links[{other}] has one of them", ""
+                yield (
+                    ("links", at, "addresses"),
+                    f"{low} and {high} overlap: links[{other}] has one of them",
+                    "",
+                )
 
 
 def _address(text: str) -> str:
@@ -178,7 +221,11 @@ def _nodes(net: Network) -> Iterator[Fault]:
                 yield ("nodes", name, field, *path), message, ""
         for key in node.sysctl:
             if not _SYSCTL.fullmatch(key):
-                yield ("nodes", name, "sysctl", key), f"{key!r} is no parameter of a network namespace: these begin with net.", ""
+                yield (
+                    ("nodes", name, "sysctl", key),
+                    f"{key!r} is no parameter of a network namespace: these begin with net.",
+                    "",
+                )
         for n, route in enumerate(node.routes):
             if problem := _route(route.to, route.via, [a for i in here.interfaces for a in i.addresses]):
                 yield ("nodes", name, "routes", n), problem, ""
@@ -229,7 +276,11 @@ def _flow(net: Network, ways: object, work: Work, at: Path) -> Iterator[Fault]:
     ifname = getattr(workload, "to_interface", None)
     if ifname is not None and net.place(target).interface(ifname) is None:
         names = [i.name for i in net.interfaces[target]]
-        yield (*at, "to_interface"), f"{target} has no interface {ifname!r}", suggest(ifname, names) or _known(names)
+        yield (
+            (*at, "to_interface"),
+            f"{target} has no interface {ifname!r}",
+            suggest(ifname, names) or _known(names),
+        )
         return
     wanted = {"ipv4": (4,), "ipv6": (6,), None: net.families}[getattr(workload, "family", None)]
     if not any(net.address(f"{target}:{ifname or ''}", v) and net.address(source, v) for v in wanted):
@@ -238,7 +289,11 @@ def _flow(net: Network, ways: object, work: Work, at: Path) -> Iterator[Fault]:
         return
     if not reachable(net, source, target):
         why = "no path of links, bridges and routers joins them"
-        yield (*at, "to"), f"{target} cannot be reached from {source}: {why}", "a node between them needs `router: {}` or `bridge: {}`"
+        yield (
+            (*at, "to"),
+            f"{target} cannot be reached from {source}: {why}",
+            "a node between them needs `router: {}` or `bridge: {}`",
+        )
 
 
 def reachable(net: Network, source: str, target: str) -> bool:
@@ -250,7 +305,12 @@ def reachable(net: Network, source: str, target: str) -> bool:
         if front & goal:
             return True
         seen |= front
-        routers = {m.node for s in front for m in net.segments.get(s, ()) if net.router(m.node) or net.topology.nodes[m.node].routes}
+        routers = {
+            m.node
+            for s in front
+            for m in net.segments.get(s, ())
+            if net.router(m.node) or net.topology.nodes[m.node].routes
+        }
         front = {i.segment for r in routers for i in net.interfaces[r] if not i.port} - seen
     return False
 
@@ -261,7 +321,11 @@ def _captures(net: Network, nodes: tuple[str, ...]) -> Iterator[Fault]:
         if not captured(net, capture.interfaces):
             node, colon, _ = capture.interfaces.partition(":")
             if not colon:
-                yield at, f"{capture.interfaces!r} names no interface: write node:interface, or {node}:* for all of a node", ""
+                yield (
+                    at,
+                    f"{capture.interfaces!r} names no interface: write node:interface, or {node}:* for all of a node",
+                    "",
+                )
             elif not any(fnmatchcase(k, node) for k in nodes):
                 yield at, f"no node is called {node!r}", suggest(node, nodes) or _known(nodes)
             else:
@@ -284,7 +348,11 @@ def _events(topology: Topology, net: Network, nodes: tuple[str, ...]) -> Iterato
         if end is not None and end == 0:
             yield at, "nothing runs: events need workloads, or a `duration`", ""
         elif end is not None and event.at >= end:
-            yield (*at, "at"), f"at {event.at:g} s the run is over: it ends at {end:g} s", "state a longer `duration`"
+            yield (
+                (*at, "at"),
+                f"at {event.at:g} s the run is over: it ends at {end:g} s",
+                "state a longer `duration`",
+            )
         if (event.link is None) == (event.node is None):
             yield at, "an event happens either to a `link` or at a `node`", ""
         elif event.link is not None:
@@ -298,9 +366,17 @@ def _link_event(topology: Topology, event: Event, at: Path) -> Iterator[Fault]:
     if link_index(topology, event.link) is None:
         names = [link.name for link in topology.links if link.name]
         ends = [end for link in topology.links for end in link.ends]
-        yield (*at, "link"), f"there is no link {event.link!r}", suggest(event.link, [*names, *ends]) or _known(names or ends)
+        yield (
+            (*at, "link"),
+            f"there is no link {event.link!r}",
+            suggest(event.link, [*names, *ends]) or _known(names or ends),
+        )
     if (event.set is None) == (event.down is None):
-        yield at, "an event of a link either sets something (`set: {delay: 80ms}`) or is `down: true` or `down: false`", ""
+        yield (
+            at,
+            "an event of a link either sets something (`set: {delay: 80ms}`) or is `down: true` or `down: false`",
+            "",
+        )
     if event.command or event.sysctl or event.endpoint:
         yield at, "`command`, `sysctl` and `endpoint` happen at a `node`", ""
     yield from _shaping(event, (*at, "set"))
@@ -348,7 +424,11 @@ def _checks(topology: Topology, nodes: tuple[str, ...]) -> Iterator[Fault]:
 
 def _metric(topology: Topology, nodes: tuple[str, ...], metric: str, at: Path) -> Iterator[Fault]:
     if not _METRIC.fullmatch(metric):
-        yield at, f"{metric!r} is no metric: write workload.metric or node.metric, such as bulk.goodput_mbps", ""
+        yield (
+            at,
+            f"{metric!r} is no metric: write workload.metric or node.metric, such as bulk.goodput_mbps",
+            "",
+        )
         return
     # A node's name may have dots, so the longest name that fits is the owner.
     owners = [o for o in (*topology.workloads, *nodes, "machine") if metric.startswith(f"{o}.")]

@@ -148,7 +148,10 @@ class _Builder:
             case yaml.DocumentStartEvent():
                 self.roots += 1
                 if self.roots > 1:
-                    raise InputError(*self.problems, self.mark(event).problem("a second document begins here; one file has one"))
+                    raise InputError(
+                        *self.problems,
+                        self.mark(event).problem("a second document begins here; one file has one"),
+                    )
 
     def path(self) -> Path:
         """Return the path of the value that comes next."""
@@ -195,7 +198,9 @@ class _Builder:
             key = f"?{len(top.value)}"
         if key in top.value:
             first = self.document.keys[(*top.path, key)]
-            self.problems.append(self.mark(event).problem(f"the key {key!r} is here twice", f"first in line {first.line + 1}"))
+            self.problems.append(
+                self.mark(event).problem(f"the key {key!r} is here twice", f"first in line {first.line + 1}")
+            )
         top.key = key
         self.document.keys.setdefault((*top.path, key), self.mark(event))
 

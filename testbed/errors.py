@@ -1,10 +1,10 @@
 """What can go wrong, one exit status per branch.
 
-    TestbedError
-      CheckFailed   exit 1  everything ran and a stated expectation did not hold
-      InputError    exit 2  the YAML or the command line is wrong; nothing was created
-      LabError      exit 3  Linux refused a step, or a Wait ran out
-      Unsupported   exit 4  no machine offers a required feature; nothing was created
+TestbedError
+CheckFailed   exit 1  everything ran and a stated expectation did not hold
+InputError    exit 2  the YAML or the command line is wrong; nothing was created
+LabError      exit 3  Linux refused a step, or a Wait ran out
+Unsupported   exit 4  no machine offers a required feature; nothing was created
 """
 
 from __future__ import annotations

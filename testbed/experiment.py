@@ -52,7 +52,10 @@ def read(path: str | Path, overrides: tuple[str, ...] = (), base: Path | None = 
     if isinstance(own.get("topology"), str):
         under_path = base or file.parent / str(own["topology"])
         if not under_path.is_file():
-            raise InputError(*problems, document.at(("topology",)).problem(f"there is no file {own['topology']!r} beside this one"))
+            raise InputError(
+                *problems,
+                document.at(("topology",)).problem(f"there is no file {own['topology']!r} beside this one"),
+            )
         under_text = _text(under_path)
         texts = {"experiment.yaml": text, "topology.yaml": under_text}
         under = parse(under_text, str(under_path))
@@ -95,7 +98,9 @@ def _faults(document: Document, own: dict[str, object]) -> Iterator[Problem]:
     for key in ("repeat", "seed"):
         value = own.get(key, 1)
         if not isinstance(value, int) or isinstance(value, bool) or not (0 if key == "seed" else 1) <= value <= _CASES:
-            yield document.at((key,)).problem(f"`{key}` is a whole number{'' if key == 'seed' else f' from 1 to {_CASES}'}")
+            yield document.at((key,)).problem(
+                f"`{key}` is a whole number{'' if key == 'seed' else f' from 1 to {_CASES}'}"
+            )
     matrix = own.get("matrix", {})
     if not isinstance(matrix, dict):
         yield document.at(("matrix",)).problem("`matrix` maps paths, such as links.cable.rate, to lists of values")

@@ -20,7 +20,7 @@ from testbed.errors import LabError, TestbedError
 from testbed.lab import Lab, Process
 from testbed.steps import LAB, Step
 
-Task = Generator[float, None, object]
+Task = Generator[float, None, None]
 
 
 @dataclass(slots=True)
@@ -108,7 +108,11 @@ def _request(holder: Holder, connection: socket.socket) -> bool:
     except EOFError:
         return False
     try:
-        answer = _exec(holder, connection, fds, *arguments) if verb == "exec" else _VERBS[verb](holder, connection, *arguments)
+        answer = (
+            _exec(holder, connection, fds, *arguments)
+            if verb == "exec"
+            else _VERBS[verb](holder, connection, *arguments)
+        )
         if isinstance(answer, Generator):
             holder.jobs.append(Job(connection, answer))
         elif answer is not _LATER:
@@ -141,8 +145,8 @@ def _resume(holder: Holder, stirred: bool) -> None:
         try:
             job.wake = time.monotonic() + next(job.task)
             continue
-        except StopIteration as e:
-            _answer(job.connection, "done", e.value)
+        except StopIteration:
+            _answer(job.connection, "done", None)
         except TestbedError as e:
             _answer(job.connection, "error", e)
         except OSError as e:
@@ -163,7 +167,11 @@ def _answer(connection: socket.socket, kind: str, value: object) -> None:
 
 
 def _up(
-    holder: Holder, connection: socket.socket, steps: Sequence[Step], drop: Sequence[Step], about: Mapping[str, object]
+    holder: Holder,
+    connection: socket.socket,
+    steps: Sequence[Step],
+    drop: Sequence[Step],
+    about: Mapping[str, object],
 ) -> Task:
     """Perform steps, first of all or as a change of what stands; `drop` stands no more afterwards."""
     with _busy(holder, "up"):
@@ -219,7 +227,9 @@ def _status(holder: Holder, *_: object) -> dict[str, Any]:
         "state": holder.busy or ("up" if holder.owner is None else "starting"),
         "nodes": [n for n in lab.nodes if n != LAB],
         "processes": [
-            {"node": p.node, "name": p.name, "pid": p.pid, "status": p.status} for p in lab.processes if p.step is not None
+            {"node": p.node, "name": p.name, "pid": p.pid, "status": p.status}
+            for p in lab.processes
+            if p.step is not None
         ],
     }
 
@@ -245,7 +255,11 @@ def _down(holder: Holder, connection: socket.socket) -> Task:
 
 
 _LATER = object()
-_TABLES = {"links": (18, 16), "addresses": (22, 8), "qdiscs": (38, 20)}  # RTM_GETLINK, RTM_GETADDR, RTM_GETQDISC
+_TABLES = {
+    "links": (18, 16),
+    "addresses": (22, 8),
+    "qdiscs": (38, 20),
+}  # RTM_GETLINK, RTM_GETADDR, RTM_GETQDISC
 _VERBS: dict[str, Callable[..., object]] = {
     "change": _up,
     "run": _run,

@@ -208,9 +208,7 @@ def spawn(lab: Lab, step: Spawn) -> Process:
     return process
 
 
-def start(
-    lab: Lab, node: str, argv: Sequence[str], env: Mapping[str, str], cwd: str, fds: Sequence[int]
-) -> int:
+def start(lab: Lab, node: str, argv: Sequence[str], env: Mapping[str, str], cwd: str, fds: Sequence[int]) -> int:
     """Start a command in a node with these standard streams; its process group is its own."""
     actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds)]
     home = os.getcwd()
@@ -220,7 +218,7 @@ def start(
             os.chdir(cwd)
             return os.posix_spawnp(
                 argv[0],
-                argv,
+                list(argv),
                 env,
                 file_actions=actions,
                 setpgroup=0,

@@ -121,7 +121,9 @@ def transact(sock: socket.socket, batch: Sequence[Message], kind: int = 0) -> Re
                 continue
             (error,) = struct.unpack_from("=i", body)
             if error and first is None:
-                first = Refusal(seq, -error, wire.attributes(body, 20).get(1, b"").rstrip(b"\0").decode(errors="replace"))
+                first = Refusal(
+                    seq, -error, wire.attributes(body, 20).get(1, b"").rstrip(b"\0").decode(errors="replace")
+                )
             if seq == last:
                 return first
 
@@ -147,7 +149,10 @@ _LINKS = struct.pack("=BxHiII", 0, 0, 0, 0, 0) + wire.u32(29, 8)
 def links(sock: socket.socket) -> Iterator[tuple[str, int]]:
     """Yield (name, index) of every interface of the socket's namespace."""
     for entry in dump(sock, _RTM_GETLINK, _LINKS):
-        yield wire.attributes(entry, 16)[IFLA_IFNAME].rstrip(b"\0").decode(), struct.unpack_from("=i", entry, 4)[0]
+        yield (
+            wire.attributes(entry, 16)[IFLA_IFNAME].rstrip(b"\0").decode(),
+            struct.unpack_from("=i", entry, 4)[0],
+        )
 
 
 def link_flags(sock: socket.socket) -> dict[int, int]:

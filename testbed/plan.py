@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_interface
 
 from testbed import addressing, features
 from testbed.addressing import Network, link_local
 from testbed.drivers import tc
-from testbed.drivers.link import AddressAdd, AutoAddressOff, BridgeAdd, LinkSet, LinksUp, NamespaceAdd, PortAdd, VethAdd
+from testbed.drivers.link import (
+    AddressAdd,
+    AutoAddressOff,
+    BridgeAdd,
+    LinkSet,
+    LinksUp,
+    NamespaceAdd,
+    PortAdd,
+    VethAdd,
+)
 from testbed.drivers.route import RouteAdd
 from testbed.drivers.sysctl import SysctlSet
 from testbed.features import Feature
@@ -40,7 +50,12 @@ class Plan:
         for node in self.topology.nodes.values():
             for role in node.roles().values():
                 found += role.requires()
-        kinds = {k for link in self.topology.links for way in (link.shape("forward"), link.shape("reverse")) for k in way.kinds()}
+        kinds = {
+            k
+            for link in self.topology.links
+            for way in (link.shape("forward"), link.shape("reverse"))
+            for k in way.kinds()
+        }
         for event in self.topology.events:
             if event.set is not None:
                 kinds |= event.set.shape("forward").kinds() | event.set.shape("reverse").kinds()
@@ -186,9 +201,9 @@ def _routes(net: Network) -> Iterator[Step]:
 
 
 def _towards(net: Network, node: str, via: str) -> str:
-    gateway = addressing.ip_address(via)
+    gateway = ip_address(via)
     pairs = [(i, a) for i in net.interfaces[node] for a in i.addresses]
-    return next(i.name for i, a in pairs if gateway in addressing.ip_interface(a).network)
+    return next(i.name for i, a in pairs if gateway in ip_interface(a).network)
 
 
 def _shaping(net: Network) -> Iterator[Step]:

@@ -36,8 +36,8 @@ def holds(probe: Probe, here: Namespace, home: int, folder: Path) -> str:
                 rows = [row.split() for row in Path("/proc/self/net/packet").read_text().splitlines()[1:]]
                 if not any(r[3:6] == ["0003", str(here.index(ifname)), "1"] for r in rows):
                     return f"no packet socket on {ifname}"
-                path = folder / log
-                return "" if path.exists() and "File:" in path.read_text() else "dumpcap has not opened its file"
+                said = folder / log
+                return "" if said.exists() and "File:" in said.read_text() else "dumpcap has not opened its file"
             case mptcp.PathManagerHas(limits, endpoints):
                 return _path_manager(limits, endpoints)
     raise LabError(f"no way to observe: {probe}")

@@ -67,7 +67,11 @@ def report(path: Path) -> Report:
     """Derive metrics, verdict and JUnit from a results folder and write them into it."""
     folder = Folder(path)
     manifest = folder.json("manifest.json")
-    run = folder.json("run.json") if (path / "run.json").exists() else {"monotonic": 0.0, "failures": ["the run did not end"]}
+    run: dict[str, Any] = (
+        folder.json("run.json")
+        if (path / "run.json").exists()
+        else {"monotonic": 0.0, "failures": ["the run did not end"]}
+    )
     topology = _topology(folder, manifest)
     net = network(topology)
     metrics: dict[str, Measured] = {}
@@ -115,7 +119,9 @@ def _interfaces(node: str, rows: list[dict[str, Any]], origin: float) -> dict[st
             total = found[f"{node}.{ifname}.{counter}"].series
             pace = tuple((b[0], (b[1] - a[1]) * 8e-6 / (b[0] - a[0])) for a, b in pairwise(total) if b[0] > a[0])
             if pace:
-                found[f"{node}.{ifname}.{rate}"] = Measured(max(v for _, v in pace), "Mbit/s", pace, "the highest between two samples")
+                found[f"{node}.{ifname}.{rate}"] = Measured(
+                    max(v for _, v in pace), "Mbit/s", pace, "the highest between two samples"
+                )
         for field in ("drops", "overlimits"):
             sums = [(r["t"] - origin, float(sum(q[field] for q in r["qdiscs"] if q["dev"] == ifname))) for r in during]
             if any(q["dev"] == ifname for r in during for q in r["qdiscs"]):
@@ -142,7 +148,9 @@ def _mptcp(net: Network, node: str, rows: list[dict[str, Any]], origin: float) -
         value = max(v for _, v in series) if gauge else series[-1][1]
         found[f"{node}.mptcp.{counter}"] = Measured(value, "connection" if gauge else "count", series)
     counts = [(r["t"] - origin, _most(r["subflows"])) for r in during]
-    found[f"{node}.mptcp.subflows"] = Measured(max(c for _, c in counts), "subflow", tuple(counts), "most of one connection at once")
+    found[f"{node}.mptcp.subflows"] = Measured(
+        max(c for _, c in counts), "subflow", tuple(counts), "most of one connection at once"
+    )
     owner = {h: i.name for i in net.interfaces[node] for h in i.hosts()}
     latest: dict[tuple[Any, ...], dict[str, Any]] = {}
     series_of: dict[tuple[str, str], list[tuple[float, float]]] = {}
@@ -159,7 +167,9 @@ def _mptcp(net: Network, node: str, rows: list[dict[str, Any]], origin: float) -
                 series_of.setdefault((ifname, field), []).append((row["t"] - origin, total))
     for (ifname, field), values in series_of.items():
         unit = "segment" if field == "retransmits" else "byte"
-        found[f"{node}.subflow.{ifname}.{field}"] = Measured(values[-1][1], unit, tuple(values), "payload" if unit == "byte" else "")
+        found[f"{node}.subflow.{ifname}.{field}"] = Measured(
+            values[-1][1], unit, tuple(values), "payload" if unit == "byte" else ""
+        )
     for ifname, times in rtts.items():
         found[f"{node}.subflow.{ifname}.rtt_p50_ms"] = Measured(percentile(times, 0.5), "ms")
     return found
@@ -198,13 +208,24 @@ def _machine(rows: list[dict[str, Any]], origin: float) -> dict[str, Measured]:
 
 
 def _judge(check: Check, metrics: dict[str, Measured]) -> Outcome:
-    name = check.metric + (f" / {check.divide_by}" if check.divide_by else "") + (f" at {check.at:g} s" if check.at is not None else "")
+    name = (
+        check.metric
+        + (f" / {check.divide_by}" if check.divide_by else "")
+        + (f" at {check.at:g} s" if check.at is not None else "")
+    )
     bounds = (("=", check.equals), (">=", check.min), ("<=", check.max))
     expected = " and ".join(f"{sign} {value:g}" for sign, value in bounds if value is not None)
     expected = expected or ("present" if check.present else "absent")
     if check.present is False:
         there = check.metric in metrics
-        return Outcome(name, expected, metrics[check.metric].value if there else None, "", not there, "it is there" if there else "")
+        return Outcome(
+            name,
+            expected,
+            metrics[check.metric].value if there else None,
+            "",
+            not there,
+            "it is there" if there else "",
+        )
     value, unit, why = _value(check.metric, check.at, metrics)
     if value is not None and check.divide_by is not None:
         other, _, why = _value(check.divide_by, check.at, metrics)
@@ -237,12 +258,22 @@ def _doubts(topology: Topology, metrics: dict[str, Measured], folder: Folder) ->
         yield Doubt("every rate and delay", f"the CPUs were {cpu.value:.0f} % busy in the busiest second")
     for name, metric in metrics.items():
         if name.endswith(".capture_drops") and metric.value:
-            yield Doubt(f"the capture of {name.removesuffix('.capture_drops')}", f"{metric.value:.0f} packets were not captured")
+            yield Doubt(
+                f"the capture of {name.removesuffix('.capture_drops')}",
+                f"{metric.value:.0f} packets were not captured",
+            )
     shaped = _shaped(topology)
     for name, metric in metrics.items():
         where, _, what = name.rpartition(".")
-        if what in ("qdisc_drops", "rx_dropped", "tx_dropped") and metric.value and tuple(where.split(".", 1)) not in shaped:
-            yield Doubt(f"flows through {where}", f"{metric.value:.0f} packets dropped ({what}) where no shaping was asked for")
+        if (
+            what in ("qdisc_drops", "rx_dropped", "tx_dropped")
+            and metric.value
+            and tuple(where.split(".", 1)) not in shaped
+        ):
+            yield Doubt(
+                f"flows through {where}",
+                f"{metric.value:.0f} packets dropped ({what}) where no shaping was asked for",
+            )
     log = folder.path / "dmesg.log"
     rows = log.read_text(errors="replace").splitlines() if log.exists() else []
     for row in rows:
@@ -271,7 +302,9 @@ def _write(folder: Folder, found: Report) -> None:
         "failures": list(found.failures),
     }
     results.write(folder, "verdict.json", verdict)
-    suite = ElementTree.Element("testsuite", name=found.topology.name, tests=str(len(found.outcomes) + len(found.failures)))
+    suite = ElementTree.Element(
+        "testsuite", name=found.topology.name, tests=str(len(found.outcomes) + len(found.failures))
+    )
     suite.set("failures", str(sum(not o.passed for o in found.outcomes)))
     suite.set("errors", str(len(found.failures)))
     for o in found.outcomes:

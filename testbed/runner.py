@@ -15,6 +15,7 @@ from testbed.plan import plan
 from testbed.report import Report, report
 from testbed.results import Folder
 from testbed.start import up
+from testbed.steps import Step
 
 
 def run(experiment: Experiment, case: Case, root: Path, overrides: tuple[str, ...], name: str, say: Say) -> Report:
@@ -47,7 +48,7 @@ def run(experiment: Experiment, case: Case, root: Path, overrides: tuple[str, ..
     return found
 
 
-def _play(lab: RunningLab, steps: tuple[schedule.Step, ...], folder: Folder, say: Say) -> None:
+def _play(lab: RunningLab, steps: tuple[Step, ...], folder: Folder, say: Say) -> None:
     try:
         lab.ask("run", steps, str(folder.path), say=say)
     except TestbedError:

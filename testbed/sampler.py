@@ -23,7 +23,16 @@ from testbed.mptcp.diag import subflows
 
 _RTM_GETLINK, _RTM_GETQDISC = 18, 38
 _STATS = struct.Struct("=8Q")  # the head of struct rtnl_link_stats64 (if_link.h)
-_COUNTERS = ("rx_packets", "tx_packets", "rx_bytes", "tx_bytes", "rx_errors", "tx_errors", "rx_dropped", "tx_dropped")
+_COUNTERS = (
+    "rx_packets",
+    "tx_packets",
+    "rx_bytes",
+    "tx_bytes",
+    "rx_errors",
+    "tx_errors",
+    "rx_dropped",
+    "tx_dropped",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +79,7 @@ def _open(name: str, mptcp: bool) -> Node:
     linux.setns(fd, linux.CLONE_NEWNET)
     os.close(fd)
     Path(name).mkdir(exist_ok=True)
-    out = Path(name, "samples.jsonl").open("a")
+    out = Path(name, "samples.jsonl").open("a")  # noqa: SIM115 (open for the whole life of this process)
     diag = netlink.connect(wire.NETLINK_SOCK_DIAG) if mptcp else None
     # /proc/self/net/netstat belongs to the namespace that it was opened in.
     netstat = os.open("/proc/self/net/netstat", os.O_RDONLY)
@@ -103,8 +112,20 @@ def _qdiscs(route: socket.socket, names: dict[int, str]) -> list[dict[str, Any]]
         stats = wire.attributes(fields[7])  # TCA_STATS2: TCA_STATS_BASIC 1, TCA_STATS_QUEUE 3
         size, packets = struct.unpack_from("=QI", stats[1])
         qlen, backlog, drops, _, overlimits = struct.unpack_from("=5I", stats[3])
-        row = {"dev": names.get(index, str(index)), "kind": kind, "handle": f"{handle >> 16:x}:", "parent": f"{parent:x}"}
-        row |= {"bytes": size, "packets": packets, "qlen": qlen, "backlog": backlog, "drops": drops, "overlimits": overlimits}
+        row = {
+            "dev": names.get(index, str(index)),
+            "kind": kind,
+            "handle": f"{handle >> 16:x}:",
+            "parent": f"{parent:x}",
+        }
+        row |= {
+            "bytes": size,
+            "packets": packets,
+            "qlen": qlen,
+            "backlog": backlog,
+            "drops": drops,
+            "overlimits": overlimits,
+        }
         found.append(row)
     return found
 

@@ -96,7 +96,10 @@ def _first(name: str, owner: socket.socket, serve: Callable[[socket.socket, sock
 
 
 def _second(
-    name: str, listener: socket.socket, owner: socket.socket, serve: Callable[[socket.socket, socket.socket], None]
+    name: str,
+    listener: socket.socket,
+    owner: socket.socket,
+    serve: Callable[[socket.socket, socket.socket], None],
 ) -> NoReturn:
     """Be PID 1: furnish the mount namespace, close what the caller had open, and serve until the lab ends."""
     gc.freeze()  # what the caller left must never be collected here: it would close descriptors that are ours
@@ -151,7 +154,11 @@ def _why_no_sandbox(error: OSError, uid: int) -> str:
     for path, bad, cure in (
         ("/proc/sys/user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=10000"),
         ("/proc/sys/kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1"),
-        ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1", "an AppArmor profile that allows userns"),
+        (
+            "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
+            "1",
+            "an AppArmor profile that allows userns",
+        ),
     ):
         with suppress(OSError):
             if Path(path).read_text().strip() == bad:
@@ -212,7 +219,7 @@ def _become(node: str, argv: tuple[str, ...]) -> NoReturn:
         linux.sethostname(node)
     os.environ["PATH"] = ":".join(filter(None, (os.environ.get("PATH"), _SYSTEM_PATH)))
     try:
-        os.execvp(argv[0], argv)
+        os.execvp(argv[0], argv)  # noqa: S606 (the user's own command)
     except OSError as e:
         os.write(2, f"testbed: {argv[0]}: {e.strerror}\n".encode())
         os._exit(127 if e.errno == errno.ENOENT else 126)

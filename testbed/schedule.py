@@ -18,7 +18,7 @@ from testbed.features import Feature
 from testbed.nodes.mptcp import Mptcp, addresses, planned
 from testbed.plan import Plan, link_addresses
 from testbed.steps import LAB, Configure, Delete, Run, Spawn, Step, Wait, Write
-from testbed.topology import Event, Link, Shaping
+from testbed.topology import Direction, Event, Link, Shaping
 from testbed.workloads.place import Task
 
 _FIRST_PORT = 5201  # iperf3(1)
@@ -101,7 +101,11 @@ def _link_event(plan: Plan, n: int, event: Event) -> Iterator[Step]:
         return
     assert event.set is not None
     # What earlier events of this link set stays: an event changes what it names and nothing else.
-    sets = [e for e in plan.topology.events if e.set and e.link and link_index(plan.topology, e.link) == n and e.at <= event.at]
+    sets = [
+        e
+        for e in plan.topology.events
+        if e.set and e.link and link_index(plan.topology, e.link) == n and e.at <= event.at
+    ]
     changed = link
     for earlier in sorted(sets, key=lambda e: e.at):
         assert earlier.set is not None
@@ -126,17 +130,17 @@ def _laid(link: Link, over: Shaping) -> Link:
     # A value for both directions overrides what one direction said before.
     both = {k for k in update if k not in ("forward", "reverse")}
     for way in ("forward", "reverse"):
-        own = update.get(way, getattr(link, way))
+        own = getattr(link, way)
         if own is not None and way not in update:
-            update[way] = own.model_copy(update=dict.fromkeys(both & set(type(own).model_fields)))
+            update[way] = own.model_copy(update=dict.fromkeys(both & set(Direction.model_fields)))
     return link.model_copy(update=update)
 
 
 def _restored(plan: Plan, n: int, ends: list[tuple[str, str]], at: float) -> Iterator[Step]:
     """Yield again what the kernel drops when a link goes down: routes by it, and IPv6 addresses on it."""
     for node, ifname in ends:
-        for step in link_addresses(plan.network, node, ifname):
-            yield Configure(node, step, at)
+        for address in link_addresses(plan.network, node, ifname):
+            yield Configure(node, address, at)
     for step in plan.steps:
         if isinstance(step, Configure) and isinstance(step.request, RouteAdd) and (step.node, step.request.dev) in ends:
             yield Configure(step.node, step.request, at)

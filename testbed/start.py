@@ -108,7 +108,7 @@ def compare(done: Sequence[Step], wanted: Sequence[Step]) -> Change:
 
 
 def _lasting(steps: Sequence[Step]) -> list[Step]:
-    """Return the steps that leave a state: Waits are only asked again, commands and files are remembered as they are."""
+    """Return the steps that leave a state: a Wait leaves none and is simply asked again."""
     return [s for s in steps if not isinstance(s, Wait)]
 
 
@@ -132,11 +132,14 @@ def _inverse(step: Step) -> Step | None:
 def _healed(after: Mapping[Step, None], removed: Sequence[Step], added: Sequence[Step]) -> list[Step]:
     """Return the added steps in order, and the routes that the kernel drops together with a removed address."""
     new = set(added)
-    touched = {(s.node, s.request.dev) for s in removed if isinstance(s, Configure) and isinstance(s.request, AddressAdd)}
+    touched = {
+        (s.node, s.request.dev) for s in removed if isinstance(s, Configure) and isinstance(s.request, AddressAdd)
+    }
     return [
         s
         for s in after
-        if s in new or (isinstance(s, Configure) and isinstance(s.request, RouteAdd) and (s.node, s.request.dev) in touched)
+        if s in new
+        or (isinstance(s, Configure) and isinstance(s.request, RouteAdd) and (s.node, s.request.dev) in touched)
     ]
 
 

@@ -60,7 +60,12 @@ def play(lab: Lab, steps: Sequence[Step], folder: Path, say: Say) -> Waiting:
 
 
 def _happen(
-    lab: Lab, due: Sequence[Step], origin: float, events: list[dict[str, object]], failures: list[str], say: Say
+    lab: Lab,
+    due: Sequence[Step],
+    origin: float,
+    events: list[dict[str, object]],
+    failures: list[str],
+    say: Say,
 ) -> Waiting:
     requests = [s for s in due if isinstance(s, Configure)]
     try:

@@ -106,7 +106,8 @@ class Link(Shaping):
     name: str | None = Field(None, description="For events and --set; an end, node:interface, names a link as well")
     ends: tuple[str, str]
     addresses: tuple[str | list[str] | None, str | list[str] | None] | None = Field(
-        None, description="address/length of each end, a list for several, null for none; planned when left out"
+        None,
+        description="address/length of each end, a list for several, null for none; planned when left out",
     )
 
     def stated(self, end: int) -> tuple[str, ...] | None:
@@ -184,7 +185,7 @@ class Topology(Spec):
     routing: Literal["static", "none"] = Field("static", description="Plan shortest-path routes, or none")
     nodes: dict[str, Node]
     links: tuple[Link, ...] = ()
-    workloads: dict[str, Work] = {}
+    workloads: dict[str, Work] = Field({})
     capture: tuple[Annotated[Capture, BeforeValidator(_capture, json_schema_input_type=str | Capture)], ...] = ()
     samples: Samples = Samples()
     events: tuple[Event, ...] = ()
@@ -199,7 +200,9 @@ class Topology(Spec):
 
 def load(path: str | File, overrides: tuple[str, ...] = ()) -> Topology:
     """Read a topology (or the first case of an experiment) from a file; InputError has every problem."""
-    from testbed.experiment import read  # late: an experiment is more than a topology and is above this module
+    from testbed.experiment import (
+        read,  # late: an experiment is more than a topology and is above this module
+    )
 
     return read(path, overrides).cases[0].topology
 
@@ -228,7 +231,7 @@ def build(document: Document) -> Topology:
     for path, message, hint in faults(topology, known):
         if len(path) > 1 and isinstance(path[1], int) and path[0] in kept:
             path = (path[0], kept[str(path[0])][path[1]], *path[2:])
-        key = not path or isinstance(path[-1], str) and path[0] == "nodes" and len(path) == 2
+        key = not path or (isinstance(path[-1], str) and path[0] == "nodes" and len(path) == 2)
         found.append(document.at(path, key=key).problem(message, hint))
     if found:
         raise InputError(*found)
@@ -242,7 +245,11 @@ def _fill(data: dict[str, Any]) -> dict[str, Any]:
         return data
     # A role written without content (`router:`) is the role with its defaults.
     filled = {
-        name: {} if node is None else {k: {} if v is None and k in _ROLES else v for k, v in node.items()} if isinstance(node, dict) else node
+        name: {}
+        if node is None
+        else {k: {} if v is None and k in _ROLES else v for k, v in node.items()}
+        if isinstance(node, dict)
+        else node
         for name, node in nodes.items()
     }
     return {**data, "nodes": filled}
@@ -265,7 +272,7 @@ def _prune(data: dict[str, Any], locations: list[tuple[Any, ...]]) -> tuple[dict
             sound[key] = [value[n] for n in kept[key]]
         elif isinstance(value, dict) and any(b[0] == key for b in bad):
             # A node with a fault in it still exists for those who name it.
-            empty = {k: {} for k in value if (key, k) in bad} if key == "nodes" else {}
+            empty: dict[str, Any] = {k: {} for k in value if (key, k) in bad} if key == "nodes" else {}
             sound[key] = {k: v for k, v in value.items() if (key, k) not in bad} | empty
         else:
             sound[key] = value
@@ -285,7 +292,10 @@ def _problems(document: Document, errors: Any) -> list[Problem]:
             mark, message = document.at(path, key=True), f"unknown key {path[-1]!r}"
             hint = suggest(str(path[-1]), known) or (f"known keys: {', '.join(known)}" if known else "")
         elif kind == "missing":
-            mark, message = document.at(path), f"the key {rest[0]!r} is missing" if rest else "a value is missing"
+            mark, message = (
+                document.at(path),
+                f"the key {rest[0]!r} is missing" if rest else "a value is missing",
+            )
         else:
             mark = document.at(path)
             message = str(context["error"]) if kind == "value_error" else _sentence(error, path)
@@ -300,21 +310,26 @@ def _sentence(error: Any, path: Path) -> str:
     words = words[0].lower() + words[1:]
     words = words.replace("input should", "it should")
     got = error["input"]
-    shown = repr(got) if isinstance(got, str | int | float | bool) or got is None else f"a {_KINDS.get(type(got), 'value')}"
+    shown = (
+        repr(got) if isinstance(got, str | int | float | bool) or got is None else f"a {_KINDS.get(type(got), 'value')}"
+    )
     where = ".".join(map(str, path)) or "the file"
     return f"{where}: {words}, not {shown}"
 
 
-_KINDS = {dict: "mapping", list: "list"}
+_KINDS: dict[type, str] = {dict: "mapping", list: "list"}
 
 
 def _locate(data: Any, location: tuple[Any, ...]) -> tuple[Path, tuple[Any, ...]]:
     """Return the part of a pydantic location that is in the data, and the rest without union branches."""
     path: Path = ()
-    rest = []
+    rest: list[Any] = []
     for part in location:
         here = get(data, path)
-        if not rest and ((isinstance(here, dict) and part in here) or (isinstance(here, list) and isinstance(part, int) and part < len(here))):
+        if not rest and (
+            (isinstance(here, dict) and part in here)
+            or (isinstance(here, list) and isinstance(part, int) and part < len(here))
+        ):
             path = (*path, part)
         elif isinstance(part, str) and re.fullmatch(r"[a-z_0-9]+", part):
             rest.append(part)
@@ -326,7 +341,12 @@ def fields_at(model: Any, path: Path) -> list[str]:
     kinds = [model]
     for part in path:
         kinds = [deeper for kind in kinds for deeper in _below(kind, part)]
-    return [f.alias or name for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel) for name, f in kind.model_fields.items()]
+    return [
+        f.alias or name
+        for kind in kinds
+        if isinstance(kind, type) and issubclass(kind, BaseModel)
+        for name, f in kind.model_fields.items()
+    ]
 
 
 def _below(kind: Any, part: str | int) -> list[Any]:
@@ -365,17 +385,26 @@ def override(document: Document, assignment: str) -> Document:
     for part in path_text.split("."):
         here = get(document.data, path)
         if isinstance(here, list):
-            index = next((n for n, item in enumerate(here) if isinstance(item, dict) and item.get("name") == part), None)
+            index = next(
+                (n for n, item in enumerate(here) if isinstance(item, dict) and item.get("name") == part),
+                None,
+            )
             if index is None and part.isdigit() and int(part) < len(here):
                 index = int(part)
             if index is None:
-                names = ", ".join(str(i["name"]) for i in here if isinstance(i, dict) and "name" in i) or "none has a name"
-                raise InputError(Problem(f"--set {assignment}: {'.'.join(map(str, path))} has no item {part!r} (names: {names})"))
+                names = (
+                    ", ".join(str(i["name"]) for i in here if isinstance(i, dict) and "name" in i) or "none has a name"
+                )
+                raise InputError(
+                    Problem(f"--set {assignment}: {'.'.join(map(str, path))} has no item {part!r} (names: {names})")
+                )
             path = (*path, index)
         elif isinstance(here, dict) or here is None:
             path = (*path, part)
         else:
-            raise InputError(Problem(f"--set {assignment}: {'.'.join(map(str, path))} is {here!r} and holds no {part!r}"))
+            raise InputError(
+                Problem(f"--set {assignment}: {'.'.join(map(str, path))} is {here!r} and holds no {part!r}")
+            )
     data = _replaced(document.data, path, value)
     mark = Mark(Source(f"--set {path_text}", (assignment,)), 0, len(path_text) + 1, max(1, len(text)))
     return Document(data, {**document.values, path: mark}, document.keys)
@@ -396,7 +425,11 @@ def schema() -> dict[str, Any]:
     found = Topology.model_json_schema(by_alias=True)
     experiment = {
         "topology": {"type": "string", "description": "The file that this experiment builds on"},
-        "matrix": {"type": "object", "additionalProperties": {"type": "array"}, "description": "Values of each --set path"},
+        "matrix": {
+            "type": "object",
+            "additionalProperties": {"type": "array"},
+            "description": "Values of each --set path",
+        },
         "repeat": {"type": "integer", "minimum": 1},
         "seed": {"type": "integer"},
     }

@@ -1,4 +1,4 @@
-"""Quantities as tc(8) writes them - `20mbit`, `15ms`, `0.1%`, `64kb` - read into bit/s, seconds, fractions and bytes."""
+"""Quantities as tc(8) writes them (`20mbit`, `15ms`, `0.1%`, `64kb`), read into bit/s, seconds, fractions, bytes."""
 
 from __future__ import annotations
 

@@ -46,7 +46,9 @@ class Shape:
 
     def netem(self) -> bool:
         """Say whether any of this needs the netem qdisc."""
-        return any(v is not None for v in (self.delay, self.jitter, self.loss, self.duplicate, self.corrupt, self.reorder))
+        return any(
+            v is not None for v in (self.delay, self.jitter, self.loss, self.duplicate, self.corrupt, self.reorder)
+        )
 
     def kinds(self) -> frozenset[str]:
         """Return the qdiscs that this needs from the kernel."""
@@ -141,7 +143,9 @@ class Netem:
             words.append(f"distribution {s.distribution}")
         if isinstance(s.loss, GilbertElliott):
             g = s.loss
-            words.append("loss gemodel " + " ".join(f"{v:.6g}%" for v in (g.p * 100, g.r * 100, g.bad * 100, g.good * 100)))
+            words.append(
+                "loss gemodel " + " ".join(f"{v:.6g}%" for v in (g.p * 100, g.r * 100, g.bad * 100, g.good * 100))
+            )
         elif s.loss is not None:
             words.append(f"loss {s.loss * 100:g}%")
         for name in ("duplicate", "corrupt", "reorder"):

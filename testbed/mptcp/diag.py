@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -17,7 +18,16 @@ IPPROTO_MPTCP = 262
 _SOCK_DIAG_BY_FAMILY = 20
 _INFO, _ULP_INFO, _ULP_MPTCP = 2, 19, 3
 _LISTEN, _TIME_WAIT, _CLOSE = 10, 6, 7
-_STATES = {1: "ESTAB", 2: "SYN_SENT", 3: "SYN_RECV", 4: "FIN_WAIT1", 5: "FIN_WAIT2", 8: "CLOSE_WAIT", 9: "LAST_ACK", 11: "CLOSING"}
+_STATES = {
+    1: "ESTAB",
+    2: "SYN_SENT",
+    3: "SYN_RECV",
+    4: "FIN_WAIT1",
+    5: "FIN_WAIT2",
+    8: "CLOSE_WAIT",
+    9: "LAST_ACK",
+    11: "CLOSING",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +106,10 @@ def _subflow(entry: bytes) -> Subflow | None:
 
 
 def _number(attributes: dict[int, bytes], kind: int) -> int:
-    return int.from_bytes(attributes.get(kind, b"\0"), _ORDER)
+    return int.from_bytes(attributes.get(kind, b"\0"), sys.byteorder)
 
 
 def _address(raw: bytes) -> str:
     found = ip_address(raw)
     mapped = getattr(found, "ipv4_mapped", None)
     return str(mapped or found)
-
-
-_ORDER = "little" if struct.pack("=H", 1) == b"\1\0" else "big"

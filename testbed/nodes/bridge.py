@@ -33,7 +33,10 @@ class Bridge(Spec):
                 yield ("ports", n), f"{here.node} has no interface {port} (interfaces: {names})"
         count = sum(i.port for i in here.interfaces)
         if count > BRIDGE_PORTS:
-            yield (), f"{count} ports, and a Linux bridge has at most {BRIDGE_PORTS}: use two bridges and a link between them"
+            yield (
+                (),
+                f"{count} ports, and a Linux bridge has at most {BRIDGE_PORTS}: use two bridges and a link",
+            )
         if here.interface(self.name) is not None:
             yield ("name",), f"{self.name} is also the name of an interface of {here.node}"
 

@@ -1,4 +1,4 @@
-"""Role `mptcp`: an MPTCP host (RFC 8684) with the in-kernel path manager (ip-mptcp(8), Documentation/networking/mptcp)."""
+"""Role `mptcp`: an MPTCP host (RFC 8684) with the in-kernel path manager (ip-mptcp(8))."""
 
 from __future__ import annotations
 
@@ -80,7 +80,10 @@ class Mptcp(Spec):
         yield Configure(here.node, SysctlSet("net.mptcp.enabled", "1"))
         for name in _SYSCTLS:
             if (value := getattr(self, name)) is not None:
-                yield Configure(here.node, SysctlSet(f"net.mptcp.{name}", str(int(value) if name != "scheduler" else value)))
+                yield Configure(
+                    here.node,
+                    SysctlSet(f"net.mptcp.{name}", str(int(value) if name != "scheduler" else value)),
+                )
         limits = LimitsSet(self.limits.subflows, self.limits.add_addr_accepted)
         yield Configure(here.node, limits)
         found = planned(self, here)

@@ -29,7 +29,9 @@ class Node(Spec):
     router: Router | None = None
     mptcp: Mptcp | None = None
     routes: tuple[Route, ...] = Field((), description="Static routes; any here replace the planned ones")
-    sysctl: dict[str, str | int] = Field({}, description="Kernel parameters of the namespace, such as net.ipv4.tcp_sack")
+    sysctl: dict[str, str | int] = Field(
+        {}, description="Kernel parameters of the namespace, such as net.ipv4.tcp_sack"
+    )
     commands: tuple[Argv, ...] = Field((), description="Programs run once the node is configured, as argv lists")
 
     def roles(self) -> dict[str, Role]:

@@ -77,7 +77,18 @@ class Iperf3(Spec):
         """Return the client; it may take half a minute longer than its test, then it is killed."""
         family = {"ipv4": 4, "ipv6": 6, None: None}[self.family]
         target = task.reach(self.from_, f"{self.to}:{self.to_interface}" if self.to_interface else self.to, family)
-        words = ["iperf3", "-c", target, "-p", str(task.port), "-J", "-i", str(_INTERVAL), "-t", str(int(self.seconds))]
+        words = [
+            "iperf3",
+            "-c",
+            target,
+            "-p",
+            str(task.port),
+            "-J",
+            "-i",
+            str(_INTERVAL),
+            "-t",
+            str(int(self.seconds)),
+        ]
         words += ["-P", str(self.parallel)] if self.parallel > 1 else []
         words += ["-u"] if self.protocol == "udp" else []
         words += ["-b", str(self.rate)] if self.rate is not None else []

@@ -61,9 +61,20 @@ class Ping(Spec):
         words += ["-s", str(self.size)] if self.size is not None else []
         out = f"{self.from_}/{task.name}.ping.txt"
         name = f"{task.name}.ping"
-        # "exec" would lose the status that ping gives for "no answer": 1. Loss is a measurement here, so any end is one.
+        # ping exits 1 when nothing answers: that is a measurement here, so any end will do.
         within = self.seconds + 15
-        return [Spawn(self.from_, name, (*words, target), stdout=out, at=self.at, within=within, may_end=True, stop=2)]
+        return [
+            Spawn(
+                self.from_,
+                name,
+                (*words, target),
+                stdout=out,
+                at=self.at,
+                within=within,
+                may_end=True,
+                stop=2,
+            )
+        ]
 
     def failure(self, name: str, folder: Path) -> str:
         """Return what ping complains about when it could not count its packets."""
@@ -73,7 +84,13 @@ class Ping(Spec):
 
     def metrics(self) -> tuple[str, ...]:
         """Return the names that `read` gives."""
-        return ("sent_packets", "received_packets", "loss_pct", "duplicate_packets", *(f"rtt_{p}_ms" for p in PERCENTILES))
+        return (
+            "sent_packets",
+            "received_packets",
+            "loss_pct",
+            "duplicate_packets",
+            *(f"rtt_{p}_ms" for p in PERCENTILES),
+        )
 
     def read(self, name: str, folder: Path) -> dict[str, Measured]:
         """Return loss and the percentiles of the round-trip time."""

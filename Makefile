@@ -1,0 +1,56 @@
+# On a fresh Debian machine: `make demo` runs the main job, `make test` the tests; both install what they need.
+SHELL := /bin/bash
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+WORKERS ?= 4
+TOOLS := iperf3:iperf3 dumpcap:wireshark-common tshark:tshark mptcpize:mptcpize ping:iputils-ping tc:iproute2 git:git
+PEERS := cc:gcc mn:mininet brctl:bridge-utils
+
+.PHONY: setup tools peers demo test lint bench clean
+.DEFAULT_GOAL := help
+
+help: ## say what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/'
+
+setup: tools $(VENV)/.done ## install Debian's tools and the Python packages, at the versions that were tested
+
+# Only what is missing is installed, so that a machine which has it all needs neither root nor a network.
+define install
+	@missing=""; for pair in $(1); do \
+	  PATH="$$PATH:/usr/sbin:/sbin" command -v $${pair%%:*} >/dev/null || missing="$$missing $${pair##*:}"; done; \
+	if [ -n "$$missing" ]; then echo "installing:$$missing"; \
+	  as_root=""; [ "$$(id -u)" = 0 ] || as_root=sudo; export DEBIAN_FRONTEND=noninteractive; \
+	  $$as_root apt-get -qq update && $$as_root apt-get -qq install -y --no-install-recommends $$missing >/dev/null; fi
+endef
+
+tools:
+	$(call install,$(TOOLS))
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { as_root=""; [ "$$(id -u)" = 0 ] || as_root=sudo; \
+	  $$as_root apt-get -qq update && $$as_root apt-get -qq install -y --no-install-recommends python3-venv >/dev/null; }
+
+peers:
+	$(call install,$(PEERS))
+
+$(VENV)/.done: pyproject.toml constraints.txt
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup ## two shaped paths: MPTCP against TCP, measured and judged
+	@$(BIN)/testbed run experiments/mptcp-aggregation.yaml
+
+test: setup ## every test
+	@$(BIN)/pytest -q -n $(WORKERS) --dist worksteal
+
+lint: setup ## ruff and mypy --strict
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: setup peers ## side by side with Mininet, ip -batch and a C program
+	@$(BIN)/python benchmarks/bringup.py
+	@$(BIN)/python benchmarks/execution.py
+
+clean: ## remove what make made
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,107 @@
+"""What every test may use, and the rule for all: a run of the suite leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+REQUIRED = frozenset(filter(None, os.environ.get("TESTBED_REQUIRE", "").split(",")))
+
+
+def testbed(*argv: str, timeout: float = 120, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run the command line to its end."""
+    words = (sys.executable, "-m", "testbed", *argv)
+    return subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False, **options)  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    """A lab's name that no other test has; the lab is taken down at the end if the test left it up."""
+    chosen = f"t{uuid4().hex[:10]}"
+    yield chosen
+    from testbed import control, sandbox
+
+    if chosen in sandbox.names():
+        control.end(chosen, control.find(chosen))
+
+
+@pytest.fixture
+def need(request: pytest.FixtureRequest) -> object:
+    """A function that skips with the probe's words when a feature is missing, and fails if CI requires it."""
+    from testbed import features
+    from testbed.machines import here
+
+    def check(*names: str) -> None:
+        wanted = [f for f in features.ALL if f.name in names]
+        assert len(wanted) == len(names), f"unknown feature in {names}"
+        for found in here.probe(wanted):
+            if not found.present:
+                words = f"feature {found.feature.name}: {found.known}; {found.feature.cure}"
+                if found.feature.name in REQUIRED:
+                    pytest.fail(f"TESTBED_REQUIRE asks for it: {words}")
+                pytest.skip(words)
+
+    return check
+
+
+def traces() -> dict[str, frozenset[str]]:
+    """Everything that a lab could leave on this machine, by kind."""
+    processes, spaces = set(), set()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            comm = (entry / "comm").read_text().strip()
+            state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+            if comm.startswith("testbed:") and state != "Z":
+                processes.add(f"{entry.name} {comm}")
+            spaces.add(os.readlink(entry / "ns/net"))
+        except OSError:
+            continue
+    mounts = {row.split()[4] for row in Path("/proc/self/mountinfo").read_text().splitlines()}
+    sockets = {r.split()[7] for r in Path("/proc/net/unix").read_text().splitlines() if "@testbed/" in r}
+    folders = [Path("/run/netns"), Path("/run/testbed"), Path("/dev/shm"), Path("/sys/class/net")]
+    files = {str(f) for folder in folders if folder.is_dir() for f in folder.iterdir()}
+    return {
+        k: frozenset(v)
+        for k, v in {
+            "process": processes,
+            "netns": spaces,
+            "mount": mounts,
+            "socket": sockets,
+            "file": files,
+        }.items()
+    }
+
+
+def left(before: dict[str, frozenset[str]], patience: float = 5.0) -> dict[str, list[str]]:
+    """What is there now and was not before; what is on its way out is given some time."""
+    deadline = time.monotonic() + patience
+    while True:
+        found = {kind: sorted(now - before[kind]) for kind, now in traces().items() if now - before[kind]}
+        if not found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.05)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    # In the process that starts the workers, and in no worker: the others are busy while one ends.
+    if not hasattr(session.config, "workerinput"):
+        session.config.stash[_BEFORE] = traces()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput") and (found := left(session.config.stash[_BEFORE])):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        sys.stderr.write(f"\nERROR: the suite left something behind: {found}\n")
+
+
+_BEFORE: pytest.StashKey[dict[str, frozenset[str]]] = pytest.StashKey()

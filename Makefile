@@ -41,7 +41,7 @@ demo: setup ## two shaped paths: MPTCP against TCP, measured and judged
 	@$(BIN)/testbed run experiments/mptcp-aggregation.yaml
 
 test: setup ## every test
-	@$(BIN)/pytest -q -n $(WORKERS) --dist worksteal
+	@$(BIN)/pytest -q -n $(WORKERS) --dist loadgroup
 
 lint: setup ## ruff and mypy --strict
 	@$(BIN)/ruff check .

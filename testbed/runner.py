@@ -26,7 +26,7 @@ def run(experiment: Experiment, case: Case, root: Path, overrides: tuple[str, ..
     planned = plan(case.topology)
     steps = schedule.run_steps(planned, sys.executable)
     needed = schedule.requires(planned)
-    here.require(needed)  # before a folder is made
+    here.require((*planned.requires(), *needed))  # before a folder is made
     text = f"{planned}\n# run\n" + "".join(f"{s}\n" for s in steps)
     folder = results.create(root.resolve(), case.topology.name, case.label, experiment.texts, text)
     began = time.time()

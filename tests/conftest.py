@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -22,6 +22,9 @@ def testbed(*argv: str, timeout: float = 120, **options: object) -> subprocess.C
     return subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False, **options)  # type: ignore[call-overload,no-any-return]
 
 
+testbed.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever its name begins with
+
+
 @pytest.fixture
 def name() -> Iterator[str]:
     """A lab's name that no other test has; the lab is taken down at the end if the test left it up."""
@@ -33,8 +36,11 @@ def name() -> Iterator[str]:
         control.end(chosen, control.find(chosen))
 
 
+Need = Callable[..., None]
+
+
 @pytest.fixture
-def need(request: pytest.FixtureRequest) -> object:
+def need() -> Need:
     """A function that skips with the probe's words when a feature is missing, and fails if CI requires it."""
     from testbed import features
     from testbed.machines import here

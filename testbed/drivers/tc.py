@@ -237,12 +237,12 @@ def _probability(value: float | None) -> int:
 
 @lru_cache(maxsize=8)
 def _table(name: str) -> bytes:
-    """Tabulate a distribution's quantiles, scaled by 8192 (NETEM_DIST_SCALE), mean 0 and deviation 1."""
+    """Tabulate a distribution's quantiles, scaled by 8192 (NETEM_DIST_SCALE), as the tables of tc(8) are."""
     size = 4096
     ranks = [(i + 0.5) / size for i in range(size)]
     normal = [NormalDist().inv_cdf(r) for r in ranks]
-    # Pareto with exponent 3: mean 1.5, standard deviation sqrt(0.75).
-    pareto = [((1 - r) ** (-1 / 3) - 1.5) / 0.75**0.5 for r in ranks]
+    # Pareto with exponent 3 has mean 1.5; tc(8) stretches it by 4/3, and 16 bits cut its tail off at 4.
+    pareto = [((1 - r) ** (-1 / 3) - 1.5) * 4 / 3 for r in ranks]
     mixed = [0.25 * n + 0.75 * p for n, p in zip(normal, pareto, strict=True)]
     chosen = {"normal": normal, "pareto": pareto, "paretonormal": mixed}[name]
     return struct.pack(f"={size}h", *(max(-32768, min(32767, round(v * 8192))) for v in chosen))

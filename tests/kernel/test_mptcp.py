@@ -1,0 +1,133 @@
+"""The MPTCP role on real sockets: aggregation, handover, backup, and a set-up that is verified."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import testbed as api
+from testbed.topology import load
+from tests.conftest import ROOT, Need, testbed
+
+pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("measure")]  # one at a time: they measure
+
+_NEEDED = ("mptcp", "mptcp-diag", "tbf", "iperf3", "mptcpize", "dumpcap")
+
+
+def run(experiment: str, name: str, tmp_path: Path, *sets: str) -> tuple[int, dict[str, Any], Path]:
+    """Run an experiment of this repository and return its exit status, its metrics and its folder."""
+    words = [w for s in sets for w in ("--set", s)]
+    file = str(ROOT / "experiments" / f"{experiment}.yaml")
+    done = testbed("run", file, "--name", name, "--results", str(tmp_path), *words)
+    assert done.returncode in (0, 1), done.stderr
+    folder = tmp_path / experiment / "latest"
+    return done.returncode, json.loads((folder / "metrics.json").read_text()), folder.resolve()
+
+
+def tshark(file: Path, what: str) -> int:
+    """Return how many packets of a capture match a display filter."""
+    words = ("tshark", "-r", str(file), "-Y", what)
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return len(done.stdout.splitlines())
+
+
+def test_two_paths_carry_nearly_twice_what_one_does(tmp_path: Path, name: str, need: Need) -> None:
+    need(*_NEEDED)
+    status, metrics, folder = run("mptcp-aggregation", name, tmp_path)
+    assert status == 0, (folder / "verdict.json").read_text()
+    assert metrics["bulk.goodput_mbps"]["value"] >= 0.90 * 100
+    assert metrics["bulk.goodput_mbps"]["value"] >= 1.7 * metrics["plain.goodput_mbps"]["value"]
+    assert metrics["client.mptcp.subflows"]["value"] == 2
+    first, second = folder / "client/eth0.pcapng", folder / "client/eth1.pcapng"
+    # Option subtypes of RFC 8684 section 3: MP_CAPABLE 0 on the first path, MP_JOIN 1 on the second.
+    assert tshark(first, "tcp.options.mptcp.subtype == 0 && tcp.flags.syn == 1") >= 2
+    assert tshark(second, "tcp.options.mptcp.subtype == 1 && tcp.flags.syn == 1") >= 2
+    assert tshark(second, "tcp.options.mptcp.subtype == 0 && tcp.flags.syn == 1") == 0
+    # Both subflows carried payload, and the samples say how much.
+    shares = [metrics[f"client.subflow.{i}.bytes_acked"]["value"] for i in ("eth0", "eth1")]
+    assert min(shares) > 0.4 * sum(shares)
+    assert sum(shares) == pytest.approx(metrics["bulk.received_bytes"]["value"], rel=0.05)
+
+
+def test_a_transfer_outlives_the_path_that_it_began_on(tmp_path: Path, name: str, need: Need) -> None:
+    need(*_NEEDED)
+    status, metrics, folder = run("mptcp-handover", name, tmp_path)
+    assert status == 0, (folder / "verdict.json").read_text()
+    gap = metrics["bulk.gap_s"]["value"]
+    assert 0 <= gap <= 3
+    run_json = json.loads((folder / "run.json").read_text())
+    went_down = next(e["t"] for e in run_json["events"] if "wifi0 down" in e["step"])
+    series = metrics["bulk.goodput_mbps"]["series"]
+    after = [v for t, v in series if t > went_down + 3]
+    assert len(after) >= 5
+    assert min(after) > 5, "Mbit/s in every second after the handover"
+
+
+def test_a_backup_path_carries_no_payload_until_it_is_needed(tmp_path: Path, name: str, need: Need) -> None:
+    need(*_NEEDED)
+    status, metrics, folder = run("mptcp-backup", name, tmp_path)
+    assert status == 0, (folder / "verdict.json").read_text()
+    before = [v for t, v in metrics["client.subflow.eth1.bytes_sent"]["series"] if t < 4.9]
+    assert len(before) > 10
+    assert set(before) == {0}
+    assert metrics["client.subflow.eth1.bytes_acked"]["value"] > 5_000_000
+
+
+def test_an_endpoint_may_be_added_changed_and_removed_in_mid_run(tmp_path: Path, name: str, need: Need) -> None:
+    need(*_NEEDED)
+    file = tmp_path / "t.yaml"
+    file.write_text(
+        """
+name: endpoints
+nodes: {client: {mptcp: {}}, server: {mptcp: {}}}
+links:
+  - {ends: [client:eth0, server:eth0], rate: 20mbit}
+  - {ends: [client:eth1, server:eth1], rate: 20mbit}
+workloads: {bulk: {iperf3: {from: client, to: server, protocol: mptcp, seconds: 6, family: ipv4, congestion: cubic}}}
+events:
+  - {at: 1s, node: client, endpoint: {interface: eth1, flags: [subflow]}, action: add}
+  - {at: 3s, node: client, endpoint: {interface: eth1, flags: [subflow, backup]}, action: set}
+  - {at: 5s, node: client, endpoint: {interface: eth1, flags: [subflow]}, action: remove}
+checks:
+  - {metric: client.mptcp.subflows, at: 0.9s, equals: 1}
+  - {metric: client.mptcp.subflows, at: 2.9s, equals: 2}
+  - {metric: client.mptcp.subflows, at: 5.9s, equals: 1}
+  - {metric: client.mptcp.MPPrioTx, min: 1}
+  - {metric: client.mptcp.NoSuchCounter, equals: 0}
+"""
+    )
+    done = testbed("run", str(file), "--name", name, "--results", str(tmp_path / "r"))
+    verdict = json.loads((tmp_path / "r/endpoints/latest/verdict.json").read_text())
+    assert [c["passed"] for c in verdict["checks"]] == [True, True, True, True, False], done.stdout + done.stderr
+    assert "unsupported: this kernel has no such counter" in verdict["checks"][4]["why"]
+    assert done.returncode == 1
+
+
+def test_limits_endpoints_and_sysctls_are_what_the_kernel_reports(name: str, need: Need) -> None:
+    need("mptcp")
+    topology = load(ROOT / "topologies/mptcp-backup.yaml", ("nodes.client.mptcp.checksum_enabled=true",))
+    with api.up(topology, name) as lab:
+        assert lab.exec("client", ("ip", "mptcp", "limits")).stdout.split() == "add_addr_accepted 8 subflows 8".split()
+        said = lab.exec("client", ("ip", "mptcp", "endpoint")).stdout
+        assert "10.0.2.1 id 1 subflow backup dev eth1" in " ".join(said.split())
+        assert lab.exec("client", ("sysctl", "-n", "net.mptcp.checksum_enabled")).stdout.strip() == "1"
+
+
+def test_a_scheduler_that_the_kernel_does_not_have_is_refused_by_name(tmp_path: Path, name: str, need: Need) -> None:
+    need("mptcp")
+    file = str(ROOT / "topologies/mptcp-two-path.yaml")
+    done = testbed("up", file, "--name", name, "--set", "nodes.client.mptcp.scheduler=bpf_rr")
+    assert done.returncode == 3
+    assert "net.mptcp.scheduler=bpf_rr" in done.stderr
+    assert testbed("status", name).returncode == 3, "and nothing is left"
+
+
+def test_the_userspace_path_manager_is_unsupported_for_now(tmp_path: Path, name: str) -> None:
+    file = str(ROOT / "topologies/mptcp-two-path.yaml")
+    done = testbed("up", file, "--name", name, "--set", "nodes.client.mptcp.path_manager=userspace")
+    assert done.returncode == 4
+    assert "mptcp-userspace-pm" in done.stderr

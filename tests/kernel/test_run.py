@@ -1,0 +1,192 @@
+"""A run and its results folder: complete, judged, and derived again with the same outcome."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.conftest import ROOT, Need, testbed
+
+pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("measure")]  # one at a time: they measure
+
+TOPOLOGY = """
+name: short
+nodes: {a: {}, b: {}, c: {router: {}}}
+links:
+  - {name: near, ends: [a:eth0, c:eth0], rate: 40mbit}
+  - {ends: [c:eth1, b:eth0], rate: 40mbit}
+workloads:
+  bulk: {iperf3: {from: a, to: b, seconds: 4, congestion: cubic}}
+  echo: {ping: {from: a, to: b, seconds: 2, interval: 100ms, family: ipv4}}
+  hello: {command: {node: b, argv: [echo, hello], at: 1s}}
+capture: ["a:*", {interfaces: "b:eth0", snaplen: 96, filter: icmp}]
+events:
+  - {at: 2s, link: near, set: {rate: 10mbit}}
+checks:
+  - {metric: bulk.goodput_mbps, min: 10, max: 40}
+  - {metric: echo.loss_pct, equals: 0}
+  - {metric: hello.nothing, present: false}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("run")
+    (root / "short.yaml").write_text(TOPOLOGY.replace("  - {metric: hello.nothing, present: false}\n", ""))
+    done = testbed("run", "short.yaml", "--name", f"short-{root.name[-4:].strip('_').lower()}", cwd=root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return (root / "results/short/latest").resolve()
+
+
+def test_the_folder_has_inputs_intent_circumstances_and_raw_data(folder: Path) -> None:
+    names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert names >= {
+        "topology.yaml", "plan.txt", "manifest.json", "commands.log", "dmesg.log", "run.json", "machine.jsonl",
+        "a/samples.jsonl", "b/samples.jsonl", "a/bulk.client.json", "b/bulk.server.json", "a/echo.ping.txt",
+        "a/eth0.pcapng", "b/eth0.pcapng", "b/hello.command.out", "metrics.json", "verdict.json", "junit.xml",
+    }  # fmt: skip
+    assert (folder / "b/hello.command.out").read_text() == "hello\n"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["kernel"]["release"]
+    assert manifest["tools"]["iperf3"].startswith("iperf")
+    assert manifest["ended"] > manifest["began"]
+
+
+def test_what_was_performed_is_what_was_planned(folder: Path) -> None:
+    performed = [row.partition(" ")[2] for row in (folder / "commands.log").read_text().splitlines()]
+    planned = [row for row in (folder / "plan.txt").read_text().splitlines() if row and not row.startswith("#")]
+    assert sorted(performed) == sorted(planned)
+
+
+def test_an_event_takes_effect_at_its_time_and_the_series_show_it(folder: Path) -> None:
+    run = json.loads((folder / "run.json").read_text())
+    changed = [e["t"] for e in run["events"] if "tc qdisc replace dev eth0" in e["step"]]
+    assert len(changed) == 2, "both directions"
+    assert all(2.0 <= t < 2.1 for t in changed)
+    series = json.loads((folder / "metrics.json").read_text())["bulk.goodput_mbps"]["series"]
+    before = [v for t, v in series if 1.5 < t <= 2.01]
+    after = [v for t, v in series if t > 3.5]
+    assert before
+    assert after
+    assert min(before) > 30
+    assert max(after) < 11
+
+
+def test_a_capture_has_every_packet_from_the_first_to_the_last(folder: Path) -> None:
+    words = ("tshark", "-r", str(folder / "a/eth0.pcapng"), "-Y", "icmp")
+    seen = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    echo = json.loads((folder / "metrics.json").read_text())
+    assert len(seen) == echo["echo.sent_packets"]["value"] + echo["echo.received_packets"]["value"] == 40
+    assert echo["a.eth0.capture_drops"]["value"] == 0
+    # The TCP connection's first and last packets are there: SYN and the final FIN or its ACK.
+    words = ("tshark", "-r", str(folder / "a/eth0.pcapng"), "-Y", "tcp.flags.syn == 1 && tcp.flags.ack == 0")
+    assert len(subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()) == 2
+    words = ("tshark", "-r", str(folder / "a/eth0.pcapng"), "-Y", "tcp.flags.fin == 1")
+    assert len(subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()) >= 2
+    # The other capture has a filter and a snap length.
+    words = ("tshark", "-r", str(folder / "b/eth0.pcapng"), "-T", "fields", "-e", "frame.cap_len", "-e", "ip.proto")
+    rows = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(rows) == 40
+    assert {r.split("\t")[1] for r in rows} == {"1"}
+    assert max(int(r.split("\t")[0]) for r in rows) <= 96
+
+
+def test_samples_come_at_least_once_a_second_from_every_node(folder: Path) -> None:
+    for node in ("a", "b", "c"):
+        times = [json.loads(row)["t"] for row in (folder / node / "samples.jsonl").read_text().splitlines()]
+        assert len(times) > 8
+        assert max(b - a for a, b in zip(times, times[1:], strict=False)) < 1
+
+
+def test_the_report_made_again_is_the_same(folder: Path) -> None:
+    derived = ("metrics.json", "verdict.json", "junit.xml")
+    before = {n: (folder / n).read_bytes() for n in derived}
+    for n in derived:
+        (folder / n).unlink()
+    done = testbed("report", str(folder))
+    assert done.returncode == 0, done.stderr
+    assert {n: (folder / n).read_bytes() for n in derived} == before
+
+
+def test_a_check_turned_around_fails_the_report_and_the_junit_file(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    subprocess.run(("cp", "-r", str(folder), str(copy)), check=True)
+    text = (copy / "topology.yaml").read_text()
+    (copy / "topology.yaml").write_text(text.replace("min: 10, max: 40", "min: 40"))
+    done = testbed("report", str(copy))
+    assert done.returncode == 1
+    assert "FAIL  bulk.goodput_mbps  >= 40" in done.stdout
+    assert "1 of 2 checks failed" in done.stderr
+    suite = ElementTree.parse(copy / "junit.xml").getroot()
+    assert suite.get("failures") == "1"
+    assert suite.findall("testcase/failure")
+
+
+def test_a_workload_that_fails_ends_the_run_with_status_3_and_keeps_the_results(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "t.yaml"
+    file.write_text(
+        "name: broken\nnodes: {a: {}}\nworkloads:\n"
+        "  bad: {command: {node: a, argv: [sh, -c, 'echo it went wrong >&2; exit 7']}}\n"
+        "  good: {command: {node: a, argv: [echo, fine]}}\n"
+    )
+    done = testbed("run", str(file), "--name", name, "--results", str(tmp_path / "r"))
+    assert done.returncode == 3
+    assert "[a] bad.command ended with status 7" in done.stderr
+    assert "it went wrong" in done.stdout
+    folder = tmp_path / "r/broken/latest"
+    assert (folder / "a/good.command.out").read_text() == "fine\n"
+    assert json.loads((folder / "verdict.json").read_text())["verdict"] == "error"
+
+
+def test_a_command_that_does_not_end_is_killed_and_named(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "t.yaml"
+    file.write_text(
+        "name: endless\nnodes: {a: {}}\nworkloads:\n  stuck: {command: {node: a, argv: [sleep, '1000'], seconds: 1}}\n"
+    )
+    done = testbed("run", str(file), "--name", name, "--results", str(tmp_path / "r"))
+    assert done.returncode == 3
+    assert "[a] stuck.command did not end within 1 s" in done.stderr
+
+
+def test_a_missing_feature_is_named_with_its_cure_and_nothing_is_created(tmp_path: Path, name: str) -> None:
+    from testbed import features
+    from testbed.machines import here
+
+    (netem,) = here.probe([features.QDISCS["netem"]])
+    if netem.present:
+        pytest.skip("this kernel has netem: nothing is missing")
+    file = str(ROOT / "topologies/two-hosts.yaml")
+    done = testbed("run", file, "--name", name, "--results", str(tmp_path / "r"), "--set", "links.cable.delay=10ms")
+    assert done.returncode == 4
+    assert "feature netem" in done.stderr
+    assert "modprobe sch_netem" in done.stderr
+    assert not (tmp_path / "r").exists()
+    assert testbed("status", name).returncode == 3
+    assert testbed("doctor", file).returncode == 0
+    done = testbed("doctor", "--json")
+    rows = {r["feature"]: r["present"] for r in json.loads(done.stdout)}
+    assert rows["netem"] is False
+    assert rows["tbf"] is True
+
+
+def test_a_matrix_makes_a_run_for_each_of_its_values(tmp_path: Path, name: str) -> None:
+    (tmp_path / "base.yaml").write_text(
+        "name: grid\nnodes: {a: {}, b: {}}\nlinks: [{name: wire, ends: [a:eth0, b:eth0]}]\n"
+        "workloads: {echo: {ping: {from: a, to: b, seconds: 0.2, interval: 100ms}}}\n"
+        "checks: [{metric: echo.loss_pct, equals: 0}]\n"
+    )
+    (tmp_path / "exp.yaml").write_text(
+        "name: grid\ntopology: base.yaml\nmatrix: {links.wire.rate: [1mbit, 2mbit], links.wire.mtu: [1400, 1500]}\n"
+    )
+    done = testbed("run", "exp.yaml", "--name", name, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    reports = json.loads(done.stdout)
+    assert [r["verdict"] for r in reports] == ["passed"] * 4
+    labels = sorted(r["folder"].partition("-")[2] for r in reports)
+    assert len(set(labels)) == 4
+    for r in reports:
+        assert testbed("report", r["folder"]).returncode == 0

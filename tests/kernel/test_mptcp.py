@@ -111,7 +111,12 @@ def test_limits_endpoints_and_sysctls_are_what_the_kernel_reports(name: str, nee
     need("mptcp")
     topology = load(ROOT / "topologies/mptcp-backup.yaml", ("nodes.client.mptcp.checksum_enabled=true",))
     with api.up(topology, name) as lab:
-        assert lab.exec("client", ("ip", "mptcp", "limits")).stdout.split() == "add_addr_accepted 8 subflows 8".split()
+        assert lab.exec("client", ("ip", "mptcp", "limits")).stdout.split() == [
+            "add_addr_accepted",
+            "8",
+            "subflows",
+            "8",
+        ]
         said = lab.exec("client", ("ip", "mptcp", "endpoint")).stdout
         assert "10.0.2.1 id 1 subflow backup dev eth1" in " ".join(said.split())
         assert lab.exec("client", ("sysctl", "-n", "net.mptcp.checksum_enabled")).stdout.strip() == "1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 from pathlib import Path
@@ -9,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.conftest import ROOT, Need, testbed
+from tests.conftest import ROOT, testbed
 
 pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("measure")]  # one at a time: they measure
 
@@ -77,29 +78,32 @@ def test_an_event_takes_effect_at_its_time_and_the_series_show_it(folder: Path) 
 
 
 def test_a_capture_has_every_packet_from_the_first_to_the_last(folder: Path) -> None:
-    words = ("tshark", "-r", str(folder / "a/eth0.pcapng"), "-Y", "icmp")
-    seen = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
-    echo = json.loads((folder / "metrics.json").read_text())
-    assert len(seen) == echo["echo.sent_packets"]["value"] + echo["echo.received_packets"]["value"] == 40
-    assert echo["a.eth0.capture_drops"]["value"] == 0
-    # The TCP connection's first and last packets are there: SYN and the final FIN or its ACK.
-    words = ("tshark", "-r", str(folder / "a/eth0.pcapng"), "-Y", "tcp.flags.syn == 1 && tcp.flags.ack == 0")
-    assert len(subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()) == 2
-    words = ("tshark", "-r", str(folder / "a/eth0.pcapng"), "-Y", "tcp.flags.fin == 1")
-    assert len(subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()) >= 2
+    first, second = folder / "a/eth0.pcapng", folder / "b/eth0.pcapng"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    seen = tshark(first, "-Y", "icmp")
+    assert len(seen) == metrics["echo.sent_packets"]["value"] + metrics["echo.received_packets"]["value"] == 40
+    assert metrics["a.eth0.capture_drops"]["value"] == 0
+    # The connections' first and last packets are there: both SYNs, and a FIN of each.
+    assert len(tshark(first, "-Y", "tcp.flags.syn == 1 && tcp.flags.ack == 0")) == 2
+    assert len(tshark(first, "-Y", "tcp.flags.fin == 1")) >= 2
     # The other capture has a filter and a snap length.
-    words = ("tshark", "-r", str(folder / "b/eth0.pcapng"), "-T", "fields", "-e", "frame.cap_len", "-e", "ip.proto")
-    rows = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    rows = [row.split("\t") for row in tshark(second, "-T", "fields", "-e", "frame.cap_len", "-e", "ip.proto")]
     assert len(rows) == 40
-    assert {r.split("\t")[1] for r in rows} == {"1"}
-    assert max(int(r.split("\t")[0]) for r in rows) <= 96
+    assert {protocol for _, protocol in rows} == {"1"}
+    assert max(int(length) for length, _ in rows) <= 96
+
+
+def tshark(file: Path, *options: str) -> list[str]:
+    """Return the lines that tshark prints of a capture."""
+    done = subprocess.run(("tshark", "-r", str(file), *options), capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
 
 
 def test_samples_come_at_least_once_a_second_from_every_node(folder: Path) -> None:
     for node in ("a", "b", "c"):
         times = [json.loads(row)["t"] for row in (folder / node / "samples.jsonl").read_text().splitlines()]
         assert len(times) > 8
-        assert max(b - a for a, b in zip(times, times[1:], strict=False)) < 1
+        assert max(b - a for a, b in itertools.pairwise(times)) < 1
 
 
 def test_the_report_made_again_is_the_same(folder: Path) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from testbed import __version__, control, sandbox
+from testbed import __version__, control, present, sandbox
 from testbed.errors import CheckFailed, InputError, LabError, TestbedError
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def up(
     print(
         f"lab {lab_name} {what} in {seconds:.2f} s: {len(made.topology.nodes)} nodes, {len(made.topology.links)} links"
     )
-    _print_where(start.where(made))
+    print(present.where(start.where(made)))
     print(f"testbed exec {lab_name} NODE -- COMMAND   testbed shell {lab_name} NODE   testbed down {lab_name}")
 
 
@@ -189,7 +189,7 @@ def status(
             keys = ("name", "state", "topology", "nodes", "began")
             print(json.dumps([{k: s[k] for k in keys} for s in found], indent=1))
             return
-        rows: list[tuple[str, ...]] = [
+        labs: list[tuple[str, ...]] = [
             (
                 s["name"],
                 s["state"],
@@ -199,7 +199,7 @@ def status(
             )
             for s in found
         ]
-        _print_columns(rows or [("no lab is up",)])
+        print(present.columns(labs or [("no lab is up",)]))
         return
     running = control.find(lab)
     if node is not None:
@@ -209,7 +209,8 @@ def status(
         if as_json:
             print(json.dumps([{k: getattr(i, k) for k in i.__slots__} for i in seen], indent=1))
         else:
-            _print_columns([(i.name, i.state, f"mtu {i.mtu}", " ".join(i.qdisc), " ".join(i.addresses)) for i in seen])
+            rows = [(i.name, i.state, f"mtu {i.mtu}", " ".join(i.qdisc), " ".join(i.addresses)) for i in seen]
+            print(present.columns(rows))
         return
     state = running.ask("status")
     if as_json:
@@ -218,8 +219,10 @@ def status(
     print(
         f"lab {state['name']}: {state['state']} for {time.time() - state['began']:.0f} s, {len(state['nodes'])} nodes"
     )
-    _print_where(state["nodes_where"])
-    _print_columns([(f"{p['node']}&", p["name"], _alive(p["status"], p["pid"])) for p in state["processes"]])
+    print(present.where(state["nodes_where"]))
+    processes = [(f"  {p['node']}&", p["name"], _alive(p["status"], p["pid"])) for p in state["processes"]]
+    if processes:
+        print(present.columns(processes))
 
 
 @app.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -282,7 +285,7 @@ def run(
             found = runner.run(experiment, case, out, overrides, name or case.topology.name, say)
         reports.append(found)
         if not as_json:
-            _print_report(found)
+            print(present.report(found, _short(found.folder)))
     if as_json:
         print(json.dumps([_summary(r) for r in reports], indent=1))
     _judge(reports)
@@ -300,7 +303,7 @@ def report(
     if as_json:
         print(json.dumps(_summary(found), indent=1))
     else:
-        _print_report(found)
+        print(present.report(found, _short(found.folder)))
     _judge([found])
 
 
@@ -339,17 +342,7 @@ def doctor(
         ]
         print(json.dumps(rows, indent=1))
     else:
-        _print_columns(
-            [
-                (
-                    "yes" if f.present else "NO",
-                    f.feature.name,
-                    f.feature.purpose,
-                    f.known if f.present else f"{f.known}; {f.feature.cure}",
-                )
-                for f in found
-            ]
-        )
+        print(present.features(found))
     missing = [f.feature.name for f in found if not f.present]
     if file is not None and missing:
         raise typer.Exit(4)
@@ -390,65 +383,6 @@ def _enter(lab: str, node: str, argv: Sequence[str]) -> NoReturn:
 
 def _alive(status: int | None, pid: int) -> str:
     return f"pid {pid}" if status is None else f"ended with {status}"
-
-
-def _print_where(where: dict[str, list[tuple[str, str]]]) -> None:
-    rows = [
-        (node, "  ".join(f"{ifname} {addresses or '-'}" for ifname, addresses in found))
-        for node, found in where.items()
-    ]
-    _print_columns([(f"  {a}", b) for a, b in rows[:30]])
-    if len(rows) > 30:
-        print(f"  ... and {len(rows) - 30} more nodes (`--json` has all)")
-
-
-def _print_columns(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max((len(r[n]) for r in rows if n < len(r)), default=0) for n in range(max(map(len, rows), default=0))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip())
-
-
-def _print_report(found: Report) -> None:
-    names = [
-        m
-        for w, work in found.topology.workloads.items()
-        for m in (f"{w}.{k}" for k in work.workload().metrics())
-        if m in found.metrics
-    ]
-    print(f"{found.topology.name}: {found.verdict}")
-    if names:
-        print("\nmeasured")
-        _print_columns(
-            [
-                (
-                    f"  {n}",
-                    f"{found.metrics[n].value:.3f}".rstrip("0").rstrip("."),
-                    found.metrics[n].unit,
-                    found.metrics[n].note,
-                )
-                for n in names
-            ]
-        )
-    if found.outcomes:
-        print("\nchecks")
-        _print_columns(
-            [
-                (
-                    "  pass" if o.passed else "  FAIL",
-                    o.metric,
-                    o.expected,
-                    "-" if o.value is None else f"{o.value:.6g} {o.unit}".strip(),
-                    o.why,
-                )
-                for o in found.outcomes
-            ]
-        )
-    if found.doubts:
-        print("\nvalidity")
-        _print_columns([(f"  {d.what}", d.seen) for d in found.doubts])
-    for failure in found.failures:
-        print(f"\nfailed: {failure}")
-    print(f"\nresults in {_short(found.folder)}")
 
 
 def _short(path: Path) -> str:

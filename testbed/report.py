@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from testbed import metrics as derive
 from testbed import results
-from testbed.addressing import Network, network
+from testbed.addressing import network
 from testbed.experiment import read
 from testbed.results import Folder
 from testbed.topology import Check, Topology
-from testbed.workloads.place import Measured, percentile
+from testbed.workloads.place import Measured
 
 BUSY = 90.0  # per cent of all CPUs: above it a figure may be the host's and not the lab's
-_CAPTURED = re.compile(r"Packets received/dropped on interface '(?P<dev>[^']+)': (?P<got>\d+)/(?P<lost>\d+)")
-_RATES = (("rx_bytes", "rx_mbps"), ("tx_bytes", "tx_mbps"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +64,8 @@ def report(path: Path) -> Report:
     """Derive metrics, verdict and JUnit from a results folder and write them into it."""
     folder = Folder(path)
     manifest = folder.json("manifest.json")
-    run: dict[str, Any] = (
-        folder.json("run.json")
-        if (path / "run.json").exists()
-        else {"monotonic": 0.0, "failures": ["the run did not end"]}
-    )
+    unfinished = {"monotonic": 0.0, "failures": ["the run did not end"]}
+    run: dict[str, Any] = folder.json("run.json") if (path / "run.json").exists() else unfinished
     topology = _topology(folder, manifest)
     net = network(topology)
     metrics: dict[str, Measured] = {}
@@ -83,128 +77,23 @@ def report(path: Path) -> Report:
     origin = float(run["monotonic"])
     samples = {name: list(folder.lines(f"{name}/samples.jsonl")) for name in topology.nodes}
     for name, rows in samples.items():
-        metrics |= _interfaces(name, rows, origin) | _mptcp(net, name, rows, origin)
-    metrics |= _captures(folder, topology)
-    machine = list(folder.lines("machine.jsonl"))
-    metrics |= _machine(machine, origin)
+        logs = [log.read_text(errors="replace") for log in sorted((path / name).glob("*.dumpcap.log"))]
+        found = derive.interfaces(name, rows, origin) | derive.mptcp(net, name, rows, origin)
+        metrics |= found | derive.captures(name, logs)
+    metrics |= derive.machine(list(folder.lines("machine.jsonl")), origin)
     outcomes = tuple(_judge(check, metrics) for check in topology.checks)
     doubts = tuple(_doubts(topology, metrics, folder))
-    found = Report(path, topology, metrics, outcomes, doubts, tuple(failures))
-    _write(folder, found)
-    return found
+    whole = Report(path, topology, metrics, outcomes, doubts, tuple(failures))
+    _write(folder, whole)
+    return whole
 
 
 def _topology(folder: Folder, manifest: dict[str, Any]) -> Topology:
     base = folder.path / "topology.yaml"
     experiment = folder.path / "experiment.yaml"
-    settings = tuple(manifest["settings"])
-    if experiment.exists():
-        return read(experiment, settings, base).cases[0].topology
-    return read(base, settings).cases[0].topology
-
-
-def _interfaces(node: str, rows: list[dict[str, Any]], origin: float) -> dict[str, Measured]:
-    """Return counters since t = 0 of every interface, and the rates between samples."""
-    found: dict[str, Measured] = {}
-    during = _since(rows, origin)
-    if not during:
-        return found
-    for ifname, first in during[0]["interfaces"].items():
-        seen = [(r["t"] - origin, r["interfaces"][ifname]) for r in during if ifname in r["interfaces"]]
-        for counter in first:
-            series = tuple((t, float(c[counter] - first[counter])) for t, c in seen)
-            unit = counter.partition("_")[2].rstrip("s")
-            found[f"{node}.{ifname}.{counter}"] = Measured(series[-1][1], unit, series)
-        for counter, rate in _RATES:
-            total = found[f"{node}.{ifname}.{counter}"].series
-            pace = tuple((b[0], (b[1] - a[1]) * 8e-6 / (b[0] - a[0])) for a, b in pairwise(total) if b[0] > a[0])
-            if pace:
-                found[f"{node}.{ifname}.{rate}"] = Measured(
-                    max(v for _, v in pace), "Mbit/s", pace, "the highest between two samples"
-                )
-        for field in ("drops", "overlimits"):
-            sums = [(r["t"] - origin, float(sum(q[field] for q in r["qdiscs"] if q["dev"] == ifname))) for r in during]
-            if any(q["dev"] == ifname for r in during for q in r["qdiscs"]):
-                series = tuple((t, v - sums[0][1]) for t, v in sums)
-                found[f"{node}.{ifname}.qdisc_{field}"] = Measured(series[-1][1], "packet", series)
-    return found
-
-
-def _since(rows: list[dict[str, Any]], origin: float) -> list[dict[str, Any]]:
-    """Return the samples of the run, beginning with the last before t = 0."""
-    before = [r for r in rows if r["t"] <= origin]
-    return before[-1:] + [r for r in rows if r["t"] > origin]
-
-
-def _mptcp(net: Network, node: str, rows: list[dict[str, Any]], origin: float) -> dict[str, Measured]:
-    """Return MPTCP counters, subflows of a connection at once, and bytes by the interface of a subflow's address."""
-    during = _since(rows, origin)
-    if not during or "mib" not in during[0]:
-        return {}
-    found = {}
-    for counter, first in during[0]["mib"].items():
-        gauge = counter == "MPCurrEstab"
-        series = tuple((r["t"] - origin, float(r["mib"][counter] - (0 if gauge else first))) for r in during)
-        value = max(v for _, v in series) if gauge else series[-1][1]
-        found[f"{node}.mptcp.{counter}"] = Measured(value, "connection" if gauge else "count", series)
-    counts = [(r["t"] - origin, _most(r["subflows"])) for r in during]
-    found[f"{node}.mptcp.subflows"] = Measured(
-        max(c for _, c in counts), "subflow", tuple(counts), "most of one connection at once"
-    )
-    owner = {h: i.name for i in net.interfaces[node] for h in i.hosts()}
-    latest: dict[tuple[Any, ...], dict[str, Any]] = {}
-    series_of: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    rtts: dict[str, list[float]] = {}
-    for row in during:
-        for s in row["subflows"]:
-            latest[s["token"], s["local"], s["local_port"], s["remote"], s["remote_port"]] = s
-            if s["rtt_ms"]:
-                rtts.setdefault(owner.get(s["local"], s["local"]), []).append(s["rtt_ms"])
-        for ifname in dict.fromkeys(owner.values()):
-            mine = [s for s in latest.values() if owner.get(s["local"]) == ifname]
-            for field in ("bytes_sent", "bytes_acked", "bytes_received", "retransmits"):
-                total = float(sum(s[field] for s in mine))
-                series_of.setdefault((ifname, field), []).append((row["t"] - origin, total))
-    for (ifname, field), values in series_of.items():
-        unit = "segment" if field == "retransmits" else "byte"
-        found[f"{node}.subflow.{ifname}.{field}"] = Measured(
-            values[-1][1], unit, tuple(values), "payload" if unit == "byte" else ""
-        )
-    for ifname, times in rtts.items():
-        found[f"{node}.subflow.{ifname}.rtt_p50_ms"] = Measured(percentile(times, 0.5), "ms")
-    return found
-
-
-def _most(subflows: list[dict[str, Any]]) -> float:
-    tokens = [s["token"] for s in subflows if s["state"] != "SYN_SENT"]
-    return float(max((tokens.count(t) for t in set(tokens)), default=0))
-
-
-def _captures(folder: Folder, topology: Topology) -> dict[str, Measured]:
-    found = {}
-    for node in topology.nodes:
-        for log in sorted((folder.path / node).glob("*.dumpcap.log")):
-            if (said := _CAPTURED.search(log.read_text(errors="replace"))) is not None:
-                found[f"{node}.{said['dev']}.captured_packets"] = Measured(float(said["got"]), "packet")
-                found[f"{node}.{said['dev']}.capture_drops"] = Measured(float(said["lost"]), "packet")
-    return found
-
-
-def _machine(rows: list[dict[str, Any]], origin: float) -> dict[str, Measured]:
-    during = [r for r in rows if r["t"] > origin]
-    if not during:
-        return {}
-    # A single tick is too short to say anything of CPU use: take the busiest second.
-    cpu = [(r["t"] - origin, 100 * r["cpu"]) for r in during]
-    seconds: dict[int, list[float]] = {}
-    for t, v in cpu:
-        seconds.setdefault(int(t), []).append(v)
-    means = [sum(v) / len(v) for v in seconds.values()]
-    return {
-        "machine.cpu_max_pct": Measured(max(means), "%", tuple(cpu), "busiest second, all CPUs"),
-        "machine.cpu_mean_pct": Measured(sum(v for _, v in cpu) / len(cpu), "%"),
-        "machine.steal_pct": Measured(100 * max(r["steal"] for r in during), "%"),
-    }
+    overrides, settings = tuple(manifest["overrides"]), tuple(manifest["settings"])
+    found = read(experiment, overrides, base) if experiment.exists() else read(base, overrides)
+    return next(case.topology for case in found.cases if case.settings == settings)
 
 
 def _judge(check: Check, metrics: dict[str, Measured]) -> Outcome:

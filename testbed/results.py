@@ -73,8 +73,8 @@ def write(folder: Folder, name: str, content: Any) -> None:
         raise LabError(f"the results can't be written: {folder.path / name}: {e.strerror}") from e
 
 
-def manifest(settings: tuple[str, ...], seed: int, case: str, **more: Any) -> dict[str, Any]:
-    """Return what a run's circumstances are; the caller adds tool versions and times."""
+def manifest(overrides: tuple[str, ...], settings: tuple[str, ...], seed: int, **more: Any) -> dict[str, Any]:
+    """Return what a run's circumstances are: `--set` options, the values of its case, and what the caller adds."""
     system = platform.uname()
     return {
         "testbed": __version__,
@@ -83,8 +83,8 @@ def manifest(settings: tuple[str, ...], seed: int, case: str, **more: Any) -> di
         "host": {"cpus": os.cpu_count(), "user": "root" if os.geteuid() == 0 else "user"},
         "machine": "here",
         "accelerator": None,
+        "overrides": list(overrides),
         "settings": list(settings),
-        "case": case,
         "seed": seed,
         **more,
     }

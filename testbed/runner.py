@@ -36,13 +36,12 @@ def run(experiment: Experiment, case: Case, root: Path, overrides: tuple[str, ..
         "arguments": sys.argv[1:],
         "began": began,
     }
-    settings = (*overrides, *case.settings)
-    results.write(folder, "manifest.json", results.manifest(settings, experiment.seed, case.label, **facts))
+    results.write(folder, "manifest.json", results.manifest(overrides, case.settings, experiment.seed, **facts))
     with results.kernel_log(folder):
         lab = up(planned, name, say=say, folder=folder.path, requires=needed, about={"run": str(folder.path)})
         _play(lab, steps, folder, say)
     facts |= {"ended": time.time()}
-    results.write(folder, "manifest.json", results.manifest(settings, experiment.seed, case.label, **facts))
+    results.write(folder, "manifest.json", results.manifest(overrides, case.settings, experiment.seed, **facts))
     found = report(folder.path)
     results.point_latest(folder)
     return found

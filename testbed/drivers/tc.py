@@ -191,6 +191,8 @@ class Limit:
             return b""
         if self.kind in ("bfifo", "pfifo"):
             return struct.pack("=I", self.value)  # struct tc_fifo_qopt
+        if self.kind == "cake":
+            return u32(10, self.value * FRAME)  # TCA_CAKE_MEMORY, bytes: cake has no limit in packets
         return u32({"fq": 1, "fq_codel": 2, "codel": 2}[self.kind], self.value)  # TCA_*_LIMIT
 
 

@@ -121,11 +121,11 @@ def _accepted(message: Message, what: str) -> str:
 
 def _qdisc(kind: str) -> Callable[[], str]:
     def check() -> str:
-        sample = {
-            "netem": tc.Shape(delay=0.001),
-            "tbf": tc.Shape(rate=10**6),
-        }.get(kind, tc.Shape(queue=kind, limit=None if kind not in ("bfifo", "pfifo") else 10000))
-        return _accepted(tc.shape("lo", sample)[0].encode(_Scratch()), f"qdisc {kind}")
+        sample = {"netem": tc.Shape(delay=0.001), "tbf": tc.Shape(rate=10**6)}.get(kind, tc.Shape(queue=kind, limit=10000))
+        root = tc.shape("lo", sample)[0]
+        known = _accepted(root.encode(_Scratch()), f"qdisc {kind}")
+        _accepted(tc.QdiscDel(root).encode(_Scratch()), f"the end of qdisc {kind}")  # the next kind has its handle
+        return known
 
     return check
 

@@ -89,6 +89,7 @@ def perform(lab: Lab, steps: Sequence[Step], say: Say) -> Waiting:
             yield from run(lab, step)
         elif isinstance(step, Spawn) and step.at is None:
             spawn(lab, step)
+            note(lab, step)
     waits = [s for s in steps if isinstance(s, Wait)]
     say({"performed": len(steps) - len(waits), "waiting": len(waits)})
     yield from wait(lab, waits)
@@ -196,7 +197,7 @@ def spawn(lab: Lab, step: Spawn) -> Process:
     fds = [os.open("/dev/null", os.O_RDONLY)]
     fds += [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644) for path, _ in streams]
     try:
-        pid = start(lab, step.node, step.argv, {**lab.env, **step.env}, str(lab.folder), [fds[0], fds[1], fds[-1]])
+        pid = start(lab, step.node, step.argv, lab.env, str(lab.folder), [fds[0], fds[1], fds[-1]])
     except OSError as e:
         raise LabError(f"{step}: {e.strerror}: {step.argv[0]}") from e
     finally:
@@ -204,7 +205,6 @@ def spawn(lab: Lab, step: Spawn) -> Process:
             os.close(fd)
     process = Process(step.node, step.name, pid, log, time.monotonic(), step)
     lab.processes.append(process)
-    note(lab, step)
     return process
 
 
@@ -241,6 +241,7 @@ def run(lab: Lab, step: Run) -> Waiting:
         yield deadline - time.monotonic()
     if process.status:
         raise LabError(f"{step}: it ended with {describe(process.status)}{tail(process.log)}")
+    note(lab, step)
 
 
 def wait(lab: Lab, waits: Sequence[Wait]) -> Waiting:

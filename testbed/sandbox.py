@@ -13,6 +13,8 @@ import resource
 import signal
 import socket
 import struct
+import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -121,6 +123,8 @@ def _second(
     except (OSError, LabError, Unsupported) as e:
         _tell(owner, e)
     finally:
+        if (fault := sys.exc_info()[1]) is not None:
+            _tell(owner, LabError("a bug in testbed: " + "".join(traceback.format_exception(fault))))
         # Leaving is the cleanup: no Python shutdown, no atexit handler of whoever called us.
         os._exit(0)
 

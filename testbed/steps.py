@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from shlex import join
 from typing import Protocol
 
@@ -103,7 +102,6 @@ class Spawn:
     stop: int = 15
     may_end: bool = False
     drain: str = ""
-    env: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         ends = f" within {self.within:g}s" if self.within is not None else ""

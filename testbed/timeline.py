@@ -73,6 +73,7 @@ def _happen(
         for step in due:
             if isinstance(step, Spawn):
                 labs.spawn(lab, step)
+                labs.note(lab, step)
             elif isinstance(step, Run):
                 yield from labs.run(lab, step)
     except LabError as e:

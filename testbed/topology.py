@@ -438,7 +438,7 @@ def schema() -> dict[str, Any]:
     del found["required"]
     found["anyOf"] = [{"required": ["name", "nodes"]}, {"required": ["topology"]}]
     found["properties"]["nodes"]["additionalProperties"] = {"anyOf": [{"$ref": "#/$defs/Node"}, {"type": "null"}]}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "testbed topology", **found}
+    return {**found, "$schema": "https://json-schema.org/draft/2020-12/schema", "title": "testbed topology"}
 
 
 __all__ = ["Check", "Event", "Link", "Topology", "build", "load", "merge", "override", "schema", "suggest"]

@@ -121,8 +121,8 @@ def _accepted(message: Message, what: str) -> str:
 
 def _qdisc(kind: str) -> Callable[[], str]:
     def check() -> str:
-        sample = {"netem": tc.Shape(delay=0.001), "tbf": tc.Shape(rate=10**6)}.get(kind, tc.Shape(queue=kind, limit=10000))
-        root = tc.shape("lo", sample)[0]
+        special = {"netem": tc.Shape(delay=0.001), "tbf": tc.Shape(rate=10**6)}
+        root = tc.shape("lo", special.get(kind, tc.Shape(queue=kind, limit=10000)))[0]
         known = _accepted(root.encode(_Scratch()), f"qdisc {kind}")
         _accepted(tc.QdiscDel(root).encode(_Scratch()), f"the end of qdisc {kind}")  # the next kind has its handle
         return known

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 from pathlib import Path
+from uuid import uuid4
 from xml.etree import ElementTree
 
 import pytest
@@ -38,7 +40,7 @@ checks:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("run")
     (root / "short.yaml").write_text(TOPOLOGY.replace("  - {metric: hello.nothing, present: false}\n", ""))
-    done = testbed("run", "short.yaml", "--name", f"short-{root.name[-4:].strip('_').lower()}", cwd=root)
+    done = testbed("run", "short.yaml", "--name", f"short-{uuid4().hex[:8]}", cwd=root)
     assert done.returncode == 0, done.stdout + done.stderr
     return (root / "results/short/latest").resolve()
 
@@ -195,3 +197,25 @@ def test_a_matrix_makes_a_run_for_each_of_its_values(tmp_path: Path, name: str) 
     assert ["rate 1000000bit" in p for p in plans] == [True, True, False, False]
     for r in reports:  # each folder knows which case it is
         assert testbed("report", r["folder"]).returncode == {"passed": 0, "failed": 1}[r["verdict"]]
+
+
+def test_figures_that_the_host_limited_are_marked(tmp_path: Path, name: str) -> None:
+    spin = "import time; e = time.monotonic() + 2.5\nwhile time.monotonic() < e: pass"
+    file = tmp_path / "t.yaml"
+    works = {
+        f"spin{n}": {"command": {"node": "a", "argv": ["python3", "-c", spin]}} for n in range(os.cpu_count() or 1)
+    }
+    works["flood"] = {"iperf3": {"from": "a", "to": "b", "protocol": "udp", "rate": "20mbit", "seconds": 2}}
+    # A queue too short for its traffic that the topology knows nothing of: a command made it.
+    tiny = ["tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "1mbit", "burst", "3kb", "limit", "6kb"]
+    nodes = {"a": {"commands": [tiny]}, "b": {}}
+    file.write_text(
+        json.dumps({"name": "doubt", "nodes": nodes, "links": [{"ends": ["a:eth0", "b:eth0"]}], "workloads": works})
+    )
+    done = testbed("run", str(file), "--name", name, "--results", str(tmp_path / "r"))
+    assert done.returncode == 0, done.stderr
+    verdict = json.loads((tmp_path / "r/doubt/latest/verdict.json").read_text())
+    doubts = {d["what"]: d["seen"] for d in verdict["validity"]}
+    assert "busy in the busiest second" in doubts["every rate and delay"]
+    assert "where no shaping was asked for" in doubts["flows through a.eth0"]
+    assert verdict["verdict"] == "no checks"

@@ -1,0 +1,128 @@
+"""The command line as people and scripts use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, testbed
+
+pytestmark = pytest.mark.kernel
+
+TREE = str(ROOT / "topologies/tree.yaml")
+TWO = str(ROOT / "topologies/two-hosts.yaml")
+
+
+def test_up_says_what_is_where_on_one_screen(name: str) -> None:
+    done = testbed("up", TREE, "--name", name)
+    assert done.returncode == 0, done.stderr
+    rows = done.stdout.splitlines()
+    assert rows[0].startswith(f"lab {name} up in ")
+    assert any("core" in r and "10.0.1.1/30 2001:db8:0:1::1/64" in r for r in rows)
+    assert len(rows) <= 24
+
+
+def test_every_node_of_a_tree_reaches_every_other_by_both_families(name: str) -> None:
+    assert testbed("up", TREE, "--name", name).returncode == 0
+    found = json.loads(testbed("status", name, "--json").stdout)["nodes_where"]
+    hosts = {n: [a.partition("/")[0] for _, text in i for a in text.split()] for n, i in found.items()}
+    for source in ("n1", "core", "s2"):
+        targets = [a for n, addresses in hosts.items() if n != source for a in addresses]
+        loop = "for a in " + " ".join(targets) + "; do ping -q -c1 -W2 $a >/dev/null || echo $a; done"
+        done = testbed("exec", name, source, "--", "sh", "-c", loop)
+        assert done.stdout == "", f"{source} does not reach {done.stdout}"
+
+
+def test_scripts_get_json_from_every_verb_that_tells_something(name: str, tmp_path: Path) -> None:
+    up = json.loads(testbed("up", TWO, "--name", name, "--json").stdout)
+    assert up["result"] == "up"
+    assert up["nodes"]["client"] == [["eth0", "10.0.1.1/30 2001:db8:0:1::1/64"]]
+    assert json.loads(testbed("up", TWO, "--name", name, "--json").stdout)["result"] == "unchanged"
+    assert name in [s["name"] for s in json.loads(testbed("status", "--json").stdout)]
+    seen = {i["name"]: i for i in json.loads(testbed("status", name, "client", "--json").stdout)}
+    assert seen["eth0"]["state"] == "up"
+    assert seen["eth0"]["qdisc"] == ["tbf"]
+    assert "10.0.1.1/30" in seen["eth0"]["addresses"]
+    assert json.loads(testbed("check", TWO, "--json").stdout)["problems"] == []
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("name: bad\nnodes: {a: {roter: {}}}\n")
+    done = testbed("check", str(bad), "--json")
+    assert done.returncode == 2
+    (problem,) = json.loads(done.stdout)["problems"]
+    assert (problem["line"], problem["column"], problem["hint"]) == (2, 13, "did you mean 'router'?")
+    steps = json.loads(testbed("plan", TWO, "--json").stdout)["steps"]
+    assert steps[0] == {"phase": "up", "kind": "Configure", "text": "[-] ip netns add client"}
+    assert json.loads(testbed("schema").stdout)["title"] == "testbed topology"
+
+
+def test_plan_prints_what_up_performs(name: str) -> None:
+    planned = testbed("plan", TWO).stdout.partition("\n# run")[0].splitlines()
+    dry = [r.removeprefix("+ ") for r in testbed("up", TWO, "--name", name, "--dry-run").stdout.splitlines()]
+    assert [r for r in planned if r] == dry
+    assert testbed("status", name).returncode == 3, "a dry run makes nothing"
+
+
+def test_names_of_labs_and_nodes_are_completed(name: str) -> None:
+    assert testbed("up", TWO, "--name", name).returncode == 0
+    program = str(Path(sys.executable).with_name("testbed"))
+
+    def completed(words: str, at: int) -> list[str]:
+        env = {**os.environ, "_TESTBED_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(at)}
+        return subprocess.run((program,), env=env, capture_output=True, text=True, check=False).stdout.split()
+
+    assert completed(f"testbed down {name[:6]}", 2) == [name]
+    assert completed(f"testbed exec {name} cl", 3) == ["client"]
+
+
+def test_on_a_terminal_progress_is_drawn_and_elsewhere_it_is_plain_lines(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "t.yaml"
+    file.write_text("name: quick\nnodes: {a: {}}\nworkloads: {one: {command: {node: a, argv: ['true']}}}\n")
+    words = ("run", str(file), "--name", name, "--results", str(tmp_path / "r"))
+    plain = testbed(*words)
+    assert plain.returncode == 0
+    assert "[a]& true > a/one.command.out  @0s within 60s" in plain.stderr
+    assert "\x1b" not in plain.stderr + plain.stdout
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen((sys.executable, "-m", "testbed", *words), stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    drawn = b""
+    while True:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:  # EIO: the other side closed
+            break
+        if not part:
+            break
+        drawn += part
+    os.close(ours)
+    assert process.wait() == 0
+    assert b"\x1b[" in drawn
+
+
+def test_the_exit_status_tells_what_kind_of_failure_it_was(tmp_path: Path, name: str) -> None:
+    assert testbed("check", str(tmp_path / "none.yaml")).returncode == 2
+    assert testbed("down", f"{name}-never").returncode == 3
+    assert testbed("exec", f"{name}-never", "a", "true").returncode == 3
+    assert testbed("down").returncode == 2
+    assert testbed("nonsense").returncode == 2
+    refused = tmp_path / "t.yaml"
+    refused.write_text("name: refused\nnodes: {a: {commands: [[sh, -c, 'echo no >&2; exit 9']]}}\n")
+    done = testbed("up", str(refused), "--name", name)
+    assert done.returncode == 3
+    assert "[a] sh -c 'echo no >&2; exit 9': it ended with status 9" in done.stderr
+    assert "run-0.log: no" in done.stderr
+    assert name not in testbed("status").stdout, "and nothing is left"
+
+
+def test_a_kernel_refusal_names_node_command_and_reason(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "t.yaml"
+    file.write_text("name: refused\nnodes: {a: {sysctl: {net.ipv4.no_such_thing: 1}}}\n")
+    done = testbed("up", str(file), "--name", name)
+    assert done.returncode == 3
+    assert "[a] sysctl -w net.ipv4.no_such_thing=1: this kernel has no such parameter" in done.stderr

@@ -85,7 +85,7 @@ def perform(lab: Lab, steps: Sequence[Step], say: Say) -> Waiting:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(step.text)
             note(lab, step)
-        elif isinstance(step, Run) and step.at is None:
+        elif isinstance(step, Run):
             yield from run(lab, step)
         elif isinstance(step, Spawn) and step.at is None:
             spawn(lab, step)

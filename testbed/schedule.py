@@ -17,7 +17,7 @@ from testbed.drivers.sysctl import SysctlSet
 from testbed.features import Feature
 from testbed.nodes.mptcp import Mptcp, addresses, planned
 from testbed.plan import Plan, link_addresses
-from testbed.steps import LAB, Configure, Delete, Run, Spawn, Step, Wait, Write
+from testbed.steps import LAB, Configure, Delete, Spawn, Step, Wait, Write
 from testbed.topology import Direction, Event, Link, Shaping
 from testbed.workloads.place import Task
 
@@ -149,7 +149,9 @@ def _restored(plan: Plan, n: int, ends: list[tuple[str, str]], at: float) -> Ite
 def _node_event(plan: Plan, event: Event) -> Iterator[Step]:
     assert event.node is not None
     if event.command is not None:
-        yield Run(event.node, event.command, at=event.at)
+        # Not awaited at its time: a slow command must not delay the events after it.
+        name = f"event-{plan.topology.events.index(event)}"
+        yield Spawn(event.node, name, event.command, at=event.at, within=60)
     for key, value in (event.sysctl or {}).items():
         yield Configure(event.node, SysctlSet(key, str(value)), event.at)
     if event.endpoint is None:

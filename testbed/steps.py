@@ -78,10 +78,9 @@ class Run:
     node: str
     argv: tuple[str, ...]
     within: float = 30.0
-    at: float | None = None
 
     def __str__(self) -> str:
-        return f"[{self.node}] {join(self.argv)}{_at(self.at)}"
+        return f"[{self.node}] {join(self.argv)}"
 
 
 @dataclass(frozen=True, slots=True)

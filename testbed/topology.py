@@ -173,7 +173,7 @@ class Check(Spec):
 class Samples(Spec):
     """How often counters are read."""
 
-    every: Time = 0.25
+    every: Time = Field(0.25, ge=0.02, le=60)
 
 
 class Topology(Spec):

@@ -70,9 +70,9 @@ def _happen(lab: Lab, due: Sequence[Step], origin: float, failures: list[str], s
     for group in groups:
         try:
             labs.configure(lab, [s for s in group if isinstance(s, Configure)])
-            for step in (s for s in group if isinstance(s, Spawn)):
-                labs.spawn(lab, step)
-                labs.note(lab, step)
+            for client in (s for s in group if isinstance(s, Spawn)):
+                labs.spawn(lab, client)
+                labs.note(lab, client)
         except LabError as e:
             failures.append(str(e))
             continue

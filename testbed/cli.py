@@ -219,7 +219,7 @@ def status(
     print(
         f"lab {state['name']}: {state['state']} for {time.time() - state['began']:.0f} s, {len(state['nodes'])} nodes"
     )
-    print(present.where(state["nodes_where"]))
+    print(present.where(state["interfaces"]))
     processes = [(f"  {p['node']}&", p["name"], _alive(p["status"], p["pid"])) for p in state["processes"]]
     if processes:
         print(present.columns(processes))

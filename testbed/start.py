@@ -41,7 +41,7 @@ def up(
     needed = (*plan.requires(), *requires)
     here.require(f for f in needed if not f.refused)
     name = name or plan.name
-    tell = {"topology": plan.topology.name, "nodes_where": where(plan), **(about or {})}
+    tell = {"topology": plan.topology.name, "interfaces": where(plan), **(about or {})}
     body = serve(name, plan.hosts, plan.steps, tell, str(folder or ""))
     lab = RunningLab(name, sandbox.launch(name, body))
     try:
@@ -149,5 +149,5 @@ def change(lab: RunningLab, plan: Plan, found: Change, say: control.Say | None =
         rows = "".join(f"\n    {s}" for s in found.refused)
         raise LabError(f"lab {lab.name}: this can't be undone in a running lab; `--recreate` makes it anew:{rows}")
     here.require(plan.requires())
-    tell = {"topology": plan.topology.name, "nodes_where": where(plan)}
+    tell = {"topology": plan.topology.name, "interfaces": where(plan)}
     lab.ask("change", found.perform, found.removed, tell, say=say)

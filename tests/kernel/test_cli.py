@@ -30,7 +30,7 @@ def test_up_says_what_is_where_on_one_screen(name: str) -> None:
 
 def test_every_node_of_a_tree_reaches_every_other_by_both_families(name: str) -> None:
     assert testbed("up", TREE, "--name", name).returncode == 0
-    found = json.loads(testbed("status", name, "--json").stdout)["nodes_where"]
+    found = json.loads(testbed("status", name, "--json").stdout)["interfaces"]
     hosts = {n: [a.partition("/")[0] for _, text in i for a in text.split()] for n, i in found.items()}
     for source in ("n1", "core", "s2"):
         targets = [a for n, addresses in hosts.items() if n != source for a in addresses]

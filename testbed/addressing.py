@@ -203,7 +203,7 @@ def hops(net: Network) -> dict[str, dict[int, list[Hop]]]:
     routers = [n for n in net.interfaces if net.router(n)]
     if not routers:
         return {}
-    graph = networkx.Graph()
+    graph: networkx.Graph[str | int] = networkx.Graph()
     graph.add_nodes_from(net.segments)
     for router in routers:
         graph.add_edges_from((router, i.segment) for i in net.interfaces[router] if not i.port and i.addresses)

@@ -202,7 +202,7 @@ def test_a_matrix_makes_a_run_for_each_of_its_values(tmp_path: Path, name: str) 
 def test_figures_that_the_host_limited_are_marked(tmp_path: Path, name: str) -> None:
     spin = "import time; e = time.monotonic() + 2.5\nwhile time.monotonic() < e: pass"
     file = tmp_path / "t.yaml"
-    works = {
+    works: dict[str, dict[str, dict[str, object]]] = {
         f"spin{n}": {"command": {"node": "a", "argv": ["python3", "-c", spin]}} for n in range(os.cpu_count() or 1)
     }
     works["flood"] = {"iperf3": {"from": "a", "to": "b", "protocol": "udp", "rate": "20mbit", "seconds": 2}}

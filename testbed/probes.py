@@ -49,8 +49,12 @@ def _sockets() -> list[str]:
 
 
 def _path_manager(limits: mptcp.LimitsSet, endpoints: tuple[mptcp.EndpointAdd, ...]) -> str:
-    sock = netlink.connect(wire.NETLINK_GENERIC)
-    with sock:
+    # Linux 6.15 has path_manager; the older pm_type is 0 for the kernel's own.
+    for sysctl, own in (("path_manager", "kernel"), ("pm_type", "0")):
+        path = Path("/proc/sys/net/mptcp", sysctl)
+        if path.exists() and (value := path.read_text().strip()) != own:
+            return f"net.mptcp.{sysctl} is {value}"
+    with netlink.connect(wire.NETLINK_GENERIC) as sock:
         if not (kind := netlink.family(sock, mptcp.FAMILY)):
             return "the kernel has no mptcp_pm family"
         body = mptcp.command(mptcp.GET_LIMITS)

@@ -91,9 +91,9 @@ def check(file: File, sets: Sets = None, as_json: AsJson = False) -> None:
             )
         )
     else:
-        runs = f", {len(cases)} runs" if len(cases) > 1 else ""
-        size = f"{len(top.nodes)} nodes, {len(top.links)} links, {len(top.workloads)} workloads{runs}"
-        print(f"{file}: {top.name}: {size}: no errors")
+        size = [_count(len(top.nodes), "node"), _count(len(top.links), "link"), _count(len(top.workloads), "workload")]
+        size += [_count(len(cases), "run")] if len(cases) > 1 else []
+        print(f"{file}: {top.name}: {', '.join(size)}: no errors")
 
 
 @app.command()
@@ -166,9 +166,8 @@ def up(
     if as_json:
         print(json.dumps({"lab": lab_name, "result": what, "seconds": seconds, "nodes": start.where(made)}))
         return
-    print(
-        f"lab {lab_name} {what} in {seconds:.2f} s: {len(made.topology.nodes)} nodes, {len(made.topology.links)} links"
-    )
+    size = f"{_count(len(made.topology.nodes), 'node')}, {_count(len(made.topology.links), 'link')}"
+    print(f"lab {lab_name} {what} in {seconds:.2f} s: {size}")
     print(present.where(start.where(made)))
     print(f"testbed exec {lab_name} NODE -- COMMAND   testbed shell {lab_name} NODE   testbed down {lab_name}")
 
@@ -193,7 +192,7 @@ def status(
             (
                 s["name"],
                 s["state"],
-                f"{len(s['nodes'])} nodes",
+                _count(len(s["nodes"]), "node"),
                 f"for {time.time() - s['began']:.0f} s",
                 s.get("file", ""),
             )
@@ -216,9 +215,8 @@ def status(
     if as_json:
         print(json.dumps(state, indent=1))
         return
-    print(
-        f"lab {state['name']}: {state['state']} for {time.time() - state['began']:.0f} s, {len(state['nodes'])} nodes"
-    )
+    age = f"{time.time() - state['began']:.0f} s"
+    print(f"lab {state['name']}: {state['state']} for {age}, {_count(len(state['nodes']), 'node')}")
     print(present.where(state["interfaces"]))
     processes = [(f"  {p['node']}&", p["name"], _alive(p["status"], p["pid"])) for p in state["processes"]]
     if processes:
@@ -353,6 +351,10 @@ def _planned(file: Path, sets: list[str] | None) -> Plan:
     from testbed.topology import load
 
     return make(load(file, tuple(sets or ())))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _status(name: str) -> dict[str, Any] | None:

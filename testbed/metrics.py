@@ -24,7 +24,7 @@ def interfaces(node: str, rows: Rows, origin: float) -> dict[str, Measured]:
         seen = [(r["t"] - origin, r["interfaces"][ifname]) for r in during if ifname in r["interfaces"]]
         for counter in first:
             series = tuple((t, float(c[counter] - first[counter])) for t, c in seen)
-            unit = counter.partition("_")[2].rstrip("s")
+            unit = "byte" if counter.endswith("_bytes") else "packet"
             found[f"{node}.{ifname}.{counter}"] = Measured(series[-1][1], unit, series)
         for counter, rate in _RATES:
             total = found[f"{node}.{ifname}.{counter}"].series

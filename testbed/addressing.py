@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_interface, ip_network
 
+from testbed.drivers.link import MTU
 from testbed.drivers.route import MAIN, RouteAdd, RuleAdd
 from testbed.nodes.place import Interface, Place
 from testbed.topology import Topology
@@ -16,7 +17,17 @@ from testbed.topology import Topology
 # RFC 1918 and RFC 3849: nothing that a lab's packets could be mistaken for outside of it.
 _POOLS = {4: ip_network("10.0.0.0/8"), 6: ip_network("2001:db8::/32")}
 _FIRST_TABLE = 100
+_LINK_LOCAL = b"\xfe\x80" + bytes(6)
 Net = IPv4Network | IPv6Network
+
+
+class NoRoom(ValueError):
+    """A network has no address left, or the pool no network; `link` is the one that wants it."""
+
+    def __init__(self, message: str, link: int) -> None:
+        """Take a sentence and the number of a link."""
+        super().__init__(message)
+        self.link = link
 
 
 @dataclass(frozen=True)
@@ -81,12 +92,11 @@ def link_local(address: str) -> str:
     """Return the link-local address of a MAC: modified EUI-64 (RFC 4291 appendix A)."""
     raw = bytes.fromhex(address.replace(":", ""))
     full = bytes((raw[0] ^ 2,)) + raw[1:3] + b"\xff\xfe" + raw[3:]
-    words = [f"{full[n] << 8 | full[n + 1]:x}" for n in (0, 2, 4, 6)]
-    return f"fe80::{':'.join(words)}/64"
+    return f"{IPv6Address(_LINK_LOCAL + full)}/64"
 
 
 def network(topology: Topology) -> Network:
-    """Return the planned interfaces of a consistent topology; ValueError when a segment does not fit."""
+    """Return the planned interfaces of a consistent topology; NoRoom when a segment does not fit."""
     segment = _segments(topology)
     found: dict[str, list[Interface]] = {name: [] for name in topology.nodes}
     taken: set[str] = set()
@@ -96,7 +106,7 @@ def network(topology: Topology) -> Network:
             bridge = topology.nodes[node].bridge
             port = bridge is not None and bridge.is_port(ifname)
             stated = link.stated(e) or ()
-            made = Interface(node, ifname, mac(node, ifname, taken), link.mtu or 1500, n, segment[n], stated, port)
+            made = Interface(node, ifname, mac(node, ifname, taken), link.mtu or MTU, n, segment[n], stated, port)
             found[node].append(made)
     bare = Network(topology, {name: tuple(i) for name, i in found.items()})
     given = _addresses(bare)
@@ -142,9 +152,12 @@ def _addresses(bare: Network) -> dict[tuple[str, str], tuple[str, ...]]:
         for _, members in sorted(bare.segments.items()):
             wanting = [i for i in members if (i.node, i.name) in left_out]
             own = [ip_interface(a) for i in members for a in i.addresses if (":" in a) == (version == 6)]
-            if not wanting:
+            if not members:
                 continue
-            subnet = own[0].network if own else take(len(members))
+            # A segment with stated addresses uses up its place in the pool all the same: to state the addresses of
+            # one link changes those of no other.
+            planned = take(len(members), members[0].link)
+            subnet = own[0].network if own else planned
             taken = {int(o.ip) for o in own}
             base = int(subnet.network_address)
             room = subnet.num_addresses - (2 if version == 4 else 1)
@@ -153,13 +166,13 @@ def _addresses(bare: Network) -> dict[tuple[str, str], tuple[str, ...]]:
                 while base + host in taken:
                     host += 1
                 if host > room:
-                    raise ValueError(f"{subnet} has no address left for {i.node}:{i.name}")
+                    raise NoRoom(f"{subnet} has no address left for {i.node}:{i.name}", i.link)
                 given[i.node, i.name].append(f"{subnet[host]}/{subnet.prefixlen}")
                 host += 1
     return {key: tuple(addresses) for key, addresses in given.items()}
 
 
-def _allocator(version: int, used: list[Net]) -> Callable[[int], Net]:
+def _allocator(version: int, used: list[Net]) -> Callable[[int, int], Net]:
     """Return a function from a number of members to the next free network of the pool.
 
     Each IPv4 network begins at a /24 of its own: 10.0.3.0/30 is the third segment, which a person can read.
@@ -169,7 +182,7 @@ def _allocator(version: int, used: list[Net]) -> Callable[[int], Net]:
     ranges = sorted({(int(u.network_address), int(u.broadcast_address)) for u in used})
     cursor = int(pool.network_address) + (1 << stride)
 
-    def take(members: int) -> Net:
+    def take(members: int, link: int) -> Net:
         nonlocal cursor
         bits = 64 if version == 6 else max(2, (members + 1).bit_length())
         size = 1 << max(stride, bits)
@@ -180,7 +193,7 @@ def _allocator(version: int, used: list[Net]) -> Callable[[int], Net]:
                 break
             cursor = max(hit) + 1
         if cursor + size - 1 > int(pool.broadcast_address):
-            raise ValueError(f"the pool {pool} has no network left: state addresses")
+            raise NoRoom(f"the pool {pool} has no network left: state addresses", link)
         found = ip_network((cursor, pool.max_prefixlen - bits))
         cursor += size
         return found

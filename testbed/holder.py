@@ -55,13 +55,11 @@ def serve(
     """
 
     def body(listener: socket.socket, owner: socket.socket) -> None:
-        with Path("/etc/hosts").open("a") as table:
-            table.write(hosts)
         lab = labs.begin(name, Path(folder or sandbox.FOLDER))
         if folder:
             lab.log = (lab.folder / "commands.log").open("a")
         holder = Holder(lab, owner, {"version": __version__, "began": time.time(), **about})
-        holder.jobs.append(Job(owner, _up(holder, owner, steps, (), {})))
+        holder.jobs.append(Job(owner, _up(holder, owner, steps, (), {}, hosts)))
         _loop(holder, listener)
 
     return body
@@ -182,6 +180,8 @@ def _up(
         gone = set(drop)
         holder.lab.done = [s for s in holder.lab.done if s not in gone]
         holder.about.update(about)
+        if Path("/etc/hosts").exists():  # the sandbox's own, mounted over the host's
+            Path("/etc/hosts").write_text(sandbox.LOCALHOST + hosts)
 
 
 def _run(holder: Holder, connection: socket.socket, steps: Sequence[Step], folder: str) -> Task:

@@ -10,6 +10,7 @@ from testbed import addressing, features
 from testbed.addressing import Network, link_local
 from testbed.drivers import tc
 from testbed.drivers.link import (
+    MTU,
     AddressAdd,
     AutoAddressOff,
     BridgeAdd,
@@ -128,7 +129,7 @@ def _links(net: Network) -> Iterator[Step]:
     ports: list[Step] = []
     for link in net.topology.links:
         near, far = _ends(net, link)
-        pair = VethAdd(near.name, near.mac, far.node, far.name, far.mac, near.mtu, _master(net, near))
+        pair = VethAdd(near.name, near.mac, far.node, far.name, far.mac, _master(net, near))
         by_maker.setdefault(near.node, []).append(Configure(near.node, pair))
         if far.port:
             ports.append(Configure(far.node, PortAdd(far.name, _master(net, far))))
@@ -158,6 +159,8 @@ def _interfaces(net: Network) -> Iterator[Step]:
         bridge = net.topology.nodes[name].bridge
         yield Configure(name, LinkSet("lo", up=True))
         for i in interfaces:
+            if i.mtu != MTU:
+                yield Configure(name, LinkSet(i.name, mtu=i.mtu))
             if i.port:
                 continue
             yield Configure(name, AutoAddressOff(i.name))

@@ -25,6 +25,7 @@ from testbed import linux
 from testbed.errors import LabError, Unsupported
 
 FOLDER = "/run/testbed"  # inside the sandbox: a lab's own files, gone with it
+LOCALHOST = "127.0.0.1 localhost\n::1 localhost\n"  # how every /etc/hosts begins
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -183,7 +184,7 @@ def _furnish() -> None:
         # An empty resolv.conf makes a look-up of an unknown name fail at once instead of timing out.
         if Path(path).exists():
             own = Path(FOLDER, Path(path).name)
-            own.write_text("127.0.0.1 localhost\n::1 localhost\n" if path == "/etc/hosts" else "")
+            own.write_text(LOCALHOST if path == "/etc/hosts" else "")
             linux.mount(str(own), path, "", linux.MS_BIND)
 
 

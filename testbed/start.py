@@ -9,7 +9,7 @@ from typing import Any
 
 from testbed import control, sandbox
 from testbed.control import RunningLab
-from testbed.drivers.link import AddressAdd
+from testbed.drivers.link import MTU, AddressAdd, LinkSet
 from testbed.drivers.mptcp import EndpointAdd
 from testbed.drivers.route import RouteAdd, RuleAdd
 from testbed.drivers.tc import Qdisc, QdiscDel
@@ -124,6 +124,8 @@ def _inverse(step: Step) -> Step | None:
     match step:
         case Configure(node, AddressAdd() | RouteAdd() | RuleAdd() | EndpointAdd() as request):
             return Configure(node, Delete(request))
+        case Configure(node, LinkSet(name=name, mtu=int())):
+            return Configure(node, LinkSet(name, mtu=MTU))
         case Configure(node, Qdisc() as request):
             return Configure(node, QdiscDel(request))
     return None
@@ -150,4 +152,4 @@ def change(lab: RunningLab, plan: Plan, found: Change, say: control.Say | None =
         raise LabError(f"lab {lab.name}: this can't be undone in a running lab; `--recreate` makes it anew:{rows}")
     here.require(plan.requires())
     tell = {"topology": plan.topology.name, "interfaces": where(plan)}
-    lab.ask("change", found.perform, found.removed, tell, say=say)
+    lab.ask("change", found.perform, found.removed, tell, plan.hosts, say=say)

@@ -16,6 +16,7 @@ IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFLA_BR_FORWARD_DELAY, IFLA_BR_STP_STATE, IFLA_BR_MCAST_SNOOPING = 1, 5, 23
 IFF_UP, IFF_RUNNING, IFA_F_NODAD = 0x1, 0x40, 0x2
 BRIDGE_PORTS = 1023  # net/bridge/br_private.h: BR_PORT_BITS 10, and port 0 is not used
+MTU = 1500  # of every veth unless set
 CREATE = wire.NLM_F_CREATE | wire.NLM_F_EXCL
 
 _IFINFO = struct.Struct("=BxHiII")
@@ -53,29 +54,27 @@ class VethAdd:
     peer_node: str
     peer_name: str
     peer_mac: str
-    mtu: int = 1500
     master: str = ""
 
     def __str__(self) -> str:
         port = f" master {self.master} up" if self.master else ""
         return (
-            f"ip link add {self.name} mtu {self.mtu} address {self.mac}{port} numtxqueues 1 numrxqueues 1 type veth"
-            f" peer {self.peer_name} netns {self.peer_node} mtu {self.mtu} address {self.peer_mac}"
+            f"ip link add {self.name} address {self.mac}{port} numtxqueues 1 numrxqueues 1 type veth"
+            f" peer {self.peer_name} netns {self.peer_node} address {self.peer_mac}"
         )
 
     def encode(self, here: Here) -> Message:
         """Encode; the peer can't be made IFF_UP (veth_open says ENOTCONN before the pair is linked)."""
         index, peer = here.claim(self.name), here.claim(self.peer_name, self.peer_node)
-        same = u32(IFLA_MTU, self.mtu) + _ONE_QUEUE
         pair = nest(
             VETH_INFO_PEER,
             _ifinfo(peer),
             text(IFLA_IFNAME, self.peer_name),
             u32(IFLA_NET_NS_FD, here.namespace(self.peer_node)),
             _mac(self.peer_mac),
-            same,
+            _ONE_QUEUE,
         )
-        body = text(IFLA_IFNAME, self.name) + _mac(self.mac) + same
+        body = text(IFLA_IFNAME, self.name) + _mac(self.mac) + _ONE_QUEUE
         flags = 0
         if self.master:
             body += u32(IFLA_MASTER, here.index(self.master))

@@ -170,9 +170,12 @@ def _up(
     steps: Sequence[Step],
     drop: Sequence[Step],
     about: Mapping[str, object],
+    hosts: str,
 ) -> Task:
     """Perform steps, first of all or as a change of what stands; `drop` stands no more afterwards."""
     with _busy(holder, "up"):
+        if Path("/etc/hosts").exists():  # the sandbox's own, mounted over the host's
+            Path("/etc/hosts").write_text(sandbox.LOCALHOST + hosts)
         # What others did in the nodes meanwhile is not known: look before an interface index is chosen.
         for here in holder.lab.nodes.values():
             here.stale = bool(holder.lab.done)
@@ -180,8 +183,6 @@ def _up(
         gone = set(drop)
         holder.lab.done = [s for s in holder.lab.done if s not in gone]
         holder.about.update(about)
-        if Path("/etc/hosts").exists():  # the sandbox's own, mounted over the host's
-            Path("/etc/hosts").write_text(sandbox.LOCALHOST + hosts)
 
 
 def _run(holder: Holder, connection: socket.socket, steps: Sequence[Step], folder: str) -> Task:

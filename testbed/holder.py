@@ -59,7 +59,7 @@ def serve(
         if folder:
             lab.log = (lab.folder / "commands.log").open("a")
         holder = Holder(lab, owner, {"version": __version__, "began": time.time(), **about})
-        holder.jobs.append(Job(owner, _up(holder, owner, steps, (), {}, hosts)))
+        holder.jobs.append(Job(owner, _up(holder, owner, steps, steps, {}, hosts)))
         _loop(holder, listener)
 
     return body
@@ -168,11 +168,11 @@ def _up(
     holder: Holder,
     connection: socket.socket,
     steps: Sequence[Step],
-    drop: Sequence[Step],
+    whole: Sequence[Step],
     about: Mapping[str, object],
     hosts: str,
 ) -> Task:
-    """Perform steps, first of all or as a change of what stands; `drop` stands no more afterwards."""
+    """Perform steps, first of all or as a change of what stands; afterwards the lab is what `whole` makes."""
     with _busy(holder, "up"):
         if Path("/etc/hosts").exists():  # the sandbox's own, mounted over the host's
             Path("/etc/hosts").write_text(sandbox.LOCALHOST + hosts)
@@ -180,8 +180,7 @@ def _up(
         for here in holder.lab.nodes.values():
             here.stale = bool(holder.lab.done)
         yield from labs.perform(holder.lab, steps, lambda value: _answer(connection, "progress", value))
-        gone = set(drop)
-        holder.lab.done = [s for s in holder.lab.done if s not in gone]
+        holder.lab.done = list(whole)
         holder.about.update(about)
 
 

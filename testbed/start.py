@@ -152,4 +152,4 @@ def change(lab: RunningLab, plan: Plan, found: Change, say: control.Say | None =
         raise LabError(f"lab {lab.name}: this can't be undone in a running lab; `--recreate` makes it anew:{rows}")
     here.require(plan.requires())
     tell = {"topology": plan.topology.name, "interfaces": where(plan)}
-    lab.ask("change", found.perform, found.removed, tell, plan.hosts, say=say)
+    lab.ask("change", found.perform, plan.steps, tell, plan.hosts, say=say)

@@ -19,7 +19,7 @@ from testbed import linux, netlink, wire
 from testbed.drivers.link import LinkSet, NamespaceAdd
 from testbed.drivers.sysctl import SysctlSet
 from testbed.errors import LabError
-from testbed.netlink import Namespace, Refusal
+from testbed.netlink import Namespace
 from testbed.probes import holds
 from testbed.sandbox import FOLDER
 from testbed.steps import LAB, Configure, Netlink, Run, Spawn, Step, Wait, Write
@@ -151,17 +151,14 @@ def _send(lab: Lab, batch: Sequence[tuple[Configure, wire.Message]], inside: Nam
             lab.families[message.family] = netlink.family(sock, message.family)
         if not (kind := lab.families[message.family]):
             raise LabError(f"{first}: this kernel has no generic netlink family {message.family}")
-    refusal = netlink.transact(sock, [m for _, m in batch], kind)
-    if refusal is not None:
-        step = batch[refusal.at][0]
-        _must(step.node, str(step.request), refusal)
-    for step, _ in batch:
-        note(lab, step)
-
-
-def _must(node: str, what: str, refusal: Refusal | None) -> None:
-    if refusal is not None:
-        raise LabError(f"[{node}] {what}: the kernel says: {refusal}")
+    refused = netlink.transact(sock, [m for _, m in batch], kind)
+    failed = {r.at for r in refused}
+    for at, (step, _) in enumerate(batch):
+        if at not in failed:
+            note(lab, step)
+    if refused:
+        step = batch[refused[0].at][0]
+        raise LabError(f"[{step.node}] {step.request}: the kernel says: {refused[0]}")
 
 
 def _add_namespace(lab: Lab, name: str) -> None:
@@ -211,7 +208,6 @@ def spawn(lab: Lab, step: Spawn) -> Process:
 def start(lab: Lab, node: str, argv: Sequence[str], env: Mapping[str, str], cwd: str, fds: Sequence[int]) -> int:
     """Start a command in a node with these standard streams; its process group is its own."""
     actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds)]
-    home = os.getcwd()
     # setns around posix_spawn costs 30 us; a preexec_fn would cost 2 ms, for it forces fork instead of vfork.
     with netlink.inside(lab.place(node or LAB).fd, lab.home):
         try:
@@ -226,7 +222,7 @@ def start(lab: Lab, node: str, argv: Sequence[str], env: Mapping[str, str], cwd:
                 setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD),
             )
         finally:
-            os.chdir(home)
+            os.chdir("/")
 
 
 def run(lab: Lab, step: Run) -> Waiting:

@@ -101,8 +101,8 @@ def connect(protocol: int) -> socket.socket:
     return found
 
 
-def transact(sock: socket.socket, batch: Sequence[Message], kind: int = 0) -> Refusal | None:
-    """Send a batch in one system call and return the first refusal; the kernel performs the others all the same.
+def transact(sock: socket.socket, batch: Sequence[Message], kind: int = 0) -> list[Refusal]:
+    """Send a batch in one system call and return what was refused; the kernel performs the others all the same.
 
     Only the last message asks for an acknowledgement: errors of the others are reported anyway.
     `kind` is the message type of a generic netlink family, else each message's own.
@@ -114,18 +114,17 @@ def transact(sock: socket.socket, batch: Sequence[Message], kind: int = 0) -> Re
         # A length is a multiple of four already: attributes and the fixed headers all are.
         parts += [wire.header(len(m.body), kind or m.kind, flags, seq), m.body]
     sock.send(b"".join(parts))
-    first = None
+    refused: list[Refusal] = []
     while True:
         for got, _, seq, body in wire.messages(sock.recv(65536)):
             if got != _NLMSG_ERROR:
                 continue
             (error,) = struct.unpack_from("=i", body)
-            if error and first is None:
-                first = Refusal(
-                    seq, -error, wire.attributes(body, 20).get(1, b"").rstrip(b"\0").decode(errors="replace")
-                )
+            if error:
+                why = wire.attributes(body, 20).get(1, b"").rstrip(b"\0").decode(errors="replace")
+                refused.append(Refusal(seq, -error, why))
             if seq == last:
-                return first
+                return refused
 
 
 def dump(sock: socket.socket, kind: int, body: bytes) -> list[bytes]:

@@ -113,9 +113,9 @@ class _Scratch:
 
 def _accepted(message: Message, what: str) -> str:
     with netlink.connect(wire.NETLINK_ROUTE) as sock:
-        refusal = netlink.transact(sock, [message])
-    if refusal is not None:
-        raise OSError(refusal.errno, f"the kernel refuses {what}: {refusal}")
+        refused = netlink.transact(sock, [message])
+    if refused:
+        raise OSError(refused[0].errno, f"the kernel refuses {what}: {refused[0]}")
     return f"the kernel accepted {what}"
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -131,37 +132,35 @@ def up(
     as_json: AsJson = False,
 ) -> None:
     """Bring a lab up, or change the one of this name in place; return when it is ready."""
-    from testbed import start
+    from testbed import changes, start
 
     made = _planned(file, sets)
     lab_name = name or made.name
     began = time.monotonic()
     what = "up"
     if lab_name in sandbox.names():
-        with control.find(lab_name).connection as connection:
-            lab = control.RunningLab(lab_name, connection)
-            _idle(lab)
-            change = start.compare(lab.ask("plan"), made.steps)
-            if dry_run:
-                print(change, end="")
-                return
-            recreate = recreate and bool(change.refused)
-            if not recreate:
-                what = "changed" if change.removed or change.added else "unchanged"
-                if what == "changed":
-                    print(change, end="", file=sys.stderr if as_json else sys.stdout)
-                    start.change(lab, made, change)
-        if recreate:
-            control.end(lab_name, control.find(lab_name))
+        lab = control.find(lab_name)
+        _idle(lab)
+        change = changes.compare(lab.ask("plan"), made.steps)
+        if dry_run:
+            print(change, end="")
+            return
+        if recreate and change.refused:
+            lab.down()
             what = "recreated"
+        else:
+            what = "changed" if change.removed or change.added else "unchanged"
+            if what == "changed":
+                print(change, end="", file=sys.stderr if as_json else sys.stdout)
+                start.change(lab, made, change)
     elif dry_run:
         print("".join(f"+ {step}\n" for step in made.steps), end="")
         return
     if what in ("up", "recreated"):
         with _progress(f"lab {lab_name}") as say:
             lab = start.up(made, lab_name, say=say, about={"file": str(file.resolve())})
-            lab.ask("keep")
-            lab.connection.close()
+            _commit()
+            lab.keep()
     seconds = time.monotonic() - began
     if as_json:
         print(json.dumps({"lab": lab_name, "result": what, "seconds": seconds, "nodes": start.where(made)}))
@@ -246,15 +245,7 @@ def down(
     if not labs and not everything:
         raise InputError("name the labs to take down, or write --all (`testbed status` lists them)")
     for name in sandbox.names() if everything else labs or []:
-        try:
-            running = control.find(name)
-        except LabError:
-            if name not in sandbox.names():
-                raise
-            control.end(name)
-        else:
-            control.end(name, running)
-            running.connection.close()
+        control.find(name).down()
         print(f"lab {name} is down")
 
 
@@ -373,14 +364,12 @@ def _idle(lab: control.RunningLab) -> None:
 
 
 def _enter(lab: str, node: str, argv: Sequence[str]) -> NoReturn:
-    with control.find(lab).connection as connection:
-        running = control.RunningLab(lab, connection)
-        nodes = running.ask("status")["nodes"]
-        if node not in nodes:
-            known = ", ".join(nodes[:12]) + (", ..." if len(nodes) > 12 else "")
-            raise LabError(f"lab {lab}: there is no node {node} (nodes: {known})")
-        holder = sandbox.peer(connection).pid
-    raise SystemExit(sandbox.enter(holder, node, tuple(argv)))
+    running = control.find(lab)
+    nodes = running.ask("status")["nodes"]
+    if node not in nodes:
+        known = ", ".join(nodes[:12]) + (", ..." if len(nodes) > 12 else "")
+        raise LabError(f"lab {lab}: there is no node {node} (nodes: {known})")
+    raise SystemExit(sandbox.enter(running.holder, running.life.fileno(), node, tuple(argv)))
 
 
 def _alive(status: int | None, pid: int) -> str:
@@ -437,16 +426,27 @@ def _progress(title: str, seconds: float = 0.0, prefix: str = "") -> Iterator[Ca
         yield show
 
 
+def _interrupted(number: int, _: object) -> NoReturn:
+    """End as a command does that a signal ends; a lab that is being made or run goes with us."""
+    os.write(2, f"testbed: interrupted ({signal.Signals(number).name})\n".encode())
+    raise SystemExit(128 + number)
+
+
+def _commit() -> None:
+    """From here on the lab is up: neither of these signals may leave one and say that there is none."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def main() -> NoReturn:
     """Run the command line; every error of ours ends with its own exit status and no traceback."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupted)
     try:
         app()
     except TestbedError as e:
         print(f"{e}" if isinstance(e, InputError) else f"testbed: {e}", file=sys.stderr)
         raise SystemExit(e.exit_status) from e
-    except KeyboardInterrupt as e:
-        print("testbed: interrupted; the lab that was being made or run is gone", file=sys.stderr)
-        raise SystemExit(130) from e
     except BrokenPipeError as e:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of our output went away: nothing to say to it
         raise SystemExit(141) from e

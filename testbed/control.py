@@ -1,70 +1,42 @@
-"""The conversation with a lab's holder, and `RunningLab`: what a program does with a lab.
-
-Messages are pickles with a length before them. Both ends belong to one user (SO_PEERCRED is checked), who
-may run any command in the lab anyway.
-"""
+"""`RunningLab`: what a program does with a lab that is up."""
 
 from __future__ import annotations
 
-import array
 import os
-import pickle
 import select
 import signal
 import socket
-import struct
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
 from subprocess import CompletedProcess
 from tempfile import TemporaryFile
 from types import TracebackType
 from typing import Any
 
-from testbed import sandbox
-from testbed.errors import LabError, TestbedError
+from testbed import __version__, sandbox
+from testbed.errors import LabError
+from testbed.messages import receive, send
 
-_LENGTH = struct.Struct("=I")
 Say = Callable[[dict[str, Any]], None]
-
-
-def send(connection: socket.socket, message: object, fds: Sequence[int] = ()) -> None:
-    """Send one message, with file descriptors."""
-    data = pickle.dumps(message)
-    # The descriptors travel with the length's bytes, so that the receiver knows where to look for them.
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    connection.sendmsg([_LENGTH.pack(len(data))], rights)
-    connection.sendall(data)
-
-
-def receive(connection: socket.socket) -> tuple[Any, list[int]]:
-    """Return the next message and its file descriptors; EOFError when the other end is gone."""
-    try:
-        head, fds, _, _ = socket.recv_fds(connection, _LENGTH.size, 8)
-        head += _exactly(connection, _LENGTH.size - len(head)) if head else b""
-        if not head:
-            raise EOFError
-        return pickle.loads(_exactly(connection, _LENGTH.unpack(head)[0])), fds  # noqa: S301 (one user, see above)
-    except ConnectionError as e:
-        raise EOFError from e
-
-
-def _exactly(connection: socket.socket, count: int) -> bytes:
-    found = bytearray()
-    while len(found) < count:
-        part = connection.recv(count - len(found))
-        if not part:
-            raise EOFError
-        found += part
-    return bytes(found)
+PATIENCE = 15.0  # seconds in which a lab may end in its own orderly way
 
 
 @dataclass(slots=True)
 class RunningLab:
-    """A lab that is up; as a context manager it takes the lab down at the end."""
+    """A lab that is up; as a context manager it takes the lab down at the end.
+
+    Every request has a connection of its own: threads may share this object, and a request that is interrupted
+    (Ctrl-C in `exec`) ends alone. `owner` is the connection that a lab lives with until it is kept.
+    """
 
     name: str
-    connection: socket.socket
+    holder: int  # the process id of the lab's PID 1, as seen from here
+    life: FileIO  # its pidfd
+    owner: socket.socket | None = None
 
     def __enter__(self) -> RunningLab:
         return self
@@ -74,33 +46,31 @@ class RunningLab:
     ) -> None:
         self.down()
 
-    @property
-    def holder(self) -> int:
-        """The process id of the lab's PID 1 as seen from here."""
-        with connect(self.name) as other:
-            return sandbox.peer(other).pid
+    def await_up(self, say: Say | None = None) -> None:
+        """Return when a lab that was just launched is up; raise what its holder says when it can't be."""
+        assert self.owner is not None, "only the program that launches a lab is told"
+        answer(self.name, self.owner, say)
 
-    def ask(self, verb: str, *arguments: object, say: Say | None = None, fds: Sequence[int] = ()) -> Any:
-        """Ask the holder and return its answer; `say` gets its progress, a TestbedError of its is raised here."""
-        try:
-            send(self.connection, (verb, arguments), fds)
-        except (BrokenPipeError, ConnectionResetError) as e:
-            raise LabError(f"lab {self.name}: its holder process ended (killed, or `testbed down`)") from e
-        return self.await_answer(say)
+    def ask(
+        self,
+        verb: str,
+        *arguments: object,
+        say: Say | None = None,
+        fds: Sequence[int] = (),
+        patience: float | None = None,
+    ) -> Any:
+        """Ask the holder and return its answer; `say` gets its progress, a TestbedError of its is raised here.
 
-    def await_answer(self, say: Say | None = None) -> Any:
-        """Return the holder's next answer."""
-        while True:
+        TimeoutError when nothing comes for `patience` seconds.
+        """
+        with connect(self.name, patience) as connection:
+            if sandbox.peer(connection).pid != self.holder:
+                raise _ended(self.name)  # and another lab has its name now
             try:
-                (kind, value), _ = receive(self.connection)
-            except EOFError as e:
-                raise LabError(f"lab {self.name}: its holder process ended (killed, or `testbed down`)") from e
-            if kind == "error":
-                raise value
-            if kind == "done":
-                return value
-            if say is not None:
-                say(value)
+                send(connection, (__version__, verb, arguments), fds)
+            except (BrokenPipeError, ConnectionResetError) as e:
+                raise _ended(self.name) from e
+            return answer(self.name, connection, say)
 
     def exec(
         self,
@@ -111,29 +81,91 @@ class RunningLab:
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
     ) -> CompletedProcess[str]:
-        """Run a command in a node to its end; both outputs are captured as text. "" is the sandbox itself."""
+        """Run a command in a node to its end; both outputs are captured as text. "" is the sandbox itself.
+
+        It runs in `cwd`, else in this process's own folder where the lab has it, else in /.
+        """
+        places = ["/"] if cwd is None else [cwd]
+        if cwd is None:
+            with suppress(FileNotFoundError):  # a folder that was removed
+                places.insert(0, os.getcwd())
         with TemporaryFile() as stdin, TemporaryFile() as stdout, TemporaryFile() as stderr:
             stdin.write(input)
             stdin.seek(0)
             streams = [f.fileno() for f in (stdin, stdout, stderr)]
-            place = cwd if cwd is not None else os.getcwd()
-            status = self.ask("exec", node, tuple(argv), dict(os.environ if env is None else env), place, fds=streams)
+            status = self.ask("exec", node, tuple(argv), dict(os.environ if env is None else env), places, fds=streams)
             texts = []
             for stream in (stdout, stderr):
                 stream.seek(0)
                 texts.append(stream.read().decode(errors="replace"))
         return CompletedProcess(tuple(argv), status, *texts)
 
-    def down(self) -> None:
-        """End every process newest first, then the holder; return when it is gone and the kernel cleans up."""
-        with suppress(LabError, OSError):
-            end(self.name, self)
-        self.connection.close()
+    def keep(self) -> None:
+        """Let the lab outlive this process."""
+        self.ask("keep")
+        if self.owner is not None:
+            self.owner.close()
+            self.owner = None
+
+    def down(self, patience: float = PATIENCE) -> None:
+        """End every process newest first, then the holder, by SIGKILL when that takes longer than `patience` s.
+
+        Return when all of the lab is gone.
+        """
+        if self.life.closed:
+            return
+        began = time.monotonic()
+        with suppress(LabError, TimeoutError):
+            self.ask("down", patience=patience)
+        self._gone(max(2.0, began + patience - time.monotonic()))
+
+    def abandon(self, patience: float = PATIENCE) -> None:
+        """Let go of a lab that is not kept: it ends at once. Return when it is gone."""
+        if self.owner is not None and not self.life.closed:
+            self.owner.close()
+            self._gone(patience)
+
+    def _gone(self, patience: float) -> None:
+        """Wait until PID 1, and with it every process of the lab, has ended; SIGKILL it after `patience` seconds."""
+        waiter = select.poll()
+        waiter.register(self.life, select.POLLIN)
+        if not waiter.poll(1000 * patience):
+            signal.pidfd_send_signal(self.life.fileno(), signal.SIGKILL)
+            if not waiter.poll(10000):
+                raise LabError(
+                    f"lab {self.name}: its holder, process {self.holder}, does not die (uninterruptible sleep?)"
+                )
+        self.life.close()
+        if self.owner is not None:
+            self.owner.close()
 
 
-def connect(name: str) -> socket.socket:
+def own(name: str, owner: socket.socket, life: FileIO) -> RunningLab:
+    """Return a lab that has just been launched."""
+    rows = Path(f"/proc/self/fdinfo/{life.fileno()}").read_text().splitlines()
+    return RunningLab(name, next(int(r.split()[1]) for r in rows if r.startswith("Pid:")), life, owner)
+
+
+def find(name: str) -> RunningLab:
+    """Return a lab that is up."""
+    with connect(name) as connection:
+        holder = sandbox.peer(connection).pid
+        try:
+            life = FileIO(os.pidfd_open(holder))
+        except OSError as e:  # ESRCH, or EINVAL when its number here is 0
+            raise LabError(f"lab {name}: its holder ended, or belongs to another PID namespace") from e
+        # As long as the connection stands, no other process can have taken the number.
+        waiter = select.poll()
+        waiter.register(connection, 0)
+        if waiter.poll(0):
+            raise _ended(name)
+    return RunningLab(name, holder, life)
+
+
+def connect(name: str, patience: float | None = None) -> socket.socket:
     """Connect to a lab's holder; LabError when there is none, or when it does not listen yet."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    connection.settimeout(patience)
     try:
         connection.connect(sandbox.address(name))
     except OSError as e:
@@ -148,29 +180,20 @@ def connect(name: str) -> socket.socket:
     return connection
 
 
-def find(name: str) -> RunningLab:
-    """Return a lab that is up."""
-    return RunningLab(name, connect(name))
+def answer(name: str, connection: socket.socket, say: Say | None = None) -> Any:
+    """Return the holder's next answer; `say` gets its progress, a TestbedError of its is raised here."""
+    while True:
+        try:
+            (kind, value), _ = receive(connection)
+        except EOFError as e:
+            raise _ended(name) from e
+        if kind == "error":
+            raise value
+        if kind == "done":
+            return value
+        if say is not None:
+            say(value)
 
 
-def end(name: str, lab: RunningLab | None = None) -> None:
-    """Take a lab down: orderly, and by SIGKILL of its holder when it does not answer within 15 s."""
-    with connect(name) as other:
-        holder = sandbox.peer(other).pid
-    try:
-        gone = os.pidfd_open(holder)
-    except ProcessLookupError:
-        return
-    try:
-        if lab is not None:
-            lab.connection.settimeout(15)
-            with suppress(TestbedError, TimeoutError):
-                lab.ask("down")
-        waiter = select.poll()
-        waiter.register(gone, select.POLLIN)
-        if not waiter.poll(2000 if lab is not None else 0):
-            signal.pidfd_send_signal(gone, signal.SIGKILL)
-            if not waiter.poll(10000):
-                raise LabError(f"lab {name}: its holder, process {holder}, does not die (uninterruptible sleep?)")
-    finally:
-        os.close(gone)
+def _ended(name: str) -> LabError:
+    return LabError(f"lab {name}: its holder process ended (killed, or `testbed down`)")

@@ -7,6 +7,7 @@ import selectors
 import signal
 import socket
 import time
+import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,21 +16,24 @@ from typing import Any
 
 from testbed import __version__, netlink, sandbox, timeline
 from testbed import lab as labs
-from testbed.control import receive, send
+from testbed.changes import standing
 from testbed.errors import LabError, TestbedError
 from testbed.lab import Lab, Process
+from testbed.messages import Line
 from testbed.steps import LAB, Step
 
 Task = Generator[float, None, None]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Job:
-    """A request under way: resumed at `wake` or when a process ends."""
+    """A request under way: resumed at `wake` or when a process ends; `line` is None when nobody waits for it."""
 
-    connection: socket.socket
+    verb: str
+    line: Line | None
     task: Task
     wake: float = 0.0
+    cancelled: bool = False
 
 
 @dataclass(slots=True)
@@ -37,10 +41,10 @@ class Holder:
     """The lab and who talks to it; the lab ends with its owner's connection until it is kept."""
 
     lab: Lab
-    owner: socket.socket | None
+    owner: Line | None
     about: dict[str, object]
     jobs: list[Job] = field(default_factory=list)
-    waiting: dict[int, tuple[socket.socket, Process]] = field(default_factory=dict)
+    waiting: dict[int, tuple[Line, Process]] = field(default_factory=dict)
     busy: str = ""
     ending: bool = False
 
@@ -58,9 +62,18 @@ def serve(
         lab = labs.begin(name, Path(folder or sandbox.FOLDER))
         if folder:
             lab.log = (lab.folder / "commands.log").open("a")
-        holder = Holder(lab, owner, {"version": __version__, "began": time.time(), **about})
-        holder.jobs.append(Job(owner, _up(holder, owner, steps, steps, {}, hosts)))
-        _loop(holder, listener)
+        owner.setblocking(False)
+        line = Line(owner)
+        holder = Holder(lab, line, {"version": __version__, "began": time.time(), **about})
+        holder.jobs.append(Job("up", line, _up(holder, line, steps, steps, {}, hosts)))
+        try:
+            _loop(holder, listener)
+        except BaseException:
+            # A bug: the lab ends with it, but whoever waits for an answer is told.
+            told = LabError(f"lab {name}: a bug in testbed: {traceback.format_exc()}")
+            for waits in [*(job.line for job in holder.jobs), *(asker for asker, _ in holder.waiting.values())]:
+                _answer(waits, "error", told)
+            raise
 
     return body
 
@@ -74,99 +87,141 @@ def _loop(holder: Holder, listener: socket.socket) -> None:
         selector.register(listener, selectors.EVENT_READ)
         selector.register(wakeup, selectors.EVENT_READ)
         if holder.owner is not None:
-            selector.register(holder.owner, selectors.EVENT_READ)
+            selector.register(holder.owner.connection, selectors.EVENT_READ, holder.owner)
         while not holder.ending:
             sleep = min((job.wake for job in holder.jobs), default=None)
             ready = selector.select(None if sleep is None else max(0.0, sleep - time.monotonic()))
             stirred = False
-            for key, _ in ready:
+            for key, events in ready:
                 if key.fileobj is listener:
-                    connection, _ = listener.accept()
-                    if sandbox.peer(connection).uid == os.geteuid():
-                        selector.register(connection, selectors.EVENT_READ)
-                    else:
-                        connection.close()
+                    with suppress(OSError):  # no descriptor is free: the lab must not end for that
+                        connection, _ = listener.accept()
+                        connection.setblocking(False)
+                        if sandbox.peer(connection).uid == os.geteuid():
+                            selector.register(connection, selectors.EVENT_READ, Line(connection))
+                        else:
+                            connection.close()
                 elif key.fileobj == wakeup:
                     numbers = os.read(wakeup, 4096)
                     stirred = True
                     _collect(holder)
                     if signal.SIGTERM in numbers:
                         return  # the host asks this process to end: everything in the sandbox ends with it
-                elif isinstance(key.fileobj, socket.socket) and not _request(holder, key.fileobj):
+                elif not _serve(holder, key.data, events):
                     selector.unregister(key.fileobj)
-                    if not _closed(holder, key.fileobj):
+                    if not _closed(holder, key.data):
                         return
             _resume(holder, stirred)
+            for key in [k for k in selector.get_map().values() if isinstance(k.data, Line)]:
+                wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if key.data.outbox else 0)
+                if key.events != wanted:
+                    selector.modify(key.fileobj, wanted, key.data)
 
 
-def _request(holder: Holder, connection: socket.socket) -> bool:
-    """Take one request; False when the other end is gone."""
+def _serve(holder: Holder, line: Line, events: int) -> bool:
+    """Send what waits and take a request; False when the other end is gone."""
     try:
-        (verb, arguments), fds = receive(connection)
-    except EOFError:
+        if events & selectors.EVENT_WRITE:
+            line.flush()
+        if events & selectors.EVENT_READ and (found := line.receive()) is not None:
+            _request(holder, line, *found)
+    except (EOFError, ConnectionError):
         return False
-    try:
-        answer = (
-            _exec(holder, connection, fds, *arguments)
-            if verb == "exec"
-            else _VERBS[verb](holder, connection, *arguments)
-        )
-        if isinstance(answer, Generator):
-            holder.jobs.append(Job(connection, answer))
-        elif answer is not _LATER:
-            _answer(connection, "done", answer)
-    except TestbedError as e:
-        _answer(connection, "error", e)
-    except OSError as e:
-        _answer(connection, "error", LabError(f"lab {holder.lab.name}: {verb}: {e}"))
-    finally:
-        for fd in fds:
-            os.close(fd)
+    except LabError as e:
+        _answer(line, "error", e)
     return True
 
 
-def _closed(holder: Holder, connection: socket.socket) -> bool:
-    """Forget a connection; False when it owned the lab, which then ends."""
-    connection.close()
-    holder.jobs = [job for job in holder.jobs if job.connection is not connection]
+def _request(holder: Holder, line: Line, message: object, fds: list[int]) -> None:
+    verb = "a request"
+    try:
+        match message:
+            case (version, str(verb), tuple(arguments)) if verb in _VERBS and (version == __version__ or not arguments):
+                if verb == "exec":
+                    answer = _exec(holder, line, fds, *arguments)
+                else:
+                    answer = _VERBS[verb](holder, line, *arguments)
+            case _:
+                raise LabError(
+                    f"lab {holder.lab.name}: it was made by testbed {__version__}, which does not understand this; "
+                    f"`testbed down {holder.lab.name}` ends it"
+                )
+        if isinstance(answer, Generator):
+            holder.jobs.append(Job(verb, line, answer))
+        elif answer is not _LATER:
+            _answer(line, "done", answer)
+    except TestbedError as e:
+        _answer(line, "error", e)
+    except OSError as e:
+        _answer(line, "error", LabError(f"lab {holder.lab.name}: {verb}: {e}"))
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _closed(holder: Holder, line: Line) -> bool:
+    """Forget a connection; False when it owned the lab, which then ends.
+
+    What it asked for ends, each in its own way: a command is killed, a run stops what it started, while a change
+    and `down` go on, for a lab that is half changed is of no use to anybody.
+    """
+    line.close()
     for pid, (asker, process) in list(holder.waiting.items()):
-        if asker is connection:
+        if asker is line:
             labs.kill(process, signal.SIGKILL)
             del holder.waiting[pid]
-    return connection is not holder.owner
+    for job in [j for j in holder.jobs if j.line is line]:
+        job.line = None
+        if job.verb == "run":
+            _cancel(holder, job, "the program that asked for the run is gone")
+    return line is not holder.owner
 
 
 def _resume(holder: Holder, stirred: bool) -> None:
     for job in list(holder.jobs):
-        if not stirred and job.wake > time.monotonic():
-            continue
-        try:
-            job.wake = time.monotonic() + next(job.task)
-            continue
-        except StopIteration:
-            _answer(job.connection, "done", None)
-        except TestbedError as e:
-            _answer(job.connection, "error", e)
-        except OSError as e:
-            _answer(job.connection, "error", LabError(f"lab {holder.lab.name}: {e}"))
-        holder.jobs.remove(job)
+        if (stirred or job.wake <= time.monotonic()) and job in holder.jobs:
+            _advance(holder, job, lambda task: next(task))
+
+
+def _cancel(holder: Holder, job: Job, why: str) -> None:
+    """Let a job end before its time: it goes on with what it does at its end, which may take a while."""
+    if not job.cancelled:
+        job.cancelled = True
+        _advance(holder, job, lambda task: task.throw(LabError(f"lab {holder.lab.name}: {why}")))
+
+
+def _advance(holder: Holder, job: Job, step: Callable[[Task], float]) -> None:
+    try:
+        job.wake = time.monotonic() + step(job.task)
+        return
+    except StopIteration:
+        _answer(job.line, "done", None)
+    except TestbedError as e:
+        _answer(job.line, "error", e)
+    except OSError as e:
+        _answer(job.line, "error", LabError(f"lab {holder.lab.name}: {job.verb}: {e}"))
+    holder.jobs.remove(job)
+    for other in holder.jobs:
+        other.wake = 0.0  # one may wait for the end of this
 
 
 def _collect(holder: Holder) -> None:
     for pid, status in labs.reap(holder.lab).items():
         if pid in holder.waiting:
-            connection, _ = holder.waiting.pop(pid)
-            _answer(connection, "done", status)
+            line, _ = holder.waiting.pop(pid)
+            _answer(line, "done", status)
 
 
-def _answer(connection: socket.socket, kind: str, value: object) -> None:
-    with suppress(OSError):
-        send(connection, (kind, value))
+def _answer(line: Line | None, kind: str, value: object) -> None:
+    """Send an answer, or progress, which is dropped for one who does not read it."""
+    if line is not None and not (kind == "progress" and line.outbox):
+        with suppress(OSError):  # it is gone: the loop will see that
+            line.send((kind, value))
 
 
 def _up(
     holder: Holder,
-    connection: socket.socket,
+    line: Line,
     steps: Sequence[Step],
     whole: Sequence[Step],
     about: Mapping[str, object],
@@ -174,19 +229,22 @@ def _up(
 ) -> Task:
     """Perform steps, first of all or as a change of what stands; afterwards the lab is what `whole` makes."""
     with _busy(holder, "up"):
-        if Path("/etc/hosts").exists():  # the sandbox's own, mounted over the host's
-            Path("/etc/hosts").write_text(sandbox.LOCALHOST + hosts)
+        sandbox.write_hosts(hosts)
         # What others did in the nodes meanwhile is not known: look before an interface index is chosen.
         for here in holder.lab.nodes.values():
             here.stale = bool(holder.lab.done)
-        yield from labs.perform(holder.lab, steps, lambda value: _answer(connection, "progress", value))
+        try:
+            yield from labs.perform(holder.lab, steps, lambda value: _answer(line, "progress", value))
+        except TestbedError:
+            holder.lab.done = standing(holder.lab.done)  # a change that failed half-way: the next begins here
+            raise
         holder.lab.done = list(whole)
         holder.about.update(about)
 
 
-def _run(holder: Holder, connection: socket.socket, steps: Sequence[Step], folder: str) -> Task:
+def _run(holder: Holder, line: Line, steps: Sequence[Step], folder: str) -> Task:
     with _busy(holder, "run"):
-        yield from timeline.play(holder.lab, steps, Path(folder), lambda v: _answer(connection, "progress", v))
+        yield from timeline.play(holder.lab, steps, Path(folder), lambda v: _answer(line, "progress", v))
 
 
 @contextmanager
@@ -202,20 +260,21 @@ def _busy(holder: Holder, what: str) -> Iterator[None]:
 
 def _exec(
     holder: Holder,
-    connection: socket.socket,
+    line: Line,
     fds: list[int],
     node: str,
     argv: Sequence[str],
     env: Mapping[str, str],
-    cwd: str,
+    places: Sequence[str],
 ) -> object:
-    place = cwd if Path(cwd).is_dir() else "/"
+    place = next((p for p in places if Path(p).is_dir()), places[-1])
     try:
         pid = labs.start(holder.lab, node, argv, env, place, fds)
     except OSError as e:
-        raise LabError(f"[{node or LAB}] {argv[0]}: {e.strerror}") from e
+        # posix_spawn does not say what it did not find: the command, or the folder to run it in
+        raise LabError(f"[{node or LAB}] {argv[0]} (in {place}): {e.strerror}") from e
     process = Process(node or LAB, argv[0], pid, Path(os.devnull), time.monotonic())
-    holder.waiting[pid] = (connection, process)
+    holder.waiting[pid] = (line, process)
     return _LATER
 
 
@@ -224,7 +283,7 @@ def _status(holder: Holder, *_: object) -> dict[str, Any]:
     return {
         **holder.about,
         "name": lab.name,
-        "state": holder.busy or ("up" if holder.owner is None else "starting"),
+        "state": _state(holder),
         "nodes": [n for n in lab.nodes if n != LAB],
         "processes": [
             {"node": p.node, "name": p.name, "pid": p.pid, "status": p.status}
@@ -232,6 +291,14 @@ def _status(holder: Holder, *_: object) -> dict[str, Any]:
             if p.step is not None
         ],
     }
+
+
+def _state(holder: Holder) -> str:
+    if holder.busy == "up":
+        return "changing" if holder.owner is None else "starting"
+    if holder.busy:
+        return {"run": "running", "down": "going down"}[holder.busy]
+    return "up" if holder.owner is None else "held"  # by the program that made it, which it ends with
 
 
 def _plan(holder: Holder, *_: object) -> list[Step]:
@@ -248,10 +315,15 @@ def _keep(holder: Holder, *_: object) -> None:
     holder.owner = None
 
 
-def _down(holder: Holder, connection: socket.socket) -> Task:
-    holder.jobs = [job for job in holder.jobs if job.connection is connection]  # a run under way ends with the lab
-    yield from labs.stop(holder.lab.processes)
-    holder.ending = True
+def _down(holder: Holder, line: Line) -> Task:
+    """End the lab: what is under way ends first, in its own way; of two that ask at once, one waits."""
+    for job in [j for j in holder.jobs if j.verb != "down"]:
+        _cancel(holder, job, "it is being taken down")
+    while holder.busy:
+        yield 1.0
+    with _busy(holder, "down"):
+        yield from labs.stop(holder.lab.processes)
+        holder.ending = True
 
 
 _LATER = object()
@@ -261,6 +333,7 @@ _TABLES = {
     "qdiscs": (38, 20),
 }  # RTM_GETLINK, RTM_GETADDR, RTM_GETQDISC
 _VERBS: dict[str, Callable[..., object]] = {
+    "exec": _exec,
     "change": _up,
     "run": _run,
     "status": _status,

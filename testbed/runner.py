@@ -51,10 +51,10 @@ def _play(lab: RunningLab, steps: tuple[Step, ...], folder: Folder, say: Say) ->
     try:
         lab.ask("run", steps, str(folder.path), say=say)
     except TestbedError:
-        # The report of what there is; then the error itself, which says more than a verdict.
         lab.down()
+        report(folder.path)  # of what there is; the error itself says more than its verdict
         raise
     except BaseException:
-        lab.connection.close()  # Ctrl-C: the sandbox dies with its owner's connection
+        lab.abandon()  # Ctrl-C
         raise
     lab.down()

@@ -10,6 +10,7 @@ import errno
 import gc
 import os
 import resource
+import select
 import signal
 import socket
 import struct
@@ -18,14 +19,16 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from fcntl import F_DUPFD_CLOEXEC, fcntl
+from io import FileIO
 from pathlib import Path
 from typing import NoReturn
 
 from testbed import linux
 from testbed.errors import LabError, Unsupported
+from testbed.messages import receive, send
 
 FOLDER = "/run/testbed"  # inside the sandbox: a lab's own files, gone with it
-LOCALHOST = "127.0.0.1 localhost\n::1 localhost\n"  # how every /etc/hosts begins
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -56,73 +59,49 @@ def peer(connection: socket.socket) -> Peer:
     return Peer(pid, uid)
 
 
-def launch(name: str, serve: Callable[[socket.socket, socket.socket], None]) -> socket.socket:
-    """Make a sandbox whose PID 1 runs `serve(listener, owner)`; return the owner's end of that connection.
+def launch(name: str, serve: Callable[[socket.socket, socket.socket], None]) -> tuple[socket.socket, FileIO]:
+    """Make a sandbox whose PID 1 runs `serve(listener, owner)`; return the owner's end of that connection and a pidfd.
 
     Raise LabError when a lab of that name exists, Unsupported when the kernel allows no namespaces.
     The sandbox dies with its owner's end until `serve` has decided otherwise.
     """
     ours, theirs = socket.socketpair()
-    child = os.fork()
-    if child == 0:
-        _first(name, theirs, serve)
-    theirs.close()
-    os.waitpid(child, 0)
-    return ours
-
-
-def _first(name: str, owner: socket.socket, serve: Callable[[socket.socket, socket.socket], None]) -> NoReturn:
-    """Take the name, leave the host's namespaces and fork PID 1; any fault is told to the owner."""
+    child = 0
     try:
-        os.setsid()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_IGN)
-        listener = _take(name)
-        uid, gid = os.geteuid(), os.getegid()
-        # Path lookups of `serve` must not depend on the caller's set-up: nothing in Debian's user PATH has sbin.
-        os.environ["PATH"] = ":".join(filter(None, (os.environ.get("PATH"), _SYSTEM_PATH)))
-        spaces = linux.CLONE_NEWNS | linux.CLONE_NEWNET | linux.CLONE_NEWPID | linux.CLONE_NEWUTS
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # no handler of ours runs in the child
         try:
-            linux.unshare(spaces if uid == 0 else spaces | linux.CLONE_NEWUSER)
-        except OSError as e:
-            raise Unsupported(_why_no_sandbox(e, uid)) from e
-        if uid != 0:
-            # One line each is all that a process may map without help from newuidmap(1) (user_namespaces(7)).
-            Path("/proc/self/setgroups").write_text("deny")
-            Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
-            Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
-        if os.fork() == 0:
-            _second(name, listener, owner, serve)
-    except (OSError, LabError, Unsupported) as e:
-        _tell(owner, e)
-    os._exit(0)
+            if (child := os.fork()) == 0:
+                _never_return(theirs, lambda: _first(name, theirs, serve))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        theirs.close()
+        _reap(child)
+        (kind, value), fds = receive(ours)
+        if kind == "error":
+            raise value
+        return ours, FileIO(fds[0])
+    except EOFError as e:
+        ours.close()
+        raise LabError(f"lab {name}: its holder process ended while it was being made (killed?)") from e
+    except BaseException:
+        ours.close()
+        if child:
+            _reap(child)
+        raise
 
 
-def _second(
-    name: str,
-    listener: socket.socket,
-    owner: socket.socket,
-    serve: Callable[[socket.socket, socket.socket], None],
-) -> NoReturn:
-    """Be PID 1: furnish the mount namespace, close what the caller had open, and serve until the lab ends."""
-    gc.freeze()  # what the caller left must never be collected here: it would close descriptors that are ours
+def _reap(child: int) -> None:
+    with suppress(ChildProcessError):  # collected already, or by a caller who ignores SIGCHLD
+        os.waitpid(child, 0)
+
+
+def _never_return(owner: socket.socket, body: Callable[[], None]) -> NoReturn:
+    """Run what a forked child is for, and leave: it must not go on with its parent's code, whatever happens."""
+    gc.freeze()  # what the parent left must never be collected here: it would close descriptors that are ours
     try:
-        keep = sorted((listener.fileno(), owner.fileno()))
-        null = os.open("/dev/null", os.O_RDWR)
-        for fd in (0, 1, 2):
-            os.dup2(null, fd)
-        for low, high in zip([2, *keep], [*keep, 1 << 20], strict=True):
-            os.closerange(low + 1, high)
-        linux.prctl(linux.PR_SET_NAME, f"testbed:{name}"[:15].encode())
-        linux.sethostname(name)
-        _furnish()
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft < hard:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        listener.listen(64)  # here and not earlier: SO_PEERCRED tells who called listen
-        serve(listener, owner)
+        body()
     except (OSError, LabError, Unsupported) as e:
-        _tell(owner, e)
+        _tell(owner, e if not isinstance(e, OSError) else LabError(f"the sandbox could not be made: {e}"))
     finally:
         if (fault := sys.exc_info()[1]) is not None:
             _tell(owner, LabError("a bug in testbed: " + "".join(traceback.format_exception(fault))))
@@ -130,12 +109,66 @@ def _second(
         os._exit(0)
 
 
-def _tell(owner: socket.socket, error: OSError | LabError | Unsupported) -> None:
-    from testbed.control import send  # late: it is above this module
-
-    told = error if not isinstance(error, OSError) else LabError(f"the sandbox could not be made: {error}")
+def _tell(owner: socket.socket, error: LabError | Unsupported) -> None:
     with suppress(OSError):
-        send(owner, ("error", told))
+        send(owner, ("error", error))
+
+
+def _first(name: str, owner: socket.socket, serve: Callable[[socket.socket, socket.socket], None]) -> None:
+    """Take the name, leave the host's namespaces and fork PID 1."""
+    os.setsid()
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    listener = _take(name)
+    uid, gid = os.geteuid(), os.getegid()
+    # Path lookups of `serve` must not depend on the caller's set-up: nothing in Debian's user PATH has sbin.
+    os.environ["PATH"] = ":".join(filter(None, (os.environ.get("PATH"), _SYSTEM_PATH)))
+    spaces = linux.CLONE_NEWNS | linux.CLONE_NEWNET | linux.CLONE_NEWPID | linux.CLONE_NEWUTS
+    try:
+        linux.unshare(spaces if uid == 0 else spaces | linux.CLONE_NEWUSER)
+    except OSError as e:
+        raise Unsupported(_why_no_sandbox(e, uid)) from e
+    if uid != 0:
+        # One line each is all that a process may map without help from newuidmap(1) (user_namespaces(7)).
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
+        Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
+    if os.fork() == 0:
+        _never_return(owner, lambda: _second(name, listener, owner, serve))
+
+
+def _second(
+    name: str,
+    listener: socket.socket,
+    owner: socket.socket,
+    serve: Callable[[socket.socket, socket.socket], None],
+) -> None:
+    """Be PID 1: close what the caller had open, furnish the mount namespace, and serve until the lab ends."""
+    # Above the standard streams, which a caller without them may have given these numbers.
+    listener, owner = (socket.socket(fileno=fcntl(s, F_DUPFD_CLOEXEC, 3)) for s in (listener, owner))
+    keep = sorted((listener.fileno(), owner.fileno()))
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    for low, high in zip([2, *keep], [*keep, 1 << 20], strict=True):
+        os.closerange(low + 1, high)
+    os.chdir("/")  # the caller's folder may go
+    own = os.pidfd_open(os.getpid())
+    send(owner, ("born", None), [own])
+    os.close(own)
+    linux.prctl(linux.PR_SET_NAME, f"testbed:{name}"[:15].encode())
+    linux.sethostname(name)
+    _furnish()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    listener.listen(64)  # here and not earlier: SO_PEERCRED tells who called listen
+    serve(listener, owner)
 
 
 def _take(name: str) -> socket.socket:
@@ -180,33 +213,42 @@ def _furnish() -> None:
     linux.mount("testbed", "/run", "tmpfs", safe, "mode=755")
     for path in ("/run/netns", FOLDER, f"{FOLDER}/tmp"):
         Path(path).mkdir()
-    for path in ("/etc/hosts", "/etc/resolv.conf"):
-        # An empty resolv.conf makes a look-up of an unknown name fail at once instead of timing out.
-        if Path(path).exists():
-            own = Path(FOLDER, Path(path).name)
-            own.write_text(LOCALHOST if path == "/etc/hosts" else "")
-            linux.mount(str(own), path, "", linux.MS_BIND)
+    write_hosts("")
+    Path(FOLDER, "resolv.conf").touch()  # empty: a look-up of an unknown name fails at once instead of timing out
+    for file in ("hosts", "resolv.conf"):
+        if Path("/etc", file).exists():
+            linux.mount(f"{FOLDER}/{file}", f"/etc/{file}", "", linux.MS_BIND)
 
 
-def enter(holder: int, node: str, argv: tuple[str, ...]) -> int:
+def write_hosts(rows: str) -> None:
+    """Let names of nodes resolve in the sandbox: this file is its /etc/hosts."""
+    Path(FOLDER, "hosts").write_text(f"127.0.0.1 localhost\n::1 localhost\n{rows}")
+
+
+def enter(holder: int, life: int, node: str, argv: tuple[str, ...]) -> int:
     """Run a command in a node of another process's sandbox, on this terminal; return its exit status.
 
-    The child is ours, so that signals, job control and the terminal are as for any command.
+    The child is ours, so that signals, job control and the terminal are as for any command. `life` is the
+    holder's pidfd: its namespaces, and never those of a process that came to have its number.
     """
-    spaces = [("user", linux.CLONE_NEWUSER), ("mnt", linux.CLONE_NEWNS), ("uts", linux.CLONE_NEWUTS)]
-    spaces += [("pid", linux.CLONE_NEWPID), ("net", linux.CLONE_NEWNET)]
-    here = os.getcwd()
-    fds = [(os.open(f"/proc/{holder}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC), flag) for kind, flag in spaces]
-    same_user = os.stat(fds[0][0]).st_ino == os.stat("/proc/self/ns/user").st_ino
-    for fd, flag in fds[1:] if same_user else fds:
-        linux.setns(fd, flag)
-    if node:
-        linux.setns(os.open(f"/run/netns/{node}", os.O_RDONLY | os.O_CLOEXEC), linux.CLONE_NEWNET)
+    here = "/"
+    with suppress(FileNotFoundError):  # a folder that was removed
+        here = os.getcwd()
+    spaces = linux.CLONE_NEWNS | linux.CLONE_NEWUTS | linux.CLONE_NEWPID | linux.CLONE_NEWNET
+    try:
+        if os.stat(f"/proc/{holder}/ns/user").st_ino != os.stat("/proc/self/ns/user").st_ino:
+            spaces |= linux.CLONE_NEWUSER
+        linux.setns(life, spaces)
+        if node:
+            linux.setns(os.open(f"/run/netns/{node}", os.O_RDONLY | os.O_CLOEXEC), linux.CLONE_NEWNET)
+    except OSError as e:
+        raise LabError(f"the lab can't be entered: {e} (did it end at this moment?)") from e
     with suppress(OSError):
         os.chdir(here)
+    parent = os.pidfd_open(os.getpid())
     child = os.fork()
     if child == 0:
-        _become(node, argv)
+        _become(node, argv, parent)
     for number in (signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)  # the terminal sends these to the child as well: it decides
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -215,16 +257,22 @@ def enter(holder: int, node: str, argv: tuple[str, ...]) -> int:
     return status if status >= 0 else 128 - status
 
 
-def _become(node: str, argv: tuple[str, ...]) -> NoReturn:
-    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)  # kill -9 of the command line leaves nothing behind
-    if node:
-        linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWUTS)
-        with suppress(OSError):  # a container may refuse; only programs that read /sys/class/net miss it
-            linux.mount("sysfs", "/sys", "sysfs", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
-        linux.sethostname(node)
-    os.environ["PATH"] = ":".join(filter(None, (os.environ.get("PATH"), _SYSTEM_PATH)))
+def _become(node: str, argv: tuple[str, ...], parent: int) -> NoReturn:
     try:
+        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)  # kill -9 of the command line leaves nothing behind
+        if select.select([parent], [], [], 0)[0]:
+            os._exit(1)  # it came before that
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)  # Python ignores these, and a command would inherit that
+        if node:
+            linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWUTS)
+            with suppress(OSError):  # a container may refuse; only programs that read /sys/class/net miss it
+                linux.mount("sysfs", "/sys", "sysfs", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
+            linux.sethostname(node)
+        os.environ["PATH"] = ":".join(filter(None, (os.environ.get("PATH"), _SYSTEM_PATH)))
         os.execvp(argv[0], argv)  # noqa: S606 (the user's own command)
     except OSError as e:
         os.write(2, f"testbed: {argv[0]}: {e.strerror}\n".encode())
         os._exit(127 if e.errno == errno.ENOENT else 126)
+    finally:
+        os._exit(126)  # this is a child: it must not go on as the command line

@@ -33,7 +33,7 @@ def name() -> Iterator[str]:
     from testbed import control, sandbox
 
     if chosen in sandbox.names():
-        control.end(chosen, control.find(chosen))
+        control.find(chosen).down()
 
 
 Need = Callable[..., None]

@@ -1,0 +1,103 @@
+"""What turns a running lab into one of another plan, and what stands of the steps that were performed (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from testbed.drivers.link import MTU, AddressAdd, LinkSet
+from testbed.drivers.mptcp import EndpointAdd
+from testbed.drivers.route import RouteAdd, RuleAdd
+from testbed.drivers.tc import Qdisc, QdiscDel
+from testbed.steps import Configure, Delete, Run, Step, Wait
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """How a running lab differs from a plan: steps that no longer hold, steps to perform, what can't be done."""
+
+    removed: tuple[Step, ...]
+    added: tuple[Step, ...]
+    perform: tuple[Step, ...]
+    refused: tuple[Step, ...]
+
+    def __str__(self) -> str:
+        return "".join([*(f"- {s}\n" for s in self.removed), *(f"+ {s}\n" for s in self.added)])
+
+
+def compare(done: Sequence[Step], wanted: Sequence[Step]) -> Change:
+    """Return what turns a lab made by `done` into one made by `wanted` (pure).
+
+    In place go link parameters, addresses, routes, rules, endpoints, limits and sysctls that get another value,
+    and new nodes and links; what would have to be unmade (nodes, links, bridges) is refused.
+    """
+    before, after = dict.fromkeys(_lasting(done)), dict.fromkeys(_lasting(wanted))
+    removed = [s for s in before if s not in after]
+    added = [s for s in after if s not in before]
+    overwritten = {k for s in added if (k := _key(s))}
+    undo: list[Step] = []
+    refused: list[Step] = []
+    for step in reversed(removed):
+        if _key(step) in overwritten:
+            continue
+        inverse = _inverse(step)
+        if inverse is None:
+            refused.append(step)
+        else:
+            undo.append(inverse)
+    waits = [s for s in wanted if isinstance(s, Wait)]
+    return Change(tuple(removed), tuple(added), (*undo, *_healed(after, removed, added), *waits), tuple(refused))
+
+
+def _lasting(steps: Sequence[Step]) -> list[Step]:
+    """Return the steps that leave a state: a Wait leaves none and is simply asked again."""
+    return [s for s in steps if not isinstance(s, Wait)]
+
+
+def _key(step: Step) -> tuple[object, ...] | None:
+    if isinstance(step, Configure) and (key := getattr(step.request, "key", None)) is not None:
+        return (step.node, type(step.request).__name__, *key())
+    return None
+
+
+def _inverse(step: Step) -> Step | None:
+    if isinstance(step, Run):
+        return None
+    match step:
+        case Configure(node, AddressAdd() | RouteAdd() | RuleAdd() | EndpointAdd() as request):
+            return Configure(node, Delete(request))
+        case Configure(node, LinkSet(name=name, mtu=int())):
+            return Configure(node, LinkSet(name, mtu=MTU))
+        case Configure(node, Qdisc() as request):
+            return Configure(node, QdiscDel(request))
+    return None
+
+
+def _healed(after: Mapping[Step, None], removed: Sequence[Step], added: Sequence[Step]) -> list[Step]:
+    """Return the added steps in order, and the routes that the kernel drops together with a removed address."""
+    new = set(added)
+    touched = {
+        (s.node, s.request.dev) for s in removed if isinstance(s, Configure) and isinstance(s.request, AddressAdd)
+    }
+    return [
+        s
+        for s in after
+        if s in new
+        or (isinstance(s, Configure) and isinstance(s.request, RouteAdd) and (s.node, s.request.dev) in touched)
+    ]
+
+
+def standing(performed: Iterable[Step]) -> list[Step]:
+    """Return what stands of steps that were performed in this order: not what a later one overwrote or took away."""
+    found: dict[Step, None] = {}
+    owners: dict[tuple[object, ...], Step] = {}
+    for step in performed:
+        if isinstance(step, Configure) and isinstance(step.request, Delete | QdiscDel):
+            found.pop(Configure(step.node, step.request.added), None)
+            continue
+        if (key := _key(step)) is not None:
+            if key in owners:
+                found.pop(owners[key], None)
+            owners[key] = step
+        found[step] = None
+    return list(found)

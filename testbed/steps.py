@@ -88,7 +88,8 @@ class Spawn:
     """A long-running process; its output becomes `stdout` and `<node>/<name>.log` in the lab's folder.
 
     One with `at` starts then and must end by itself within `within` seconds, with status 0; one without runs
-    until the lab (or the run) ends and is stopped by `stop`, a signal number. `may_end` excuses both.
+    until the lab (or the run) ends and is stopped by `stop`, a signal number. `may_end` excuses both, except
+    from being killed.
     `drain` is a file that must have stopped growing before that, so that nothing under way is lost.
     """
 

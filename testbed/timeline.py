@@ -28,7 +28,7 @@ def play(lab: Lab, steps: Sequence[Step], folder: Path, say: Say) -> Waiting:
         origin, real = time.monotonic(), time.time()
         say({"started": real})
         timed = sorted((s for s in steps if getattr(s, "at", None) is not None), key=_at)
-        while timed:
+        while timed and not _lost(lab.processes[first:]):
             now = time.monotonic() - origin
             if (wait := _at(timed[0]) - now) > 0:
                 _overdue(lab.processes[first:])
@@ -37,12 +37,17 @@ def play(lab: Lab, steps: Sequence[Step], folder: Path, say: Say) -> Waiting:
             due = [s for s in timed if _at(s) <= now]
             timed = timed[len(due) :]
             events += _happen(lab, due, origin, failures, say)
-        while clients := [p for p in lab.processes[first:] if p.status is None and _bounded(p)]:
+        while not _lost(lab.processes[first:]):
+            clients = [p for p in lab.processes[first:] if p.status is None and _bounded(p)]
+            if not clients:
+                break
             _overdue(clients)
             yield _patience(clients)
-        yield from labs.drain(lab, lab.processes[first:])
     finally:
         failures += [text for p in lab.processes[first:] if (text := _fault(p))]
+        # However it ends: first what loads the network, for only then there is an end to what captures see.
+        yield from labs.stop([p for p in lab.processes[first:] if _bounded(p)])
+        yield from labs.drain(lab, lab.processes[first:])
         yield from labs.stop(lab.processes[first:])
         summary = {
             "monotonic": origin,
@@ -102,11 +107,16 @@ def _overdue(processes: Sequence[Process]) -> None:
             labs.kill(p, 9)
 
 
+def _lost(processes: Sequence[Process]) -> bool:
+    """Say whether something that is to live until the end of the run is dead: the rest would be worth nothing."""
+    return any(_fault(p) for p in processes if p.status is not None and not _bounded(p))
+
+
 def _fault(process: Process) -> str:
-    """Say what is wrong with how a process ended, or that it ended at all."""
-    if process.step is None or process.step.may_end:
+    """Say what is wrong with how a process ended, or that it ended at all; nobody is excused who was killed."""
+    if process.step is None or process.status is None:
         return ""
-    if process.status is None or (process.status == 0 and _bounded(process)):
+    if process.status >= 0 and (process.step.may_end or (process.status == 0 and _bounded(process))):
         return ""
     late = process.step.within is not None and process.ended - process.began >= process.step.within
     why = f"did not end within {process.step.within:g} s" if late else f"ended with {labs.describe(process.status)}"

@@ -1,54 +1,84 @@
 """What no single value shows: names that must exist, addresses that must fit, flows that must have a way (pure).
 
-Every fault is (path in the file, sentence, hint). Links with a fault are left out of the planned network, so
-that the rest of the file is judged all the same.
+Every fault is (path in the file, sentence, hint). Links without two good ends are left out of the planned network,
+so that the rest of the file is judged all the same.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from ipaddress import ip_address, ip_interface, ip_network
-from itertools import pairwise
+from glob import escape as glob
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 
-from testbed.addressing import Network, end_of, hops, network
+from testbed.addressing import Net, Network, NoRoom, end_of, network
 from testbed.document import Path
-from testbed.topology import NAME, NODE, Event, Link, Topology, Work, suggest
+from testbed.explain import suggest
+from testbed.nodes.place import misnamed
+from testbed.topology import NAME, NODE, Event, Link, Shaping, Topology, Work, Written
 
 Fault = tuple[Path, str, str]
-_SYSCTL = re.compile(r"net\.[A-Za-z0-9_./-]+")
-_METRIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.[A-Za-z0-9_.%-]+")
+_SYSCTL = re.compile(r"net(\.[A-Za-z0-9_@+-]+(/[A-Za-z0-9_@+-]+)*)+")  # a slash is a dot in a device's name
+_METRIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.[A-Za-z0-9_.%@+-]+")
+# What `metrics` derives from samples and captures.
+INTERFACE = (
+    *(f"{way}_{what}" for what in ("packets", "bytes", "errors", "dropped", "mbps") for way in ("rx", "tx")),
+    *("qdisc_drops", "qdisc_overlimits", "captured_packets", "capture_drops"),
+)
+SUBFLOW = ("bytes_sent", "bytes_acked", "bytes_received", "retransmits", "rtt_p50_ms")
+MACHINE = ("cpu_max_pct", "cpu_mean_pct", "steal_pct")
 
 
-def faults(topology: Topology, nodes: tuple[str, ...]) -> Iterator[Fault]:
-    """Yield everything that does not fit together; `nodes` are all that the file names, faulty ones too."""
-    if not NAME.fullmatch(topology.name):
-        yield (
-            ("name",),
-            f"{topology.name!r} is no name of a lab: a-z, then a-z, 0-9 and -, at most 40 in all",
-            "",
-        )
-    for name in nodes:
-        if not NODE.fullmatch(name):
-            yield ("nodes", name), f"{name!r} is no name of a node: letters, digits, _ . -, at most 32", ""
+def faults(topology: Topology, written: Written) -> Iterator[Fault]:
+    """Yield everything that does not fit together.
+
+    A fault in `written.doubt` hides what may only follow from it: who mistypes the end of a link wants to hear
+    of that, not of the interface that is missing therefore.
+    """
+    nodes, doubt = written.nodes, set(written.doubt)
+    yield from _names(topology, nodes)
     found = list(_links(topology, nodes))
     yield from found
-    bad = {path[1] for path, _, _ in found}
-    index = [n for n in range(len(topology.links)) if n not in bad]
-    sound = topology.model_copy(update={"links": tuple(topology.links[n] for n in index)})
+    no_end = {path[1] for path, _, _ in found if path[2:3] == ("ends",)}
+    if no_end:
+        doubt.add("links")
+    index = [n for n in range(len(topology.links)) if n not in no_end]
+    links = tuple(topology.links[n] for n in index)
     try:
-        net = network(sound)
-    except ValueError as e:
-        yield ("links",), str(e), ""
+        net = network(topology.model_copy(update={"links": tuple(map(_sound, links))}))
+    except NoRoom as e:
+        yield ("links", index[e.link]), str(e), "a shorter prefix length has room for more"
         return
-    for path, message, hint in _addresses(net):
+    for path, message, hint in _addresses(net, links):
         yield ("links", index[int(path[1])], *path[2:]), message, hint
-    yield from _nodes(net)
-    yield from _workloads(net, nodes)
-    yield from _captures(net, nodes)
-    yield from _events(topology, net, nodes)
-    yield from _checks(topology, nodes)
+    yield from _nodes(net, doubt)
+    yield from _workloads(net, nodes, doubt)
+    yield from _captures(net, nodes, doubt)
+    yield from _events(topology, net, nodes, doubt)
+    yield from _checks(topology, net, written, doubt)
+    if not 0.02 <= topology.samples.every <= 60:
+        yield ("samples", "every"), "counters are read every 20ms to 60s", ""
+
+
+def _names(topology: Topology, nodes: tuple[str, ...]) -> Iterator[Fault]:
+    if not NAME.fullmatch(topology.name):
+        slug = re.sub("[^a-z0-9]+", "-", topology.name.lower()).strip("-")
+        hint = f"such as {slug}" if NAME.fullmatch(slug) else ""
+        yield ("name",), f"{topology.name!r} is no name of a lab: a-z, then a-z, 0-9 and -, at most 40 in all", hint
+    for name in nodes:
+        if not NODE.fullmatch(name):
+            what = "a letter or digit, then letters, digits, _ . and -, at most 32 in all"
+            yield ("nodes", name), f"{name!r} is no name of a node: {what}", ""
+    for section, names in (("nodes", nodes), ("workloads", tuple(topology.workloads))):
+        for name in names:
+            if name == _MACHINE or (section == "workloads" and name in nodes):
+                owner = "of the whole machine" if name == _MACHINE else "of a node"
+                yield (section, name), f"metrics named {name}.* are those {owner}: take another name", ""
+
+
+_MACHINE = "machine"
 
 
 def _links(topology: Topology, nodes: tuple[str, ...]) -> Iterator[Fault]:
@@ -58,242 +88,236 @@ def _links(topology: Topology, nodes: tuple[str, ...]) -> Iterator[Fault]:
         at = ("links", n)
         if link.name is not None:
             if link.name in names:
-                yield (
-                    (*at, "name"),
-                    f"a link named {link.name!r} is there already (links[{names[link.name]}])",
-                    "",
-                )
-            names[link.name] = n
+                other = "-".join(topology.links[names[link.name]].ends)
+                yield (*at, "name"), f"the link {other} is named {link.name!r} already", ""
+            names.setdefault(link.name, n)
             if ":" in link.name or not link.name:
-                yield (
-                    (*at, "name"),
-                    f"{link.name!r} is no name of a link: it may not have a colon or be empty",
-                    "",
-                )
+                yield (*at, "name"), f"{link.name!r} is no name of a link: it is not empty and has no colon", ""
         for e, text in enumerate(link.ends):
             place = (*at, "ends", e)
             node, colon, ifname = text.partition(":")
             if not colon:
-                yield (
-                    place,
-                    f"{text!r} is no end of a link: write node:interface, such as {text or 'client'}:eth0",
-                    "",
-                )
+                example = f"{text or 'client'}:eth0"
+                yield place, f"{text!r} is no end of a link: write node:interface, such as {example}", ""
                 continue
             if node not in nodes:
                 yield place, f"there is no node {node!r}", suggest(node, nodes) or _known(nodes)
-            if problem := _ifname(ifname):
+            if problem := misnamed(ifname):
                 yield place, problem, ""
+            elif seen.get(text) == n:
+                yield place, f"{text} is both ends: a link joins two interfaces", ""
             elif text in seen:
-                yield place, f"{text} is an end already (links[{seen[text]}]): an interface has one link", ""
-            seen[text] = n
-        yield from _shaping(link, at)
+                other = _called(topology.links[seen[text]])
+                yield place, f"{text} is an end of {other} already: an interface has one link", ""
+            seen.setdefault(text, n)
+            for k, address in enumerate(link.stated(e) or ()):
+                if problem := _address(address):
+                    yield (*at, "addresses", e, k), problem, ""
+        yield from _shaping(link, link.mtu, topology, at)
 
 
-def _ifname(name: str) -> str:
-    """Say what is wrong with an interface name (net/core/dev.c: dev_valid_name)."""
-    if len(name.encode()) > 15:
-        return f"the interface name {name!r} has {len(name.encode())} bytes, and Linux takes at most 15"
-    if name in ("", ".", "..", "lo", "all", "default") or re.search(r"[/:\s%]", name) or not name.isprintable():
-        return f"{name!r} is no name of an interface" + (
-            " here: the kernel uses it itself" if name in ("lo", "all", "default") else ""
-        )
-    return ""
+def _called(link: Link) -> str:
+    return f"the link {link.name or '-'.join(link.ends)}"
 
 
-def _shaping(link: Link | Event, at: Path) -> Iterator[Fault]:
-    what = link if isinstance(link, Link) else link.set
-    if what is None:
-        return
+def _shaping(what: Shaping, mtu: int | None, topology: Topology, at: Path) -> Iterator[Fault]:
+    """Yield what can't be: of a link, or of what an event changes of one, whose other values are not known here."""
+    whole = isinstance(what, Link)
+    if what.mtu is not None and what.mtu < 1280 and "ipv6" in topology.families:
+        hint = "or `families: [ipv4]`"
+        yield (*at, "mtu"), f"IPv6 takes an mtu of at least 1280 (RFC 8200 section 5), not {what.mtu}", hint
     for key, part in (("", what), ("forward", what.forward), ("reverse", what.reverse)):
         if part is None:
             continue
         place = (*at, key) if key else at
         ways = [what.shape("forward"), what.shape("reverse")] if not key else [what.shape(key)]  # type: ignore[arg-type]
-        if isinstance(link, Link):
-            if part.jitter is not None and any(w.delay is None for w in ways):
-                yield (*place, "jitter"), "jitter varies a delay: state `delay` as well", ""
-            if part.reorder is not None and any(not w.delay for w in ways):
-                yield (
-                    (*place, "reorder"),
-                    "reordering lets packets overtake delayed ones: state `delay` as well",
-                    "",
-                )
-            if part.distribution is not None and any(w.jitter is None for w in ways):
-                yield (
-                    (*place, "distribution"),
-                    "a distribution is that of the jitter: state `jitter` as well",
-                    "",
-                )
-            if part.burst is not None and any(w.rate is None for w in ways):
-                yield (*place, "burst"), "a burst belongs to a rate: state `rate` as well", ""
-            mtu = what.mtu or 1500
-            if part.burst is not None and part.burst < mtu + 14:
-                yield (
-                    (*place, "burst"),
-                    f"a burst below one frame ({mtu + 14} bytes) lets no packet through",
-                    "",
-                )
-        if part.queue is not None:
-            if part.queue.discipline == "bfifo" and part.queue.packets is not None:
-                yield (
-                    (*place, "queue"),
-                    "bfifo counts bytes: write `limit: 64kb`, or choose another discipline",
-                    "",
-                )
-            if part.queue.discipline != "bfifo" and part.queue.limit is not None:
-                yield (*place, "queue"), f"{part.queue.discipline} counts packets: write `packets: 1000`", ""
-
-
-def _addresses(net: Network) -> Iterator[Fault]:
-    owners: dict[str, str] = {}
-    first: dict[tuple[int, int], str] = {}
-    for n, link in enumerate(net.topology.links):
-        subnets: list[list[str]] = []
-        for e, text in enumerate(link.ends):
-            node, ifname = end_of(text)
-            interface = next(i for i in net.interfaces[node] if i.name == ifname)
-            place = ("links", n, "addresses", e)
-            mine = []
-            for address in link.stated(e) or ():
-                if problem := _address(address):
-                    yield place, problem, ""
-                    continue
-                parsed = ip_interface(address)
-                if interface.port:
-                    yield (
-                        place,
-                        f"{text} is a port of a bridge and has no address: give it to the other end",
-                        "",
-                    )
-                    continue
-                if (other := owners.get(str(parsed.ip))) is not None:
-                    yield place, f"{parsed.ip} is the address of {other} already", ""
-                    continue
-                owners[str(parsed.ip)] = text
-                mine.append(str(parsed.network))
-                known = first.setdefault((interface.segment, parsed.version), str(parsed.network))
-                if known != str(parsed.network) and not subnets:
-                    yield place, f"{address} is not on {known}, which this segment has already", ""
-            subnets.append(mine)
-        if subnets[0] and subnets[1] and not set(subnets[0]) & set(subnets[1]):
-            where = " and ".join(f"{end} is on {found[0]}" for end, found in zip(link.ends, subnets, strict=True))
-            yield ("links", n, "addresses"), f"{where}: the ends of a link share a network", ""
-    yield from _overlaps(first)
-
-
-def _overlaps(first: dict[tuple[int, int], str]) -> Iterator[Fault]:
-    """Yield the segments whose network overlaps that of another; sorted, only neighbours can."""
-    for version in (4, 6):
-        spans = sorted((ip_network(text), segment) for (segment, v), text in first.items() if v == version)
-        for (low, one), (high, two) in pairwise(spans):
-            if int(high.network_address) <= int(low.broadcast_address):
-                at, other = max(one, two), min(one, two)
-                yield (
-                    ("links", at, "addresses"),
-                    f"{low} and {high} overlap: links[{other}] has one of them",
-                    "",
-                )
+        if whole and part.jitter is not None and any(w.delay is None for w in ways):
+            yield (*place, "jitter"), "jitter varies a delay: state `delay` as well", ""
+        if whole and part.reorder is not None and any(not w.delay for w in ways):
+            yield (*place, "reorder"), "reordering lets packets overtake delayed ones: state `delay` as well", ""
+        if whole and part.distribution is not None and any(w.jitter is None for w in ways):
+            yield (*place, "distribution"), "a distribution is that of the jitter: state `jitter` as well", ""
+        if whole and part.burst is not None and any(w.rate is None for w in ways):
+            yield (*place, "burst"), "a burst belongs to a rate: state `rate` as well", ""
+        frame = (what.mtu or mtu or 1500) + 14
+        if part.burst is not None and part.burst < frame:
+            yield (*place, "burst"), f"a burst below one frame lets no packet through: state at least {frame}b", ""
+        if part.queue is not None and part.queue.discipline == "bfifo" and part.queue.packets is not None:
+            message = "bfifo counts bytes: write `limit: 64kb`, or choose another discipline"
+            yield (*place, "queue", "packets"), message, ""
+        if part.queue is not None and part.queue.discipline != "bfifo" and part.queue.limit is not None:
+            message = f"{part.queue.discipline} counts packets: write `packets: 1000`"
+            yield (*place, "queue", "limit"), message, ""
 
 
 def _address(text: str) -> str:
+    """Say what is wrong with an address by itself, "" when nothing is."""
     if "/" not in text:
         return f"{text!r} has no prefix length: write it as 192.0.2.1/24"
     try:
         parsed = ip_interface(text)
     except ValueError:
         return f"{text!r} is no IP address"
-    if parsed.is_multicast or parsed.is_unspecified or parsed.is_loopback:
+    if "%" in text:
+        return f"{text!r} names an interface: its place in `addresses` does that"
+    if parsed.ip.is_multicast or parsed.ip.is_unspecified or parsed.ip.is_loopback:
         return f"{parsed.ip} is no address of a host (multicast, unspecified or loopback)"
     short = parsed.network.prefixlen >= parsed.max_prefixlen - 1
     if not short and parsed.ip == parsed.network.network_address:
-        return f"{parsed.ip} is the address of the network {parsed.network} itself"
+        return f"{parsed.ip} is the address of the network {parsed.network} itself: the hosts follow it"
     if not short and parsed.version == 4 and parsed.ip == parsed.network.broadcast_address:
-        return f"{parsed.ip} is the broadcast address of {parsed.network}"
+        return f"{parsed.ip} is the broadcast address of {parsed.network}: the hosts precede it"
     return ""
 
 
-def _nodes(net: Network) -> Iterator[Fault]:
+def _sound(link: Link) -> Link:
+    """Return the link without the addresses that are none."""
+    if link.addresses is None:
+        return link
+    stated = [[a for a in link.stated(e) or () if not _address(a)] for e in range(2)]
+    return link.model_copy(update={"addresses": stated})
+
+
+def _addresses(net: Network, links: Sequence[Link]) -> Iterator[Fault]:
+    """Yield what is wrong between addresses; `links` are those of the network as they were written."""
+    owners: dict[str, str] = {}
+    stated: dict[tuple[int, int], list[Stated]] = {}
+    for n, link in enumerate(links):
+        for e, text in enumerate(link.ends if link.addresses else ()):
+            node, ifname = end_of(text)
+            interface = next(i for i in net.interfaces[node] if i.name == ifname)
+            firsts = set()
+            for k, address in enumerate(link.stated(e) or ()):
+                if _address(address):
+                    continue  # that is said already
+                place = ("links", n, "addresses", e, k)
+                parsed = ip_interface(address)
+                mine = Stated(parsed.network, text, n)
+                known = stated.setdefault((interface.segment, parsed.version), [])
+                if interface.port:
+                    yield place, f"{text} is a port of a bridge, which has no address: give it to the other end", ""
+                elif parsed.version not in net.families:
+                    yield place, f"{parsed.ip} is an IPv{parsed.version} address, and `families` leaves these out", ""
+                elif (other := owners.setdefault(str(parsed.ip), text)) is not text:
+                    yield place, f"{parsed.ip} is the address of {other} already", ""
+                elif known and parsed.version not in firsts and known[0].network != mine.network:
+                    joined = f"{known[0].end}, to which a link or bridge joins it, is on {known[0].network}"
+                    yield place, f"{text} is on {mine.network}, but {joined}", ""
+                elif mine.network not in [other.network for other in known]:
+                    known.append(mine)
+                firsts.add(parsed.version)
+    for version in (4, 6):
+        yield from _overlaps([s for (_, v), found in stated.items() if v == version for s in found])
+
+
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """A network that the author gave to an end of a link."""
+
+    network: Net
+    end: str
+    link: int
+
+
+def _overlaps(stated: list[Stated]) -> Iterator[Fault]:
+    """Yield the networks that overlap another: in order, one that begins before an earlier one's end."""
+    widest: Stated | None = None
+    for mine in sorted(stated, key=lambda s: (int(s.network.network_address), s.network.prefixlen)):
+        if widest is None or int(mine.network.network_address) > int(widest.network.broadcast_address):
+            widest = mine
+            continue
+        late, early = sorted((widest, mine), key=lambda s: -s.link)
+        what = f"{late.network} of {late.end} overlaps {early.network} of {early.end}"
+        yield ("links", late.link, "addresses"), f"{what}: a link has a network of its own, or a bridge joins them", ""
+        widest = max(widest, mine, key=lambda s: int(s.network.broadcast_address))
+
+
+def _nodes(net: Network, doubt: set[str]) -> Iterator[Fault]:
     for name, node in net.topology.nodes.items():
         here = net.place(name)
         for field, role in node.roles().items():
-            for path, message in role.faults(here):
+            for path, message in role.faults(here) if "links" not in doubt else ():
                 yield ("nodes", name, field, *path), message, ""
-        for key in node.sysctl:
-            if not _SYSCTL.fullmatch(key):
-                yield (
-                    ("nodes", name, "sysctl", key),
-                    f"{key!r} is no parameter of a network namespace: these begin with net.",
-                    "",
-                )
+        yield from _sysctl(node.sysctl, ("nodes", name, "sysctl"))
+        own = [ip_interface(a) for i in here.interfaces for a in i.addresses] if node.routes else []
         for n, route in enumerate(node.routes):
-            if problem := _route(route.to, route.via, [a for i in here.interfaces for a in i.addresses]):
-                yield ("nodes", name, "routes", n), problem, ""
+            field, message = _route(route.to, route.via, None if doubt & {"nodes", "links"} else own)
+            if message:
+                yield ("nodes", name, "routes", n, field), message, ""
 
 
-def _route(to: str, via: str, own: list[str]) -> str:
+def _sysctl(names: Iterable[str], at: Path) -> Iterator[Fault]:
+    for name in names:
+        if not _SYSCTL.fullmatch(name):
+            yield (*at, name), f"{name!r} is no parameter of a network namespace: these begin with net.", ""
+
+
+def _route(to: str, via: str, own: list[IPv4Interface | IPv6Interface] | None) -> tuple[str, str]:
+    """Return the key and what is wrong with it; `own` are the addresses of the node, None when not known."""
     try:
         gateway = ip_address(via)
     except ValueError:
-        return f"{via!r} is no IP address"
+        return "via", f"{via!r} is no IP address"
     try:
-        if to != "default" and ip_network(to).version != gateway.version:
-            return f"{to} and {via} are of different families"
-    except ValueError as e:
-        return f"{to!r} is no network: {e}"
-    if not any(gateway in ip_interface(a).network for a in own):
-        return f"{via} is not on a network of this node ({', '.join(own) or 'it has no address'})"
-    return ""
+        wanted = None if to == "default" else ip_interface(to).network
+    except ValueError:
+        return "to", f"{to!r} is no network: write `default`, or one such as 192.0.2.0/24"
+    if wanted is not None and str(wanted) not in (to, f"{to}/{wanted.prefixlen}"):
+        return "to", f"{to} is no network: write {wanted}"
+    if wanted is not None and wanted.version != gateway.version:
+        return "to", f"{to} and {via} are of different families"
+    if own is not None and gateway in [a.ip for a in own]:
+        return "via", f"{via} is this node itself: `via` is the next router's address"
+    if own is not None and not any(gateway in a.network for a in own):
+        have = ", ".join(map(str, own)) or "it has no address"
+        return "via", f"{via} is not on a network of this node ({have})"
+    return "", ""
 
 
-def _workloads(net: Network, nodes: tuple[str, ...]) -> Iterator[Fault]:
-    ways = hops(net) if net.topology.routing == "static" else None
+def _workloads(net: Network, nodes: tuple[str, ...], doubt: set[str]) -> Iterator[Fault]:
     for name, work in net.topology.workloads.items():
         at = ("workloads", name)
         if not NODE.fullmatch(name) or "." in name:
-            yield at, f"{name!r} is no name of a workload: letters, digits, _ and -", ""
+            what = "a letter or digit, then letters, digits, _ and -, at most 32 in all"
+            yield at, f"{name!r} is no name of a workload: {what}", ""
         if not (kind := work.kind()):
-            yield at, "a workload is exactly one of iperf3, ping, command", ""
+            yield at, f"a workload has exactly one of the keys {', '.join(Work.model_fields)}", ""
             continue
         workload = work.workload()
         for field, message in workload.faults():
             yield (*at, kind, field), message, ""
-        sound = True
-        for field, node in workload.ends():
-            if node not in nodes:
-                sound = False
-                yield (*at, kind, field), f"there is no node {node!r}", suggest(node, nodes) or _known(nodes)
-        if sound and len(workload.ends()) == 2:
-            yield from _flow(net, ways, work, (*at, kind))
+        unknown = [(field, node) for field, node in workload.ends() if node not in nodes]
+        for field, node in unknown:
+            yield (*at, kind, field), f"there is no node {node!r}", suggest(node, nodes) or _known(nodes)
+        if not unknown and len(workload.ends()) == 2 and not doubt & {"nodes", "links"}:
+            yield from _flow(net, work, (*at, kind))
 
 
-def _flow(net: Network, ways: object, work: Work, at: Path) -> Iterator[Fault]:
+def _flow(net: Network, work: Work, at: Path) -> Iterator[Fault]:
     workload = work.workload()
     (_, source), (_, target) = workload.ends()
     if source == target:
         yield (*at, "to"), f"{source} is both ends: a flow goes from one node to another", ""
         return
     ifname = getattr(workload, "to_interface", None)
-    if ifname is not None and net.place(target).interface(ifname) is None:
-        names = [i.name for i in net.interfaces[target]]
-        yield (
-            (*at, "to_interface"),
-            f"{target} has no interface {ifname!r}",
-            suggest(ifname, names) or _known(names),
-        )
+    here = net.place(target)
+    if ifname is not None and here.interface(ifname) is None:
+        yield (*at, "to_interface"), here.lacks(ifname), suggest(ifname, [i.name for i in here.interfaces])
         return
+    for field, node in (("from", source), ("to", target)):
+        if not net.interfaces[node]:
+            yield (*at, field), f"{node} has no interface: no link ends there", ""
+            return
     wanted = {"ipv4": (4,), "ipv6": (6,), None: net.families}[getattr(workload, "family", None)]
-    if not any(net.address(f"{target}:{ifname or ''}", v) and net.address(source, v) for v in wanted):
-        lacking = target if not any(net.address(f"{target}:{ifname or ''}", v) for v in wanted) else source
+    end = f"{target}:{ifname or ''}"
+    if not any(net.address(end, v) and net.address(source, v) for v in wanted):
+        lacking = target if not any(net.address(end, v) for v in wanted) else source
         yield (*at, "to"), f"{lacking} has no {' or '.join(f'IPv{v}' for v in wanted)} address", ""
         return
     if not reachable(net, source, target):
         why = "no path of links, bridges and routers joins them"
-        yield (
-            (*at, "to"),
-            f"{target} cannot be reached from {source}: {why}",
-            "a node between them needs `router: {}` or `bridge: {}`",
-        )
+        cure = "a node between them needs `router: {}` or `bridge: {}`"
+        yield (*at, "to"), f"{target} cannot be reached from {source}: {why}", cure
 
 
 def reachable(net: Network, source: str, target: str) -> bool:
@@ -315,22 +339,21 @@ def reachable(net: Network, source: str, target: str) -> bool:
     return False
 
 
-def _captures(net: Network, nodes: tuple[str, ...]) -> Iterator[Fault]:
+def _captures(net: Network, nodes: tuple[str, ...], doubt: set[str]) -> Iterator[Fault]:
     for n, capture in enumerate(net.topology.capture):
-        at: Path = ("capture", n)
-        if not captured(net, capture.interfaces):
-            node, colon, _ = capture.interfaces.partition(":")
-            if not colon:
-                yield (
-                    at,
-                    f"{capture.interfaces!r} names no interface: write node:interface, or {node}:* for all of a node",
-                    "",
-                )
-            elif not any(fnmatchcase(k, node) for k in nodes):
-                yield at, f"no node is called {node!r}", suggest(node, nodes) or _known(nodes)
-            else:
-                names = [f"{i.node}:{i.name}" for k in net.interfaces for i in net.interfaces[k]]
-                yield at, f"no interface matches {capture.interfaces!r}", suggest(capture.interfaces, names)
+        at: Path = ("capture", n, "interfaces")
+        node, colon, _ = capture.interfaces.partition(":")
+        if captured(net, capture.interfaces):
+            continue
+        if not colon:
+            cure = f"write node:interface, or {node or 'client'}:* for all of a node"
+            yield at, f"{capture.interfaces!r} names no interface: {cure}", ""
+        elif not any(fnmatchcase(k, node) for k in nodes):
+            yield at, f"there is no node {node!r}", suggest(node, nodes) or _known(nodes)
+        elif "links" not in doubt and not any(fnmatchcase(d, f"nodes.{node}") for d in doubt):
+            names = [f"{i.node}:{i.name}" for k in net.interfaces for i in net.interfaces[k]]
+            hint = suggest(capture.interfaces, names) or _known(names)
+            yield at, f"no interface matches {capture.interfaces!r}", hint
 
 
 def captured(net: Network, pattern: str) -> list[tuple[str, str]]:
@@ -340,46 +363,46 @@ def captured(net: Network, pattern: str) -> list[tuple[str, str]]:
     return [(n, i) for n, i in pairs if fnmatchcase(f"{n}:{i}", pattern)]
 
 
-def _events(topology: Topology, net: Network, nodes: tuple[str, ...]) -> Iterator[Fault]:
+def _end(topology: Topology, doubt: set[str]) -> float | None:
+    """Return when a run is over, None when that can't be known."""
     sound = all(w.kind() for w in topology.workloads.values())
-    end = topology.seconds() if sound else None
+    return topology.seconds() if sound and not doubt & {"workloads", "duration"} else None
+
+
+def _events(topology: Topology, net: Network, nodes: tuple[str, ...], doubt: set[str]) -> Iterator[Fault]:
+    end = _end(topology, doubt)
     for n, event in enumerate(topology.events):
         at: Path = ("events", n)
-        if end is not None and end == 0:
+        if end == 0:
             yield at, "nothing runs: events need workloads, or a `duration`", ""
         elif end is not None and event.at >= end:
-            yield (
-                (*at, "at"),
-                f"at {event.at:g} s the run is over: it ends at {end:g} s",
-                "state a longer `duration`",
-            )
+            message = f"at {event.at:g} s the run is over: it ends at {end:g} s"
+            yield (*at, "at"), message, "state a longer `duration`"
         if (event.link is None) == (event.node is None):
             yield at, "an event happens either to a `link` or at a `node`", ""
         elif event.link is not None:
-            yield from _link_event(topology, event, at)
+            yield from _link_event(topology, event, at, doubt)
         else:
-            yield from _node_event(net, event, at, nodes)
+            yield from _node_event(net, event, at, nodes, doubt)
 
 
-def _link_event(topology: Topology, event: Event, at: Path) -> Iterator[Fault]:
+def _link_event(topology: Topology, event: Event, at: Path, doubt: set[str]) -> Iterator[Fault]:
     assert event.link is not None
-    if link_index(topology, event.link) is None:
+    n = link_index(topology, event.link)
+    if n is None and "links" not in doubt:
         names = [link.name for link in topology.links if link.name]
         ends = [end for link in topology.links for end in link.ends]
-        yield (
-            (*at, "link"),
-            f"there is no link {event.link!r}",
-            suggest(event.link, [*names, *ends]) or _known(names or ends),
-        )
-    if (event.set is None) == (event.down is None):
-        yield (
-            at,
-            "an event of a link either sets something (`set: {delay: 80ms}`) or is `down: true` or `down: false`",
-            "",
-        )
+        hint = suggest(event.link, [*names, *ends]) or _known(names or ends)
+        yield (*at, "link"), f"there is no link {event.link!r}", hint
     if event.command or event.sysctl or event.endpoint:
         yield at, "`command`, `sysctl` and `endpoint` happen at a `node`", ""
-    yield from _shaping(event, (*at, "set"))
+    elif (event.set is None) == (event.down is None):
+        example = "`set: {delay: 80ms}`, `down: true` or `down: false`"
+        yield at, f"an event of a link is exactly one of {example}", ""
+    elif event.set is not None and not event.set.model_fields_set:
+        yield (*at, "set"), "this sets nothing: state what changes, such as `delay: 80ms`", ""
+    if event.set is not None:
+        yield from _shaping(event.set, topology.links[n].mtu if n is not None else None, topology, (*at, "set"))
 
 
 def link_index(topology: Topology, name: str) -> int | None:
@@ -387,62 +410,89 @@ def link_index(topology: Topology, name: str) -> int | None:
     return next((n for n, link in enumerate(topology.links) if name == link.name or name in link.ends), None)
 
 
-def _node_event(net: Network, event: Event, at: Path, nodes: tuple[str, ...]) -> Iterator[Fault]:
+def _node_event(net: Network, event: Event, at: Path, nodes: tuple[str, ...], doubt: set[str]) -> Iterator[Fault]:
     assert event.node is not None
     if event.node not in nodes:
         yield (*at, "node"), f"there is no node {event.node!r}", suggest(event.node, nodes) or _known(nodes)
         return
-    if sum(x is not None for x in (event.command, event.sysctl, event.endpoint)) != 1:
-        yield at, "an event at a node is exactly one of `command`, `sysctl`, `endpoint`", ""
     if event.set is not None or event.down is not None:
         yield at, "`set` and `down` happen to a `link`", ""
+    elif sum(x is not None for x in (event.command, event.sysctl, event.endpoint)) != 1:
+        yield at, "an event at a node is exactly one of `command`, `sysctl`, `endpoint`", ""
+    yield from _sysctl(event.sysctl or (), (*at, "sysctl"))
     role = net.topology.nodes[event.node].mptcp
-    if event.endpoint is None:
+    if event.endpoint is None or doubt & {"links", f"nodes.{event.node}"}:
         return
     if role is None:
-        yield (*at, "endpoint"), f"{event.node} has no role mptcp", ""
+        yield (*at, "endpoint"), f"{event.node} is no MPTCP host", "give the node `mptcp: {}`"
         return
     changed = role.model_copy(update={"endpoints": (event.endpoint,)})
     for path, message in changed.faults(net.place(event.node)):
         yield (*at, "endpoint", *path[2:]), message, ""
 
 
-def _checks(topology: Topology, nodes: tuple[str, ...]) -> Iterator[Fault]:
+def _checks(topology: Topology, net: Network, written: Written, doubt: set[str]) -> Iterator[Fault]:
+    end = _end(topology, doubt)
     for n, check in enumerate(topology.checks):
         at: Path = ("checks", n)
         for field in ("metric", "divide_by"):
             metric = getattr(check, field)
             if metric is not None:
-                yield from _metric(topology, nodes, metric, (*at, field))
-        if all(v is None for v in (check.min, check.max, check.equals, check.present)):
-            yield at, "a check states at least one of min, max, equals, present", ""
+                yield from _metric(net, written, metric, (*at, field), doubt)
+        bounds = [v for v in (check.min, check.max, check.equals) if v is not None]
+        if not bounds and check.present is None:
+            yield at, "a check has at least one of the keys min, max, equals, present", ""
         if check.min is not None and check.max is not None and check.min > check.max:
             yield (*at, "min"), f"min {check.min:g} is above max {check.max:g}: nothing can pass", ""
-        if check.present is not None and any(v is not None for v in (check.min, check.max, check.equals)):
-            yield (*at, "present"), "present says all; a min, max or equals needs the metric anyway", ""
+        if check.present is not None and bounds:
+            yield (*at, "present"), "min, max and equals need the metric anyway: leave `present` out, or them", ""
+        if check.at is not None and end is not None and check.at > end:
+            yield (*at, "at"), f"at {check.at:g} s the run is over: it ends at {end:g} s", ""
 
 
-def _metric(topology: Topology, nodes: tuple[str, ...], metric: str, at: Path) -> Iterator[Fault]:
+def _metric(net: Network, written: Written, metric: str, at: Path, doubt: set[str]) -> Iterator[Fault]:
     if not _METRIC.fullmatch(metric):
-        yield (
-            at,
-            f"{metric!r} is no metric: write workload.metric or node.metric, such as bulk.goodput_mbps",
-            "",
-        )
+        example = "bulk.goodput_mbps or client.eth0.tx_mbps"
+        yield at, f"{metric!r} is no metric: write workload.metric or node.interface.counter, such as {example}", ""
         return
     # A node's name may have dots, so the longest name that fits is the owner.
-    owners = [o for o in (*topology.workloads, *nodes, "machine") if metric.startswith(f"{o}.")]
-    if not owners:
+    known = [*written.workloads, *written.nodes]
+    owner = max((o for o in (*known, _MACHINE) if metric.startswith(f"{o}.")), key=len, default="")
+    if not owner:
         head = metric.partition(".")[0]
-        known = [*topology.workloads, *nodes]
         yield at, f"no workload and no node is called {head!r}", suggest(head, known) or _known(known)
         return
-    work = topology.workloads.get(max(owners, key=len))
+    rest = metric.removeprefix(f"{owner}.")
+    work = net.topology.workloads.get(owner)
     if work is not None and work.kind():
-        rest = metric.removeprefix(f"{max(owners, key=len)}.")
-        known = list(work.workload().metrics())
-        if rest not in known:
-            yield at, f"{work.kind()} has no metric {rest!r}", suggest(rest, known) or _known(known)
+        names = work.workload().metrics()
+        if rest not in names:
+            yield at, f"{work.kind()} has no metric {rest!r}", suggest(rest, names) or _known(names)
+    elif owner == _MACHINE and rest not in MACHINE:
+        yield at, f"the machine has no metric {rest!r}", suggest(rest, MACHINE) or _known(MACHINE)
+    elif owner in written.nodes and not doubt & {"links", f"nodes.{owner}"}:
+        yield from _node_metric(net, owner, rest, at)
+
+
+def _node_metric(net: Network, node: str, rest: str, at: Path) -> Iterator[Fault]:
+    subflows = rest.startswith("subflow.")
+    mptcp = net.topology.nodes[node].mptcp
+    if subflows or rest.startswith("mptcp."):
+        if mptcp is None:
+            yield at, f"{node} is no MPTCP host", "give the node `mptcp: {}`"
+            return
+        if not subflows:
+            return  # which counters there are, the kernel knows
+    ends = [i for _, i in captured(net, f"{glob(node)}:*")]
+    rest = rest.removeprefix("subflow.")
+    ifname = max((i for i in ends if rest.startswith(f"{i}.")), key=len, default="")
+    if not ifname:
+        head = rest.partition(".")[0]
+        yield at, f"{node} has no interface {head!r}", suggest(head, ends) or _known(ends)
+        return
+    counter, known = rest.removeprefix(f"{ifname}."), SUBFLOW if subflows else INTERFACE
+    if counter not in known:
+        yield at, f"there is no counter {counter!r}", suggest(counter, known) or _known(known)
 
 
 def _known(names: object) -> str:

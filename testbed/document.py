@@ -27,6 +27,36 @@ _WORDS: Mapping[str, bool | None] = {
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")  # what ends a line for libyaml; str.splitlines() knows more
+_CONTROL = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+# Libyaml's complaints (it has no codes for them) in plain words: whether their place is where the construct began
+# rather than where it went wrong, and a sentence; {line} and {sign} are those of the beginning.
+_SYNTAX: Mapping[str, tuple[bool, str]] = {
+    "could not find expected ':'": (True, "a `:` must follow a key: `key: value`"),
+    "mapping values are not allowed in this context": (
+        False,
+        "no key can end here: write a space after the colon of every key, and put a text with a colon in quotes",
+    ),
+    "did not find expected key": (
+        False,
+        "this is no key of the mapping that begins in line {line}: look at the indentation, quotes and brackets",
+    ),
+    "did not find expected '-' indicator": (
+        False,
+        "this is no item of the list that begins in line {line}: each begins with `- ` in the same column",
+    ),
+    "did not find expected ',' or '}'": (False, "a comma or the `}}` is missing: `{sign}` is open since line {line}"),
+    "did not find expected ',' or ']'": (False, "a comma or the `]` is missing: `{sign}` is open since line {line}"),
+    "did not find expected node content": (False, "a value is missing here"),
+    "block sequence entries are not allowed in this context": (False, "a list begins in a line of its own"),
+    "found unexpected end of stream": (True, "this quote is never closed"),
+    "found unknown escape character": (False, "write a backslash twice in double quotes, or use single quotes"),
+    "did not find expected alphabetic or numeric character": (
+        True,
+        "a text that begins with {sign} is put in quotes: here it means an anchor or alias",
+    ),
+    "did not find expected <document start>": (False, "this is outside of everything above: one file is one mapping"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +68,25 @@ class Mark:
     column: int
     width: int = 1
 
+    @property
+    def text(self) -> str:
+        """Return what is written there, "" when it is no single word or not in a file."""
+        rows = self.source.rows
+        return rows[self.line][self.column : self.column + self.width] if self.line < len(rows) else ""
+
     def problem(self, message: str, hint: str = "") -> Problem:
         """Return a problem at this place."""
-        rows = self.source.rows
-        text = rows[self.line] if self.line < len(rows) else ""
-        return Problem(message, self.source.name, self.line + 1, self.column + 1, text, self.width, hint)
+        rows, name = self.source.rows, self.source.name
+        if not rows:
+            return Problem(_printable(message), name, hint=_printable(hint))
+        text = _printable(rows[self.line]) if self.line < len(rows) else ""
+        place = (name, self.line + 1, self.column + 1, text, self.width)
+        return Problem(_printable(message), *place, hint=_printable(hint))
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file's name as the user wrote it, and its lines."""
+    """A file's name as the user wrote it, and its lines; without any it is no file but an option."""
 
     name: str
     rows: tuple[str, ...]
@@ -64,9 +103,10 @@ class Document:
     def at(self, path: Path, *, key: bool = False) -> Mark:
         """Return the place of the deepest part of `path` that was written."""
         for end in range(len(path), -1, -1):
-            marks = self.keys if key and end == len(path) else self.values
-            if (mark := marks.get(path[:end])) or (mark := self.keys.get(path[:end])):
-                return mark
+            kinds = (self.keys, self.values) if key and end == len(path) else (self.values, self.keys)
+            for marks in kinds:
+                if mark := marks.get(path[:end]):
+                    return mark
         raise KeyError(path)
 
 
@@ -83,15 +123,47 @@ class _Open:
 
 def parse(text: str, name: str) -> Document:
     """Parse one YAML document; raise InputError with every problem that parsing can see."""
-    source = Source(name, tuple(text.splitlines()))
+    source = Source(name, tuple(_BREAK.split(text)))
+    if bad := _CONTROL.search(text):
+        message = f"the control character U+{ord(bad[0]):04X} has no place in YAML"
+        raise InputError(place(source, text, bad.start()).problem(message))
     try:
         return _Builder(source).build(text)
     except yaml.MarkedYAMLError as e:
-        mark = e.problem_mark or e.context_mark
-        place = Mark(source, mark.line if mark else 0, mark.column if mark else 0)
-        raise InputError(place.problem(f"this is not YAML: {e.problem or e.context}")) from e
+        raise InputError(_syntax(e, source)) from e
     except yaml.YAMLError as e:
         raise InputError(Problem(f"this is not YAML: {e}", name)) from e
+
+
+def place(source: Source, text: str, offset: int) -> Mark:
+    """Return the place of a character of a text."""
+    rows = _BREAK.split(text[:offset])
+    return Mark(source, len(rows) - 1, len(rows[-1]))
+
+
+def _printable(text: str) -> str:
+    """Return the text without what could move the cursor or colour the terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in text)
+
+
+def _syntax(e: yaml.MarkedYAMLError, source: Source) -> Problem:
+    wrong = e.problem_mark or e.context_mark
+    began = e.context_mark or wrong
+    if wrong is None or began is None:
+        return Problem(f"this is not YAML: {e}", source.name)
+    sign = _character(source, wrong.line, wrong.column)
+    if sign == "\t":
+        return Mark(source, wrong.line, wrong.column).problem("a tab can't indent a line: YAML takes spaces only")
+    if sign and sign in "%@`" and e.context == "while scanning for the next token":
+        return Mark(source, wrong.line, wrong.column).problem(f"a value can't begin with {sign}: put it in quotes")
+    at_beginning, words = _SYNTAX.get(str(e.problem), (False, f"this is not YAML: {e.problem or e.context}"))
+    mark = began if at_beginning else wrong
+    words = words.format(line=began.line + 1, sign=_character(source, began.line, began.column))
+    return Mark(source, mark.line, mark.column).problem(words)
+
+
+def _character(source: Source, line: int, column: int) -> str:
+    return source.rows[line][column : column + 1] if line < len(source.rows) else ""
 
 
 @dataclass(slots=True)
@@ -99,17 +171,14 @@ class _Builder:
     source: Source
     document: Document = field(default_factory=lambda: Document(None))
     stack: list[_Open] = field(default_factory=list)
-    anchors: dict[str, tuple[Any, int]] = field(default_factory=dict)
+    anchors: dict[str, tuple[Any, int, int]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     size: int = 0
     roots: int = 0
 
     def build(self, text: str) -> Document:
-        try:
-            for event in yaml.parse(text, Loader=_Loader):
-                self.take(event)
-        except UnicodeEncodeError as e:
-            raise InputError(Problem(f"this is not YAML: {e.reason}", self.source.name)) from e
+        for event in yaml.parse(text, Loader=_Loader):
+            self.take(event)
         if self.problems:
             raise InputError(*self.problems)
         self.document.values.setdefault((), Mark(self.source, 0, 0))
@@ -117,6 +186,8 @@ class _Builder:
 
     def mark(self, event: Any) -> Mark:
         start, end = event.start_mark, event.end_mark
+        if isinstance(event, yaml.ScalarEvent) and start.index == end.index and start.column:
+            return Mark(self.source, start.line, start.column - 1)  # nothing is written there: the `:` or `-` before it
         same = start.line == end.line and end.column > start.column
         return Mark(self.source, start.line, start.column, end.column - start.column if same else 1)
 
@@ -126,8 +197,7 @@ class _Builder:
                 plain = event.implicit[0] and event.style in (None, "")
                 self.put(event, _scalar(event.value) if plain else event.value, event.anchor)
             case yaml.MappingStartEvent() | yaml.SequenceStartEvent():
-                if len(self.stack) >= _DEPTH:
-                    raise InputError(*self.problems, self.mark(event).problem(f"nested more than {_DEPTH} levels deep"))
+                self.deepen(event, 1)
                 value: Any = {} if isinstance(event, yaml.MappingStartEvent) else []
                 self.stack.append(_Open(self.path(), value, event.anchor))
                 self.document.values[self.stack[-1].path] = self.mark(event)
@@ -140,17 +210,18 @@ class _Builder:
             case yaml.AliasEvent():
                 if event.anchor not in self.anchors:
                     self.problems.append(self.mark(event).problem(f"there is no anchor &{event.anchor} before this"))
-                    self.put(event, None, None)
+                    self.put(event, {}, None)
                 else:
-                    value, size = self.anchors[event.anchor]
+                    value, size, depth = self.anchors[event.anchor]
                     self.grow(event, size)
+                    self.deepen(event, depth)
                     self.put(event, value, None)
             case yaml.DocumentStartEvent():
                 self.roots += 1
                 if self.roots > 1:
                     raise InputError(
                         *self.problems,
-                        self.mark(event).problem("a second document begins here; one file has one"),
+                        self.mark(event).problem("a second document begins here: put it in a file of its own"),
                     )
 
     def path(self) -> Path:
@@ -166,7 +237,7 @@ class _Builder:
         if path is None:
             self.grow(event, 1)
         if anchor is not None:
-            self.anchors[anchor] = (value, _count(value))
+            self.anchors[anchor] = (value, *_extent(value))
         if not self.stack:
             self.document.data = value
             self.document.values.setdefault((), self.mark(event))
@@ -182,7 +253,7 @@ class _Builder:
         elif top.key == "<<":
             parts = value if isinstance(value, list) else [value]
             if not all(isinstance(p, dict) for p in parts):
-                self.problems.append(self.mark(event).problem("`<<` merges mappings, and this is none"))
+                self.problems.append(self.mark(event).problem("`<<` merges a mapping into this one, and this is none"))
             top.merges += [p for p in parts if isinstance(p, dict)]
             top.key = None
         else:
@@ -194,7 +265,8 @@ class _Builder:
         if isinstance(event, yaml.ScalarEvent):
             key = event.value
         else:
-            self.problems.append(self.mark(event).problem("a key must be a word"))
+            begun = self.document.values.get((*top.path, ""), self.mark(event))
+            self.problems.append(begun.problem("a key is a word, and this is a list, a mapping or an alias"))
             key = f"?{len(top.value)}"
         if key in top.value:
             first = self.document.keys[(*top.path, key)]
@@ -207,13 +279,20 @@ class _Builder:
     def grow(self, event: Any, by: int) -> None:
         self.size += by
         if self.size > _SIZE:
-            raise InputError(self.mark(event).problem(f"more than {_SIZE} values, aliases expanded"))
+            problem = self.mark(event).problem(f"the file has more than {_SIZE} values, aliases expanded")
+            raise InputError(*self.problems, problem)
+
+    def deepen(self, event: Any, by: int) -> None:
+        if len(self.stack) + by > _DEPTH:
+            raise InputError(*self.problems, self.mark(event).problem(f"nested more than {_DEPTH} levels deep"))
 
 
-def _count(value: Any) -> int:
-    if isinstance(value, dict):
-        return 1 + sum(map(_count, value.values()))
-    return 1 + sum(map(_count, value)) if isinstance(value, list) else 1
+def _extent(value: Any) -> tuple[int, int]:
+    """Return how many values this is, and how deeply they are nested."""
+    if not isinstance(value, dict | list):
+        return 1, 0
+    inside = [_extent(v) for v in (value.values() if isinstance(value, dict) else value)]
+    return 1 + sum(size for size, _ in inside), 1 + max((depth for _, depth in inside), default=0)
 
 
 def _scalar(text: str) -> Any:
@@ -235,22 +314,30 @@ def _merge(found: Document, over: Document, path: Path) -> Any:
     low, high = get(found.data, path), get(over.data, path)
     if isinstance(low, dict) and isinstance(high, dict):
         merged = dict(low)
-        found.values[path] = over.values.get(path, found.values.get(path, next(iter(over.values.values()))))
+        found.values[path] = over.at(path)
         for key in high:
             deeper = (*path, key)
-            if deeper in over.keys:
-                found.keys[deeper] = over.keys[deeper]
+            found.keys[deeper] = over.at(deeper, key=True)
             merged[key] = _merge(found, over, deeper) if key in low else _adopt(found, over, deeper)
         return merged
     return _adopt(found, over, path)
 
 
 def _adopt(found: Document, over: Document, path: Path) -> Any:
+    forget(found, path)
     for marks, theirs in ((found.values, over.values), (found.keys, over.keys)):
-        for old in [p for p in marks if p[: len(path)] == path and p != path]:
-            del marks[old]
         marks.update({p: m for p, m in theirs.items() if p[: len(path)] == path})
+    # What an alias or a `<<` stands for has no place of its own.
+    found.values.setdefault(path, over.at(path))
+    found.keys.setdefault(path, over.at(path, key=True))
     return get(over.data, path)
+
+
+def forget(document: Document, path: Path) -> None:
+    """Remove the places of a value, of its key and of everything in it."""
+    for marks in (document.values, document.keys):
+        for old in [p for p in marks if p[: len(path)] == path]:
+            del marks[old]
 
 
 def get(data: Any, path: Path) -> Any:
@@ -263,3 +350,48 @@ def get(data: Any, path: Path) -> Any:
         else:
             return None
     return data
+
+
+def override(document: Document, dotted: str, value: Document, place: Mark, key: Mark) -> Document:
+    """Return the document with one value set; in `links.cable.loss` an item of a list goes by name, end or number.
+
+    `place` is where the value is written, `key` where its path is.
+    """
+    path: Path = ()
+    parts = dotted.split(".")
+    while parts:
+        here = get(document.data, path)
+        where = ".".join(map(str, path)) or "the file"
+        if here is not None and not isinstance(here, dict | list):
+            raise InputError(key.problem(f"{where} is {here!r} and holds no {parts[0]!r}"))
+        named: dict[str, Any] = _names(here) if isinstance(here, list) else {k: k for k in here or ()}
+        # Names may have dots, and a sysctl always has: the longest that is there is meant.
+        heads = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+        head = next((h for h in heads if h in named), heads[0] if path[-1:] == ("sysctl",) else parts[0])
+        if isinstance(here, list) and head not in named:
+            known = ", ".join(k for k in reversed(named) if not k.isdigit()) or f"0 to {len(here) - 1}"
+            raise InputError(key.problem(f"{where} has no item {head!r}", f"there are: {known}"))
+        path = (*path, named.get(head, head))
+        parts = parts[head.count(".") + 1 :]
+    found = Document(_replaced(document.data, path, value.data), dict(document.values), dict(document.keys))
+    forget(found, path)
+    found.values[path], found.keys[path] = place, key
+    return found
+
+
+def _names(items: list[Any]) -> dict[str, int]:
+    """Return what items of a list are called in a dotted path: numbers, ends of links, and names before these."""
+    found = {str(n): n for n in range(len(items))}
+    mappings = [(n, item) for n, item in enumerate(items) if isinstance(item, dict)]
+    found |= {end: n for n, item in mappings for end in item.get("ends") or () if isinstance(end, str)}
+    return found | {item["name"]: n for n, item in mappings if isinstance(item.get("name"), str)}
+
+
+def _replaced(data: Any, path: Path, value: Any) -> Any:
+    if not path:
+        return value
+    head, *rest = path
+    if isinstance(data, list):
+        return [_replaced(item, tuple(rest), value) if n == head else item for n, item in enumerate(data)]
+    here = data if isinstance(data, dict) else {}
+    return {**here, head: _replaced(here.get(head), tuple(rest), value)}

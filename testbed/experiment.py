@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from testbed.document import Document, merge, parse
+from testbed.document import Document, Mark, Source, merge, override, parse, place
 from testbed.errors import InputError, Problem
-from testbed.topology import Topology, build, override
+from testbed.topology import EXPERIMENT, Topology, build, mapping
 
-_OWN = ("topology", "matrix", "repeat", "seed")
 _CASES = 1000
+Setting = tuple[str, int, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,81 +41,145 @@ def read(path: str | Path, overrides: tuple[str, ...] = (), base: Path | None = 
     `base` stands in for the file that `topology:` names: a results folder holds its own copy.
     """
     file = Path(path)
-    text = _text(file)
-    document = parse(text, str(path))
+    text = _text(file, str(file), _option(str(path)))
     texts = {"topology.yaml": text}
-    own: dict[str, object] = {}
-    if isinstance(document.data, dict):
-        own = {k: document.data[k] for k in _OWN if k in document.data}
-        # A file is an experiment by its keys; these are not part of the language of a topology.
-        document = Document({k: v for k, v in document.data.items() if k not in _OWN}, document.values, document.keys)
-    problems = list(_faults(document, own))
-    if isinstance(own.get("topology"), str):
-        under_path = base or file.parent / str(own["topology"])
-        if not under_path.is_file():
-            raise InputError(
-                *problems,
-                document.at(("topology",)).problem(f"there is no file {own['topology']!r} beside this one"),
-            )
-        under_text = _text(under_path)
+    document = parse(text, str(path))
+    mapping(document)
+    document, problems = _overridden(document, [o for o in overrides if o.startswith("topology=")])
+    if "topology" in document.data:
+        under_text, under = _under(document, file.parent, base)
         texts = {"experiment.yaml": text, "topology.yaml": under_text}
-        under = parse(under_text, str(under_path))
         document = merge(under, document)
-    for assignment in overrides:
-        document = override(document, assignment)
-    if problems:
+    document, wrong = _overridden(document, [o for o in overrides if not o.startswith("topology=")])
+    # A file is an experiment by these keys; they are not part of the language of a topology.
+    own = {k: document.data[k] for k in EXPERIMENT if k in document.data}
+    document = Document({k: v for k, v in document.data.items() if k not in own}, document.values, document.keys)
+    faults = list(_faults(document, own))
+    problems += [*wrong, *faults]
+    matrix = {} if faults else own.get("matrix", {})
+    assert isinstance(matrix, dict)
+    topologies = {}
+    for settings in _products(matrix):
+        case, wrong = _case(document, settings)
         try:
-            build(document)
+            topologies[settings] = build(case)
+        except InputError as e:
+            wrong += e.problems
+        problems += wrong
+    if problems:
+        raise InputError(*dict.fromkeys(problems))
+    repeat = int(str(own.get("repeat", 1)))
+    cases = (
+        Case(_label(settings, n, repeat), tuple(f"{key}={_written(value)}" for key, _, value in settings), topology)
+        for settings, topology in topologies.items()
+        for n in range(repeat)
+    )
+    return Experiment(file, tuple(cases), int(str(own.get("seed", 0))), texts)
+
+
+def _option(words: str) -> Mark:
+    """Return the place of what is not in a file: problems there begin with these words."""
+    return Mark(Source(words, ()), 0, 0)
+
+
+def _text(path: Path, name: str, mark: Mark) -> str:
+    """Return a file's text; `mark` is blamed when there is none."""
+    try:
+        raw = path.read_bytes()
+        return raw.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as e:
+        before, rows = raw[: e.start].decode(), raw.decode(errors="replace").splitlines()
+        at = place(Source(name, tuple(rows)), before, len(before))
+        cure = "save the file as UTF-8"
+        raise InputError(at.problem(f"this is not UTF-8 text: the byte 0x{raw[e.start]:02x}", cure)) from e
+    except (OSError, ValueError) as e:  # ValueError: a NUL in the name
+        why = e.strerror if isinstance(e, OSError) else str(e)
+        if mark.source.rows:
+            raise InputError(mark.problem(f"{name!r} can't be read: {why}", "a path counts from this file")) from e
+        raise InputError(mark.problem(f"can't be read: {why}")) from e
+
+
+def _under(document: Document, folder: Path, base: Path | None) -> tuple[str, Document]:
+    """Return the topology that an experiment names, as text and parsed."""
+    mark, name = document.at(("topology",)), document.data["topology"]
+    if not isinstance(name, str):
+        raise InputError(document.at(("topology",), key=True).problem("`topology` must be the path of a file"))
+    path = base or folder / name
+    text = _text(path, str(path), mark)
+    under = parse(text, str(path))
+    if "topology" in mapping(under):
+        raise InputError(mark.problem(f"{name} is an experiment itself: name the topology that it builds on"))
+    return text, under
+
+
+def _overridden(document: Document, assignments: list[str]) -> tuple[Document, list[Problem]]:
+    """Return the document with what `--set` says, and what is wrong with that."""
+    problems: list[Problem] = []
+    for assignment in assignments:
+        dotted, equals, text = assignment.partition("=")
+        mark = _option(f"--set {assignment}")
+        try:
+            if not equals or not dotted:
+                raise InputError(mark.problem("write --set path.to.key=value"))
+            document = override(document, dotted, parse(text, ""), mark, mark)
+        except InputError as e:
+            problems += [mark.problem(p.message, p.hint) for p in e.problems]
+    return document, problems
+
+
+def _case(document: Document, settings: tuple[Setting, ...]) -> tuple[Document, list[Problem]]:
+    """Return the document with one value for each path of the matrix, and what is wrong with the paths."""
+    problems: list[Problem] = []
+    for path, n, value in settings:
+        value_at, key_at = document.at(("matrix", path, n)), document.at(("matrix", path), key=True)
+        try:
+            document = override(document, path, Document(value), value_at, key_at)
         except InputError as e:
             problems += e.problems
-        raise InputError(*problems)
-    matrix = own.get("matrix") or {}
-    assert isinstance(matrix, dict)
-    repeat = int(str(own.get("repeat", 1)))
-    found = []
-    for settings in _products(matrix):
-        case = document
-        for assignment in settings:
-            case = override(case, assignment)
-        topology = build(case)
-        for n in range(repeat):
-            label = "_".join([*(s.rpartition(".")[2] for s in settings), *([str(n + 1)] if repeat > 1 else [])])
-            found.append(Case("".join(c if c.isalnum() or c in "=._%-" else "-" for c in label), settings, topology))
-    return Experiment(file, tuple(found), int(str(own.get("seed", 0))), texts)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as e:
-        raise InputError(Problem(f"cannot be read: {e.strerror}", str(path))) from e
-    except UnicodeDecodeError as e:
-        raise InputError(Problem(f"is not UTF-8 text: byte {e.start} is 0x{e.object[e.start]:02x}", str(path))) from e
+    return document, problems
 
 
 def _faults(document: Document, own: dict[str, object]) -> Iterator[Problem]:
-    if "topology" in own and not isinstance(own["topology"], str):
-        yield document.at(("topology",)).problem("`topology` is the path of a file")
-    for key in ("repeat", "seed"):
+    repeat = 1
+    for key, least, most in (("repeat", 1, _CASES), ("seed", 0, 2**63 - 1)):
         value = own.get(key, 1)
-        if not isinstance(value, int) or isinstance(value, bool) or not (0 if key == "seed" else 1) <= value <= _CASES:
-            yield document.at((key,)).problem(
-                f"`{key}` is a whole number{'' if key == 'seed' else f' from 1 to {_CASES}'}"
-            )
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            yield document.at((key,)).problem(f"`{key}` must be a whole number from {least} to {most}")
+        elif key == "repeat":
+            repeat = value
     matrix = own.get("matrix", {})
     if not isinstance(matrix, dict):
-        yield document.at(("matrix",)).problem("`matrix` maps paths, such as links.cable.rate, to lists of values")
+        what = "`matrix` must be a mapping of paths to lists of values: `links.cable.rate: [10mbit, 20mbit]`"
+        yield document.at(("matrix",), key=True).problem(what)
         return
-    count = 1
+    count = repeat
     for path, values in matrix.items():
         if not isinstance(values, list) or not values or any(isinstance(v, list | dict) for v in values):
-            yield document.at(("matrix", path)).problem(f"the values of {path} are a list of words and numbers")
+            what = f"the values of {path} must be a list of words and numbers, such as [10mbit, 20mbit]"
+            yield document.at(("matrix", path)).problem(what)
         else:
             count *= len(values)
-    if count * (own["repeat"] if isinstance(own.get("repeat"), int) else 1) > _CASES:  # type: ignore[operator]
-        yield document.at(("matrix",)).problem(f"more than {_CASES} runs")
+    if count > _CASES:
+        what = f"{count} runs (every combination of the matrix, times `repeat`), and {_CASES} are the most"
+        yield document.at(("matrix",), key=True).problem(what)
 
 
-def _products(matrix: dict[str, list[object]]) -> Iterator[tuple[str, ...]]:
-    for values in product(*matrix.values()):
-        yield tuple(f"{path}={value}" for path, value in zip(matrix, values, strict=True))
+def _products(matrix: dict[str, list[object]]) -> Iterator[tuple[Setting, ...]]:
+    """Yield, for each case, (path, index, value) of every path."""
+    for chosen in product(*(list(enumerate(values)) for values in matrix.values())):
+        yield tuple((path, n, value) for path, (n, value) in zip(matrix, chosen, strict=True))
+
+
+def _written(value: object) -> str:
+    """Return a value as `--set` takes it."""
+    try:
+        plain = parse(str(value), "").data
+    except InputError:
+        plain = None
+    return str(value) if plain == value and type(plain) is type(value) else json.dumps(value)
+
+
+def _label(settings: tuple[Setting, ...], n: int, repeat: int) -> str:
+    words = [f"{path.rpartition('.')[2]}={value}" for path, _, value in settings]
+    words += [str(n + 1)] if repeat > 1 else []
+    return "".join(c if c.isalnum() or c in "=._%-" else "-" for c in "_".join(words))

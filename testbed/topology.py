@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
+from dataclasses import dataclass
 from pathlib import Path as File
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, WithJsonSchema
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
 
-from testbed.document import Document, Mark, Path, Source, get, merge, parse
+from testbed.document import Document, get
 from testbed.drivers.tc import DISCIPLINES, DISTRIBUTIONS, GilbertElliott, Shape
 from testbed.errors import InputError, Problem
+from testbed.explain import flatten, problems
 from testbed.nodes.mptcp import Endpoint
 from testbed.nodes.node import Argv, Node
 from testbed.spec import Spec
-from testbed.units import Percentage, Rate, Size, Time, percentage
+from testbed.units import Address, Percentage, Rate, Size, Time
 from testbed.workloads.command import Command
 from testbed.workloads.iperf3 import Iperf3
 from testbed.workloads.ping import Ping
@@ -25,6 +25,7 @@ from testbed.workloads.place import Workload
 NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
 NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
 Family = Literal["ipv4", "ipv6"]
+EXPERIMENT = ("topology", "matrix", "repeat", "seed")  # keys of a file beside those of a topology
 
 
 def _queue(value: Any) -> Any:
@@ -35,29 +36,23 @@ def _capture(value: Any) -> Any:
     return {"interfaces": value} if isinstance(value, str) else value
 
 
-def _loss(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return percentage(value)
-    if unknown := set(value) - {"p", "r", "bad", "good"}:
-        raise ValueError(f"unknown key {sorted(map(str, unknown))[0]!r}; a Gilbert-Elliott model has p, r, bad, good")
-    if "p" not in value or "r" not in value:
-        raise ValueError("a Gilbert-Elliott model needs p and r: {p: 1%, r: 20%, bad: 100%, good: 0%}")
-    return GilbertElliott(**{k: percentage(v) for k, v in value.items()})
+class Bursts(Spec):
+    """Loss in bursts (Gilbert-Elliott): chances to turn bad (p) and good (r) again, and of loss in each state."""
+
+    p: Percentage
+    r: Percentage
+    bad: Percentage = 1.0
+    good: Percentage = 0.0
 
 
-_PERCENT = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?\s*%$"}
-_LOSS = {
-    "anyOf": [
-        _PERCENT,
-        {
-            "type": "object",
-            "properties": dict.fromkeys(("p", "r", "bad", "good"), _PERCENT),
-            "required": ["p", "r"],
-            "additionalProperties": False,
-        },
-    ]
-}
-Loss = Annotated[Any, BeforeValidator(_loss), WithJsonSchema(_LOSS)]
+def _kind_of_loss(value: Any) -> str:
+    return "bursts" if isinstance(value, dict | Bursts) else "share"
+
+
+Loss = Annotated[
+    Annotated[Bursts, Tag("bursts")] | Annotated[Percentage, Tag("share")],
+    Discriminator(_kind_of_loss),
+]
 
 
 class Queue(Spec):
@@ -95,6 +90,8 @@ class Shaping(Direction):
         own = getattr(self, way) or Direction()
         keys = ("rate", "burst", "delay", "jitter", "distribution", "loss", "duplicate", "corrupt", "reorder")
         found = {k: getattr(self if getattr(own, k) is None else own, k) for k in keys}
+        if isinstance(found["loss"], Bursts):
+            found["loss"] = GilbertElliott(**dict(found["loss"]))
         queue = own.queue or self.queue
         limit = (queue.limit if queue.discipline == "bfifo" else queue.packets) if queue else None
         return Shape(**found, queue=queue.discipline if queue else None, limit=limit)
@@ -105,7 +102,7 @@ class Link(Shaping):
 
     name: str | None = Field(None, description="For events and --set; an end, node:interface, names a link as well")
     ends: tuple[str, str]
-    addresses: tuple[str | list[str] | None, str | list[str] | None] | None = Field(
+    addresses: tuple[Address | list[Address] | None, Address | list[Address] | None] | None = Field(
         None,
         description="address/length of each end, a list for several, null for none; planned when left out",
     )
@@ -173,7 +170,7 @@ class Check(Spec):
 class Samples(Spec):
     """How often counters are read."""
 
-    every: Time = Field(0.25, ge=0.02, le=60)
+    every: Time = 0.25
 
 
 class Topology(Spec):
@@ -207,35 +204,60 @@ def load(path: str | File, overrides: tuple[str, ...] = ()) -> Topology:
     return read(path, overrides).cases[0].topology
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a file names, faulty parts too; and the doubts, whose faults could make others seem to be there.
+
+    Doubts are sections (`links`, `nodes`, `workloads` ...) and single nodes (`nodes.NAME`).
+    """
+
+    nodes: tuple[str, ...]
+    workloads: tuple[str, ...]
+    doubt: frozenset[str] = frozenset()
+
+
 def build(document: Document) -> Topology:
     """Return the topology that a document states, or raise InputError with every problem in it."""
-    from testbed.consistency import faults
+    from testbed.consistency import faults  # late: it is above this module
 
+    data = _fill(mapping(document))
     found: list[Problem] = []
-    if not isinstance(document.data, dict):
-        raise InputError(document.at(()).problem("a topology is a mapping with `name` and `nodes`"))
-    data = _fill(document.data)
+    kept: dict[str, list[int]] = {}
+    doubt: frozenset[str] = frozenset()
     try:
         topology = Topology.model_validate(data)
-        kept: dict[str, list[int]] = {}
     except ValidationError as e:
         errors = e.errors(include_url=False)
-        found += _problems(document, errors)
-        sound, kept = _prune(data, [tuple(x["loc"]) for x in errors])
+        found += problems(document, Topology, errors, EXPERIMENT)
+        if not isinstance(data.get("nodes"), dict):
+            raise InputError(*found) from e  # without nodes nothing else can be judged
+        sound, kept, doubt = _sound(data, [tuple(x["loc"]) for x in errors])
         try:
             topology = Topology.model_validate(sound)
         except ValidationError:
             raise InputError(*found) from e
-    raw = document.data.get("nodes")
-    known = tuple(map(str, raw)) if isinstance(raw, dict) else ()
-    for path, message, hint in faults(topology, known):
-        if len(path) > 1 and isinstance(path[1], int) and path[0] in kept:
-            path = (path[0], kept[str(path[0])][path[1]], *path[2:])
-        key = not path or (isinstance(path[-1], str) and path[0] == "nodes" and len(path) == 2)
+    nodes, workloads = (tuple(data[k]) if isinstance(data.get(k), dict) else () for k in ("nodes", "workloads"))
+    for path, message, hint in faults(topology, Written(nodes, workloads, doubt)):
+        if len(path) > 1 and path[0] in kept:
+            path = (path[0], kept[str(path[0])][int(path[1])], *path[2:])
+        # A word is blamed itself; of a mapping or a list, and where the author chose the key, that.
+        key = path[-2:-1] == ("sysctl",) or not isinstance(get(data, path), str | int | float)
         found.append(document.at(path, key=key).problem(message, hint))
     if found:
         raise InputError(*found)
     return topology
+
+
+def mapping(document: Document) -> dict[str, Any]:
+    """Return a document's data, or raise InputError when that is no mapping."""
+    if isinstance(document.data, dict):
+        return document.data
+    mark = document.at(())
+    if document.data is None:
+        raise InputError(Problem("it is empty: a topology has at least `name:` and `nodes:`", mark.source.name))
+    what = "a list" if isinstance(document.data, list) else "a text"
+    message = f"a topology is a mapping, `key: value`, with at least `name` and `nodes`; this is {what}"
+    raise InputError(mark.problem(message))
 
 
 def _fill(data: dict[str, Any]) -> dict[str, Any]:
@@ -255,169 +277,55 @@ def _fill(data: dict[str, Any]) -> dict[str, Any]:
     return {**data, "nodes": filled}
 
 
-_ROLES = ("bridge", "router", "mptcp")
+_ROLES = [
+    key
+    for key, field in Node.model_fields.items()
+    if any(isinstance(kind, type) and issubclass(kind, Spec) for kind in flatten(field.annotation))
+]
 
 
-def _prune(data: dict[str, Any], locations: list[tuple[Any, ...]]) -> tuple[dict[str, Any], dict[str, list[int]]]:
-    """Return the data without the items that have errors, and the original index of what is left in each list."""
-    bad = {loc[:2] for loc in locations}
-    whole = {loc[0] for loc in locations if len(loc) == 1}
-    sound: dict[str, Any] = {}
+def _sound(
+    data: dict[str, Any], locations: list[tuple[Any, ...]]
+) -> tuple[dict[str, Any], dict[str, list[int]], frozenset[str]]:
+    """Return the data without what has errors, the original index of what is left in each list, and the doubts.
+
+    What others refer to is kept as far as it goes: a node without its faulty roles, a link without its shaping.
+    """
+    bad: dict[str, dict[Any, set[Any]]] = {}
+    for loc in locations:
+        bad.setdefault(loc[0], {}).setdefault(loc[1] if len(loc) > 1 else None, set()).add(loc[2] if loc[2:] else None)
+    sound: dict[str, Any] = {"name": "unnamed", "nodes": {}}
     kept: dict[str, list[int]] = {}
-    for key, value in data.items():
-        if key in whole:
-            continue
-        if isinstance(value, list) and any(b[0] == key for b in bad):
-            kept[key] = [n for n in range(len(value)) if (key, n) not in bad]
-            sound[key] = [value[n] for n in kept[key]]
-        elif isinstance(value, dict) and any(b[0] == key for b in bad):
-            # A node with a fault in it still exists for those who name it.
-            empty: dict[str, Any] = {k: {} for k in value if (key, k) in bad} if key == "nodes" else {}
-            sound[key] = {k: v for k, v in value.items() if (key, k) not in bad} | empty
-        else:
-            sound[key] = value
-    sound.setdefault("name", "unnamed")
-    sound.setdefault("nodes", {})
-    return sound, kept
+    doubt = {"nodes", "links", "workloads"} if set(bad) - set(Topology.model_fields) else set()
+    for section, value in data.items():
+        faulty = bad.get(section, {})
+        if not faulty:
+            sound[section] = value
+        elif None in faulty:
+            doubt.add(section)
+        elif isinstance(value, dict) and section == "nodes":
+            sound[section] = {name: _without(node, faulty.get(name, set())) for name, node in value.items()}
+            unsure = {f"{section}.{name}" for name, keys in faulty.items() if keys - {"sysctl", "commands"}}
+            doubt |= {section, *unsure} if unsure else set()
+        elif isinstance(value, dict):
+            sound[section] = {k: v for k, v in value.items() if k not in faulty}
+            doubt.add(section)
+        elif section == "links":
+            whole = {n for n, keys in faulty.items() if keys & {None, "ends", "name"}}
+            kept[section] = [n for n in range(len(value)) if n not in whole]
+            sound[section] = [_without(value[n], faulty[n] | _SHAPES if n in faulty else set()) for n in kept[section]]
+            doubt |= {section} if whole else set()
+        elif section in ("capture", "events", "checks"):
+            kept[section] = [n for n in range(len(value)) if n not in faulty]
+            sound[section] = [value[n] for n in kept[section]]
+    return sound, kept, frozenset(doubt)
 
 
-def _problems(document: Document, errors: Any) -> list[Problem]:
-    found: dict[Path, Problem] = {}
-    for error in errors:
-        path, rest = _locate(document.data, tuple(error["loc"]))
-        kind, context = error["type"], error.get("ctx", {})
-        hint = ""
-        if kind == "extra_forbidden":
-            known = fields_at(Topology, path[:-1])
-            mark, message = document.at(path, key=True), f"unknown key {path[-1]!r}"
-            hint = suggest(str(path[-1]), known) or (f"known keys: {', '.join(known)}" if known else "")
-        elif kind == "missing":
-            mark, message = (
-                document.at(path),
-                f"the key {rest[0]!r} is missing" if rest else "a value is missing",
-            )
-        else:
-            mark = document.at(path)
-            message = str(context["error"]) if kind == "value_error" else _sentence(error, path)
-            if kind == "literal_error":
-                hint = suggest(str(error["input"]), re.findall(r"'([^']+)'", context["expected"]))
-        found.setdefault(path if kind != "missing" else (*path, *rest), mark.problem(message, hint))
-    return list(found.values())
+_SHAPES = {*Direction.model_fields, "forward", "reverse"}
 
 
-def _sentence(error: Any, path: Path) -> str:
-    words = str(error["msg"])
-    words = words[0].lower() + words[1:]
-    words = words.replace("input should", "it should")
-    got = error["input"]
-    shown = (
-        repr(got) if isinstance(got, str | int | float | bool) or got is None else f"a {_KINDS.get(type(got), 'value')}"
-    )
-    where = ".".join(map(str, path)) or "the file"
-    return f"{where}: {words}, not {shown}"
-
-
-_KINDS: dict[type, str] = {dict: "mapping", list: "list"}
-
-
-def _locate(data: Any, location: tuple[Any, ...]) -> tuple[Path, tuple[Any, ...]]:
-    """Return the part of a pydantic location that is in the data, and the rest without union branches."""
-    path: Path = ()
-    rest: list[Any] = []
-    for part in location:
-        here = get(data, path)
-        if not rest and (
-            (isinstance(here, dict) and part in here)
-            or (isinstance(here, list) and isinstance(part, int) and part < len(here))
-        ):
-            path = (*path, part)
-        elif isinstance(part, str) and re.fullmatch(r"[a-z_0-9]+", part):
-            rest.append(part)
-    return path, tuple(rest)
-
-
-def fields_at(model: Any, path: Path) -> list[str]:
-    """Return the keys that the language knows at a path."""
-    kinds = [model]
-    for part in path:
-        kinds = [deeper for kind in kinds for deeper in _below(kind, part)]
-    return [
-        f.alias or name
-        for kind in kinds
-        if isinstance(kind, type) and issubclass(kind, BaseModel)
-        for name, f in kind.model_fields.items()
-    ]
-
-
-def _below(kind: Any, part: str | int) -> list[Any]:
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        found = [f.annotation for name, f in kind.model_fields.items() if (f.alias or name) == part]
-    elif get_origin(kind) is dict:
-        found = [get_args(kind)[1]]
-    elif get_origin(kind) in (tuple, list):
-        found = [a for a in get_args(kind) if a is not Ellipsis]
-    else:
-        found = []
-    return [flat for f in found for flat in _flatten(f)]
-
-
-def _flatten(kind: Any) -> list[Any]:
-    if get_origin(kind) is Annotated:
-        return _flatten(get_args(kind)[0])
-    if get_origin(kind) in (Union, UnionType):
-        return [flat for arg in get_args(kind) if arg is not NoneType for flat in _flatten(arg)]
-    return [kind]
-
-
-def suggest(word: str, known: Any) -> str:
-    """Return "did you mean ...?" when a known word is close, else ""."""
-    close = get_close_matches(word, list(known), 1, 0.6)
-    return f"did you mean {close[0]!r}?" if close else ""
-
-
-def override(document: Document, assignment: str) -> Document:
-    """Return the document with one value set: `links.cable.loss=5%`; a list is indexed by name or number."""
-    path_text, equals, text = assignment.partition("=")
-    if not equals or not path_text:
-        raise InputError(Problem(f"--set {assignment}: write --set path.to.key=value"))
-    value = parse(text, f"--set {path_text}").data
-    path: Path = ()
-    for part in path_text.split("."):
-        here = get(document.data, path)
-        if isinstance(here, list):
-            index = next(
-                (n for n, item in enumerate(here) if isinstance(item, dict) and item.get("name") == part),
-                None,
-            )
-            if index is None and part.isdigit() and int(part) < len(here):
-                index = int(part)
-            if index is None:
-                names = (
-                    ", ".join(str(i["name"]) for i in here if isinstance(i, dict) and "name" in i) or "none has a name"
-                )
-                raise InputError(
-                    Problem(f"--set {assignment}: {'.'.join(map(str, path))} has no item {part!r} (names: {names})")
-                )
-            path = (*path, index)
-        elif isinstance(here, dict) or here is None:
-            path = (*path, part)
-        else:
-            raise InputError(
-                Problem(f"--set {assignment}: {'.'.join(map(str, path))} is {here!r} and holds no {part!r}")
-            )
-    data = _replaced(document.data, path, value)
-    mark = Mark(Source(f"--set {path_text}", (assignment,)), 0, len(path_text) + 1, max(1, len(text)))
-    return Document(data, {**document.values, path: mark}, document.keys)
-
-
-def _replaced(data: Any, path: Path, value: Any) -> Any:
-    if not path:
-        return value
-    head, *rest = path
-    if isinstance(data, list) and isinstance(head, int):
-        return [_replaced(item, tuple(rest), value) if n == head else item for n, item in enumerate(data)]
-    here = data if isinstance(data, dict) else {}
-    return {**here, head: _replaced(here.get(head), tuple(rest), value)}
+def _without(value: Any, keys: set[Any]) -> dict[str, Any]:
+    return {k: v for k, v in value.items() if k not in keys} if isinstance(value, dict) else {}
 
 
 def schema() -> dict[str, Any]:
@@ -441,4 +349,4 @@ def schema() -> dict[str, Any]:
     return {**found, "$schema": "https://json-schema.org/draft/2020-12/schema", "title": "testbed topology"}
 
 
-__all__ = ["Check", "Event", "Link", "Topology", "build", "load", "merge", "override", "schema", "suggest"]
+__all__ = ["Check", "Event", "Link", "Topology", "build", "load", "schema"]

@@ -3,38 +3,43 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address, ip_interface
+from reprlib import repr as shorten
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
-_NUMBER = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z%]*)")
+_NUMBER = re.compile(r"(-?)([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([a-zA-Z%]{0,20})")
 _BITS = {"bit": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9, "tbit": 1e12}
 _RATES = {**_BITS, "bps": 8.0, "kbps": 8e3, "mbps": 8e6, "gbps": 8e9, "tbps": 8e12}
 _TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _SIZES = {"b": 1.0, "kb": 1024.0, "mb": 1024.0**2, "gb": 1024.0**3}
 _PERCENT = {"%": 0.01}
+_WORD = r"[a-z0-9_]+"
 
 
 def _quantity(value: Any, units: dict[str, float], what: str, example: str) -> float:
     known = ", ".join(units)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"a {what} is a number with a unit, such as {example}")
+        raise ValueError(f"a {what} is a number with a unit, as in {example}")
     match = _NUMBER.fullmatch(str(value).strip())
     if match is None:
-        raise ValueError(f"{value!r} is no {what}; write a number and a unit ({known}), such as {example}")
-    number, unit = match.groups()
+        raise ValueError(f"{shorten(value)} is no {what}: write a number and a unit ({known}), as in {example}")
+    sign, number, unit = match.groups()
+    if sign:
+        raise ValueError(f"the {what} {value} is negative")
     if not unit:
-        raise ValueError(f"the {what} {value} has no unit; units are {known}: write {example}")
+        raise ValueError(f"the {what} {value} has no unit ({known}): write one, as in {example}")
     if unit.lower() not in units:
-        raise ValueError(f"{unit!r} is no unit of a {what}; units are {known}")
+        raise ValueError(f"{unit!r} is no unit of a {what} ({known}): write one of these, as in {example}")
     return float(number) * units[unit.lower()]
 
 
 def rate(value: Any) -> int:
     """Read a rate into bit/s; `bps` and its multiples are bytes a second, as in tc(8)."""
     found = round(_quantity(value, _RATES, "rate", "20mbit"))
-    if not 8 <= found <= 10**13:
-        raise ValueError(f"the rate {value} is outside 8bit to 10tbit")
+    if not 8 <= found <= 10**12:
+        raise ValueError(f"the rate {value} is outside 8bit to 1tbit")
     return found
 
 
@@ -42,7 +47,7 @@ def time(value: Any) -> float:
     """Read a time into seconds."""
     found = _quantity(value, _TIMES, "time", "15ms")
     if found > 86400:
-        raise ValueError(f"the time {value} is more than a day")
+        raise ValueError(f"the time {value} is more than a day (86400s)")
     return found
 
 
@@ -50,7 +55,7 @@ def size(value: Any) -> int:
     """Read a size into bytes; `kb` is 1024 bytes, as in tc(8)."""
     found = round(_quantity(value, _SIZES, "size", "64kb"))
     if not 0 < found < 1 << 32:
-        raise ValueError(f"the size {value} is outside 1b to 4gb")
+        raise ValueError(f"the size {value} is outside 1b to just below 4gb")
     return found
 
 
@@ -67,7 +72,30 @@ def _schema(example: str, units: dict[str, float]) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "pattern": rf"^[0-9]+(\.[0-9]+)?\s*({words})$", "examples": [example]})
 
 
+def _word(value: str) -> str:
+    if not re.fullmatch(_WORD, value):
+        raise ValueError(f"{value!r} is no name that the kernel knows: these have a-z, 0-9 and _ only")
+    return value
+
+
+def _host(value: str) -> str:
+    try:
+        return str(ip_address(value))
+    except ValueError:
+        return value  # judged where it is used, with its place in the network
+
+
+def _address(value: str) -> str:
+    try:
+        return str(ip_interface(value)) if "/" in value else value
+    except ValueError:
+        return value
+
+
 Rate = Annotated[int, BeforeValidator(rate), _schema("20mbit", _RATES)]
 Time = Annotated[float, BeforeValidator(time), _schema("15ms", _TIMES)]
 Size = Annotated[int, BeforeValidator(size), _schema("64kb", _SIZES)]
 Percentage = Annotated[float, BeforeValidator(percentage), _schema("0.1%", _PERCENT)]
+Word = Annotated[str, AfterValidator(_word), WithJsonSchema({"type": "string", "pattern": f"^{_WORD}$"})]
+Host = Annotated[str, AfterValidator(_host)]  # an IP address in its canonical form
+Address = Annotated[str, AfterValidator(_address)]  # the same with a prefix length

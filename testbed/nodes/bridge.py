@@ -8,7 +8,7 @@ from pydantic import Field
 
 from testbed.drivers.link import BRIDGE_PORTS
 from testbed.features import BRIDGE, Feature
-from testbed.nodes.place import Place
+from testbed.nodes.place import Place, misnamed
 from testbed.spec import Spec
 from testbed.steps import Step
 
@@ -29,16 +29,17 @@ class Bridge(Spec):
         """Yield what can't work."""
         for n, port in enumerate(self.ports or ()):
             if here.interface(port) is None:
-                names = ", ".join(i.name for i in here.interfaces) or "none"
-                yield ("ports", n), f"{here.node} has no interface {port} (interfaces: {names})"
+                yield ("ports", n), here.lacks(port)
         count = sum(i.port for i in here.interfaces)
         if count > BRIDGE_PORTS:
             yield (
                 (),
                 f"{count} ports, and a Linux bridge has at most {BRIDGE_PORTS}: use two bridges and a link",
             )
+        if problem := misnamed(self.name):
+            yield ("name",), problem
         if here.interface(self.name) is not None:
-            yield ("name",), f"{self.name} is also the name of an interface of {here.node}"
+            yield ("name",), f"{self.name} is an interface of {here.node} already: the bridge needs a name of its own"
 
     def is_port(self, ifname: str) -> bool:
         """Say whether an interface of the node is a port of the bridge."""

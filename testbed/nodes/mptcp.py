@@ -15,6 +15,7 @@ from testbed.errors import Unsupported
 from testbed.nodes.place import Place
 from testbed.spec import Spec
 from testbed.steps import Configure, Step, Wait
+from testbed.units import Host, Word
 
 Flag = Literal["subflow", "signal", "backup", "fullmesh", "laminar"]
 Count = Annotated[int, Field(ge=0, le=LIMIT)]
@@ -31,7 +32,7 @@ class Endpoint(Spec):
     """An address of this host that the path manager uses; give the interface, or one address of it."""
 
     interface: str | None = None
-    address: str | None = None
+    address: Host | None = None
     flags: tuple[Flag, ...] = Field(("subflow",))
     port: int | None = Field(None, ge=1, le=65535, description="Announce this port as well (signal only)")
 
@@ -42,7 +43,7 @@ class Mptcp(Spec):
     limits: Limits = Limits()
     endpoints: tuple[Endpoint, ...] = Field(())
     path_manager: Literal["kernel", "userspace"] = "kernel"
-    scheduler: str | None = Field(None, description="One of net.mptcp.available_schedulers", pattern=r"^[a-z0-9_]+$")
+    scheduler: Word | None = Field(None, description="One of net.mptcp.available_schedulers")
     checksum_enabled: bool | None = None
     allow_join_initial_addr_port: bool | None = None
     stale_loss_cnt: int | None = Field(None, ge=0, le=2**32 - 1)
@@ -68,12 +69,13 @@ class Mptcp(Spec):
             if problem:
                 yield (*at, problem[0]) if problem[0] else at, problem[1]
                 continue
-            for address, _ in addresses(endpoint, here):
-                if address in seen:
-                    yield at, f"{address} is an endpoint already (endpoints[{seen[address]}])"
-                seen[address] = n
+            hosts = [address for address, _ in addresses(endpoint, here)]
+            if twice := [h for h in hosts if h in seen]:
+                yield at, f"{twice[0]} is an endpoint already: item {seen[twice[0]] + 1} of `endpoints`"
+            seen |= dict.fromkeys(hosts, n)
         if len(seen) > LIMIT:
-            yield ("endpoints",), f"{len(seen)} endpoint addresses, and the kernel keeps at most {LIMIT}"
+            why = f"the kernel keeps at most {LIMIT}; an interface counts once for each family"
+            yield ("endpoints",), f"{len(seen)} endpoint addresses, and {why}"
 
     def steps(self, here: Place) -> Iterator[Step]:
         """Yield sysctls, limits and endpoints, and the wait that verifies them."""
@@ -122,23 +124,24 @@ def addresses(endpoint: Endpoint, here: Place) -> list[tuple[str, str]]:
 
 def _wrong(endpoint: Endpoint, here: Place) -> tuple[str, str] | None:
     if (endpoint.interface is None) == (endpoint.address is None):
-        return "", "an endpoint names either its `interface` or its `address`"
+        both = "this has both" if endpoint.address else "this has neither"
+        return "", f"an endpoint names either its `interface` or its `address`, and {both}"
     if endpoint.interface is not None and here.interface(endpoint.interface) is None:
-        names = ", ".join(i.name for i in here.interfaces) or "none"
-        return "interface", f"{here.node} has no interface {endpoint.interface} (interfaces: {names})"
+        return "interface", here.lacks(endpoint.interface)
     if endpoint.address is not None:
         try:
             ip_address(endpoint.address)
         except ValueError:
             return "address", f"{endpoint.address!r} is no IP address"
         if not addresses(endpoint, here):
-            return "address", f"{endpoint.address} is not an address of {here.node}"
+            own = ", ".join(h for i in here.interfaces for h in i.hosts()) or "none"
+            return "address", f"{endpoint.address} is no address of {here.node} (it has {own})"
     flags = set(endpoint.flags)
     # net/mptcp/pm_kernel.c: mptcp_pm_nl_add_addr_doit refuses these two
     if {"signal", "fullmesh"} <= flags:
-        return "flags", "an endpoint is not both `signal` and `fullmesh`"
+        return "flags", "the kernel takes no endpoint that is both `signal` and `fullmesh`: leave one of them out"
     if endpoint.port is not None and "signal" not in flags:
-        return "port", "a port needs the flag `signal`"
+        return "port", "a port is announced: that needs `flags: [signal]`"
     if not addresses(endpoint, here):
         return "interface", f"{here.node}:{endpoint.interface} has no address"
     return None

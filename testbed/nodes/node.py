@@ -11,6 +11,7 @@ from testbed.nodes.mptcp import Mptcp
 from testbed.nodes.place import Role
 from testbed.nodes.router import Router
 from testbed.spec import Spec
+from testbed.units import Address, Host
 
 Argv = Annotated[tuple[str, ...], Field(min_length=1)]
 
@@ -18,8 +19,8 @@ Argv = Annotated[tuple[str, ...], Field(min_length=1)]
 class Route(Spec):
     """A static route; `via` is an address on a connected network, `to` a network or `default`."""
 
-    to: str
-    via: str
+    to: Address
+    via: Host
 
 
 class Node(Spec):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_interface
@@ -49,6 +50,22 @@ class Place:
     def interface(self, name: str) -> Interface | None:
         """Return an interface by name."""
         return next((i for i in self.interfaces if i.name == name), None)
+
+    def lacks(self, name: str) -> str:
+        """Say that there is no such interface, and which there are."""
+        names = ", ".join(i.name for i in self.interfaces) or "none: no link ends there"
+        return f"{self.node} has no interface {name!r} (it has {names})"
+
+
+def misnamed(name: str) -> str:
+    """Say what is wrong with the name of an interface (net/core/dev.c: dev_valid_name), "" when nothing is."""
+    if len(name.encode()) > 15:
+        return f"the interface name {name!r} has {len(name.encode())} bytes, and Linux takes at most 15"
+    if name in ("lo", "all", "default"):
+        return f"{name!r} is no name for an interface: the kernel uses it itself"
+    if name in ("", ".", "..") or re.search(r"[/:\s%]", name) or not name.isprintable():
+        return f"{name!r} is no name of an interface: 1 to 15 characters without spaces, / : and %"
+    return ""
 
 
 class Role(Protocol):

@@ -16,9 +16,10 @@ from testbed import features
 from testbed.drivers.facts import Listening
 from testbed.spec import Spec
 from testbed.steps import Spawn, Step, Wait
-from testbed.units import Rate, Size, Time
+from testbed.units import Rate, Size, Time, Word
 from testbed.workloads.place import PERCENTILES, Measured, Task, latencies
 
+_DATAGRAM, _WRITE = 65507, 1 << 20  # bytes: the most that UDP over IPv4 carries, and MAX_BLOCKSIZE of iperf.h
 _INTERVAL = 0.1  # seconds; the least that iperf3 knows, and the resolution of gap_s
 
 
@@ -34,7 +35,7 @@ class Iperf3(Spec):
     rate: Rate | None = Field(None, description="What the sender offers; needed for udp, a ceiling otherwise")
     length: Size | None = Field(None, description="Bytes of one write or datagram")
     reverse: bool = False
-    congestion: str | None = Field(None, pattern=r"^[a-z0-9_]+$", description="TCP congestion control algorithm")
+    congestion: Word | None = Field(None, description="TCP congestion control algorithm")
     family: Literal["ipv4", "ipv6"] | None = None
     to_interface: str | None = Field(None, description="Connect to this interface's address of `to`")
 
@@ -52,9 +53,12 @@ class Iperf3(Spec):
         if self.protocol == "udp" and self.rate is None:
             found.append(("protocol", "udp needs a `rate`: what the sender offers, such as rate: 5mbit"))
         if self.seconds != int(self.seconds):
-            found.append(("seconds", "iperf3 runs for whole seconds"))
+            found.append(("seconds", "iperf3 runs for whole seconds: write 5, not 5.5"))
         if self.protocol == "udp" and self.congestion:
-            found.append(("congestion", "udp has no congestion control"))
+            found.append(("congestion", "udp has no congestion control: leave this out"))
+        most = _DATAGRAM if self.protocol == "udp" else _WRITE
+        if self.length is not None and self.length > most:
+            found.append(("length", f"iperf3 sends at most {most} bytes at once over {self.protocol}"))
         return found
 
     def requires(self) -> tuple[features.Feature, ...]:

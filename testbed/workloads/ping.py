@@ -14,6 +14,7 @@ from testbed.steps import Spawn, Step
 from testbed.units import Size, Time
 from testbed.workloads.place import PERCENTILES, Measured, Task, latencies
 
+_PAYLOAD = 65507  # 65535 less the headers of IPv4 and ICMP
 _REPLY = re.compile(r"^\[(?P<when>[0-9.]+)\] .*icmp_seq=(?P<seq>\d+).* time=(?P<ms>[0-9.]+) ms(?P<dup>.*DUP)?", re.M)
 _TOTAL = re.compile(r"^(?P<sent>\d+) packets transmitted, (?P<got>\d+) received", re.M)
 
@@ -40,9 +41,12 @@ class Ping(Spec):
 
     def faults(self) -> list[tuple[str, str]]:
         """Return (field, sentence) for what can't work."""
+        found = []
         if self.interval < 0.002:
-            return [("interval", "ping(8) takes no interval below 2ms")]
-        return []
+            found.append(("interval", "ping(8) takes no interval below 2ms"))
+        if self.size is not None and self.size > _PAYLOAD:
+            found.append(("size", f"an echo request over IPv4 carries at most {_PAYLOAD} bytes"))
+        return found
 
     def requires(self) -> tuple[features.Feature, ...]:
         """Return what the machine must offer."""

@@ -1,0 +1,206 @@
+"""The documentation is tested: its commands run, its topologies are right, its links lead somewhere.
+
+A comment before a fenced block says what is done with it; readers do not see it:
+
+    <!-- run -->  or  <!-- run: mptcp tbf -->   a console block: each `$ ` command runs, in order, and needs features
+    <!-- check -->                              a yaml block: `testbed check` finds no error
+    <!-- file: docs/examples/event.yaml -->     a yaml block: the content of that file
+
+A command ends with status 0, or with that of a following line `(exit 1)`. The lines shown below it are lines of its
+real output, in that order; numbers may differ, and a line `...` stands for those left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from testbed import __version__, features
+from testbed.experiment import read
+from testbed.topology import Topology, schema
+from testbed.topology import Work as Kinds
+from tests.conftest import ROOT, Need, testbed
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {p.stem: p.read_text() for p in PAGES}
+# The commands of one section follow each other; sections do not need each other.
+SECTIONS = {
+    f"{n}: {part.partition(chr(10))[0]}": part for n, t in TEXTS.items() for part in re.split(r"^## ", t, flags=re.M)
+}
+_BLOCK = re.compile(r"(?:^<!-- (?P<mark>[^\n]*) -->\n)?^```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.M | re.S)
+_LINK = re.compile(r"\]\((?P<to>[^)\s]+)\)")
+_STATUS = re.compile(r"\(exit (\d+)\)")
+_END = "\x1e"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A documented command, the lines that are shown of its output, and its exit status."""
+
+    text: str
+    shown: tuple[str, ...]
+    status: int
+
+
+def blocks(text: str) -> Iterator[tuple[str, str, str]]:
+    """Yield (what its mark says, kind, content) of every fenced block."""
+    for found in _BLOCK.finditer(text):
+        yield found["mark"] or "", found["kind"], found["body"]
+
+
+def marked(text: str, mark: str) -> list[tuple[str, str]]:
+    """Return (the mark's argument, content) of the blocks with a mark."""
+    pairs = [(m.partition(":"), body) for m, _, body in blocks(text)]
+    return [(argument.strip(), body) for (word, _, argument), body in pairs if word == mark]
+
+
+def commands(body: str) -> Iterator[Command]:
+    """Yield the commands of a console block."""
+    for part in re.split(r"^\$ ", body, flags=re.M)[1:]:
+        text, *shown = part.splitlines()
+        status = next((int(s[1]) for row in shown if (s := _STATUS.fullmatch(row))), 0)
+        kept = tuple(r for r in shown if r.strip() not in ("", "...") and not _STATUS.fullmatch(r))
+        yield Command(text, kept, status)
+
+
+def plain(row: str) -> str:
+    """Return a line of output without what differs from run to run: numbers, and the width of columns."""
+    return " ".join(re.sub(r"\d+(\.\d+)?(e[+-]\d+)?", "#", row).split())
+
+
+def perform(found: list[Command], folder: Path) -> list[tuple[str, int]]:
+    """Run commands in order; return (output, exit status) of each.
+
+    They have network and process namespaces of their own: names of labs clash with nobody's, and whatever happens,
+    nothing that they started outlives them.
+    """
+    script = "".join(f"( {c.text}\n) 2>&1 </dev/null; printf '{_END}%s{_END}' $?\n" for c in found)
+    own = ("unshare", "--net", "--pid", "--kill-child", "--mount-proc")
+    words = (*own, *(("--map-current-user",) if os.geteuid() else ()), "bash", "-c", script)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
+    env = {**os.environ, "PATH": path, "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False)
+    parts = done.stdout.split(_END)
+    assert len(parts) == 2 * len(found) + 1, done.stderr
+    return [(output, int(status)) for output, status in zip(parts[0::2], parts[1::2], strict=False)]
+
+
+def explained(command: Command, output: str, status: int) -> str:
+    """Return what is wrong with a command's result, "" when it is as documented."""
+    if status != command.status:
+        return f"$ {command.text}\nended with {status} instead of {command.status}:\n{output}"
+    rows = iter(output.splitlines())
+    for shown in command.shown:
+        if not any(plain(shown) == plain(row) for row in rows):
+            return (
+                f"$ {command.text}\nthis line is shown, and it is not in the output, or not there:\n{shown}\n\n{output}"
+            )
+    return ""
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("section", [s for s, text in SECTIONS.items() if marked(text, "run")])
+def test_commands_do_what_the_page_shows(section: str, tmp_path: Path, need: Need) -> None:
+    marks = marked(SECTIONS[section], "run")
+    need(*sorted({name for argument, _ in marks for name in argument.split()}))
+    for name in ("topologies", "experiments", "docs"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    found = [c for _, body in marks for c in commands(body)]
+    faults = [explained(c, *result) for c, result in zip(found, perform(found, tmp_path), strict=True)]
+    assert not any(faults), "\n\n".join(filter(None, faults))
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_topologies_shown_are_right(page: str, tmp_path: Path) -> None:
+    for number, (_, body) in enumerate(marked(TEXTS[page], "check")):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(body)
+        read(file)
+    for name, body in marked(TEXTS[page], "file"):
+        rows = (ROOT / name).read_text().splitlines(keepends=True)
+        assert "".join(r for r in rows if not r.startswith("# yaml-language-server")) == body, name
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "docs/examples").glob("*.yaml")), ids=lambda f: f.stem)
+def test_examples_are_right(file: Path) -> None:
+    read(file)
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_mark_is_one_that_is_known(page: str) -> None:
+    for mark, kind, body in blocks(TEXTS[page]):
+        word = mark.partition(":")[0]
+        assert word in {"console": ("", "run"), "yaml": ("", "check", "file")}.get(kind, ("",)), mark
+        assert kind != "console" or body.startswith("$ "), body
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    for found in _LINK.finditer(text):
+        to, _, anchor = found["to"].partition("#")
+        if to.startswith(("http:", "https:", "mailto:")):
+            continue
+        target = (page.parent / to).resolve() if to else page
+        assert target.exists(), found["to"]
+        assert not anchor or anchor in anchors(target), found["to"]
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as code hosts make them."""
+    headings = re.findall(r"^#+ +(.*)$", page.read_text(), flags=re.M)
+    return {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+def test_the_language_reference_has_every_key() -> None:
+    page = (ROOT / "docs/topology.md").read_text()
+    parts = [schema()["properties"], *(d.get("properties", {}) for d in schema()["$defs"].values())]
+    missing = {key for part in parts for key in part if f"`{key}`" not in page}
+    assert not missing
+
+
+def test_the_metrics_page_has_every_metric_of_every_workload() -> None:
+    page = (ROOT / "docs/metrics.md").read_text()
+    made: dict[str, list[dict[str, object]]] = {
+        "iperf3": [{"from": "a", "to": "b", "protocol": p, "rate": "1mbit"} for p in ("tcp", "udp", "mptcp")],
+        "ping": [{"from": "a", "to": "b"}],
+        "command": [{"node": "a", "argv": ["true"]}],
+    }
+    assert set(made) == set(Kinds.model_fields)
+    for kind, examples in made.items():
+        for example in examples:
+            metrics = Kinds.model_validate({kind: example}).workload().metrics()
+            assert not [m for m in metrics if f"`{m}`" not in page]
+
+
+def test_the_readme_names_every_verb() -> None:
+    verbs = re.findall(r"^  (\w+)  ", testbed("--help").stdout.partition("Commands:")[2], flags=re.M)
+    assert len(verbs) > 9
+    page = (ROOT / "README.md").read_text()
+    assert not [v for v in verbs if f"testbed {v}" not in page]
+
+
+def test_every_feature_is_explained() -> None:
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    assert not [f.name for f in features.ALL if f"`{f.name}`" not in page]
+
+
+def test_the_schema_for_editors_is_the_languages_own() -> None:
+    kept = json.loads((ROOT / "docs/topology.schema.json").read_text())
+    assert kept == schema(), "testbed schema > docs/topology.schema.json"
+    assert set(Topology.model_fields) <= set(kept["properties"])
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    found = re.search(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)
+    assert found is not None
+    assert found[1] == __version__

@@ -55,10 +55,13 @@ Loss = Annotated[
 ]
 
 
+Discipline = Literal[DISCIPLINES]  # type: ignore[valid-type]  # the driver's list is the source
+
+
 class Queue(Spec):
     """What waits where the link is slower than the sender: a discipline, and its limit."""
 
-    discipline: Literal[DISCIPLINES] = "bfifo"  # type: ignore[valid-type]  # the driver's list is the source
+    discipline: Discipline = "bfifo"
     limit: Size | None = Field(None, description="Bytes, for bfifo")
     packets: int | None = Field(None, ge=1, le=10**6, description="Packets, for every other discipline")
 
@@ -75,7 +78,7 @@ class Direction(Spec):
     duplicate: Percentage | None = None
     corrupt: Percentage | None = None
     reorder: Percentage | None = None
-    queue: Annotated[Queue, BeforeValidator(_queue, json_schema_input_type=str | Queue)] | None = None
+    queue: Annotated[Queue, BeforeValidator(_queue, json_schema_input_type=Discipline | Queue)] | None = None
 
 
 class Shaping(Direction):
@@ -346,6 +349,10 @@ def schema() -> dict[str, Any]:
     del found["required"]
     found["anyOf"] = [{"required": ["name", "nodes"]}, {"required": ["topology"]}]
     found["properties"]["nodes"]["additionalProperties"] = {"anyOf": [{"$ref": "#/$defs/Node"}, {"type": "null"}]}
+    for part in (found, *found["$defs"].values()):
+        for value in part.get("properties", {}).values():
+            if "pattern" in value and not isinstance(value.get("default"), str):
+                value.pop("default", None)  # a quantity as it is held, not as it is written
     return {**found, "$schema": "https://json-schema.org/draft/2020-12/schema", "title": "testbed topology"}
 
 

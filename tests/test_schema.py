@@ -1,0 +1,53 @@
+"""The JSON Schema that editors use (`# yaml-language-server`): the same language as the one that is checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from testbed import document
+from testbed.errors import InputError
+from testbed.experiment import read
+from testbed.topology import schema
+from tests.golden import Say, compare, say
+
+__all__ = ["say"]
+ROOT = Path(__file__).parent.parent
+FILES = sorted([*ROOT.glob("topologies/*.yaml"), *ROOT.glob("experiments/*.yaml")])
+BAD = sorted(f for kind in ("key", "missing", "type") for f in (ROOT / "tests/errors").glob(f"{kind}-*.yaml"))
+
+
+def faults(file: Path) -> list[str]:
+    data: Any = document.parse(file.read_text(), file.name).data
+    return [e.message for e in jsonschema.Draft202012Validator(schema()).iter_errors(data)]
+
+
+def test_it_is_a_schema_of_draft_2020_12() -> None:
+    assert schema()["$schema"] == jsonschema.Draft202012Validator.META_SCHEMA["$id"]
+    jsonschema.Draft202012Validator.check_schema(schema())
+
+
+def test_the_kept_copy_is_what_the_command_prints(say: Say) -> None:
+    status, out, _ = say("schema")
+    assert status == 0
+    assert json.loads(out) == schema()
+    compare(out, ROOT / "docs/topology.schema.json")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_every_topology_and_experiment_is_valid_and_names_the_schema(file: Path) -> None:
+    assert faults(file) == []
+    first = file.read_text().splitlines()[0]
+    name = first.removeprefix("# yaml-language-server: $schema=")
+    assert (file.parent / name).resolve() == ROOT / "docs/topology.schema.json"
+
+
+@pytest.mark.parametrize("file", BAD, ids=lambda f: f.stem)
+def test_an_editor_sees_unknown_and_missing_keys_and_wrong_types(file: Path) -> None:
+    assert faults(file)
+    with pytest.raises(InputError):
+        read(file)

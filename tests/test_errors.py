@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.golden import Say, compare, say
+from tests.kept import Say, compare, say
 
 __all__ = ["say"]
 ERRORS = Path(__file__).parent / "errors"

@@ -13,7 +13,7 @@ from testbed import document
 from testbed.errors import InputError
 from testbed.experiment import read
 from testbed.topology import schema
-from tests.golden import Say, compare, say
+from tests.kept import Say, compare, say
 
 __all__ = ["say"]
 ROOT = Path(__file__).parent.parent

@@ -1,0 +1,105 @@
+"""The one direction of imports, and the few modules that may touch what must stay in one place (docs/design)."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "testbed"
+TREES = {
+    ".".join(f.relative_to(PACKAGE).with_suffix("").parts): ast.parse(f.read_text()) for f in PACKAGE.rglob("*.py")
+}
+# What makes a plan of a file, lowest first: a module imports of its own layer and of those before it.
+PURE = (
+    ("errors", "wire", "features", "spec", "units"),
+    ("steps", "document", "drivers"),
+    ("explain", "nodes", "workloads"),
+    ("topology",),
+    ("experiment", "addressing"),
+    ("consistency",),
+    ("plan",),
+    ("schedule",),
+)
+# A file is an experiment, a topology is checked as a whole: both are above the models, whose functions call them.
+LATE = {("topology", "experiment"), ("topology", "consistency")}
+# What performs steps knows nothing of where they come from.
+LINUX = {"linux", "netlink", "lab", "probes", "timeline", "sampler", "holder", "sandbox", "control", "mptcp"}
+NO_LINUX = {"subprocess", "socket", "select", "selectors", "signal", "ctypes", "time", "threading", "pyroute2"}
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Every module that is imported, ours without `testbed.`; also each name of `from testbed import x`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.removeprefix("testbed.") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module == "testbed":
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.removeprefix("testbed.")
+
+
+def layer(module: str) -> int | None:
+    return next((n for n, names in enumerate(PURE) if module.partition(".")[0] in names), None)
+
+
+@pytest.mark.parametrize("module", sorted(m for m in TREES if layer(m) is not None))
+def test_imports_go_one_way(module: str) -> None:
+    mine = layer(module)
+    ours = [m for m in imported(TREES[module]) if m in TREES or layer(m) is not None]
+    wrong = [m for m in ours if (module, m) not in LATE and (layer(m) is None or (layer(m) or 0) > (mine or 0))]
+    assert not wrong, f"{module} imports {wrong}"
+
+
+@pytest.mark.parametrize("module", sorted(m for m in TREES if layer(m) is not None))
+def test_planning_asks_nothing_of_the_machine(module: str) -> None:
+    # Drivers take the numbers of address families from `socket`, and only those.
+    allowed = {"socket"} if module.startswith("drivers.") else set()
+    assert not (set(imported(TREES[module])) & NO_LINUX) - allowed
+    calls = [
+        n.attr for n in ast.walk(TREES[module]) if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "socket"
+    ]
+    assert set(calls) <= {"AF_INET", "AF_INET6", "AF_UNSPEC", "inet_pton"}
+
+
+@pytest.mark.parametrize("module", sorted(m for m in TREES if m.partition(".")[0] in LINUX))
+def test_what_performs_steps_knows_no_topology(module: str) -> None:
+    above = {m for m in imported(TREES[module]) if (layer(m) or 0) >= 2}
+    assert not above
+
+
+def users(*words: str) -> set[str]:
+    """The modules that import, or name with a dot, one of these."""
+    found = {m for m, tree in TREES.items() if set(words) & set(imported(tree))}
+    return found | {
+        m
+        for m, tree in TREES.items()
+        if any(isinstance(n, ast.Attribute) and ast.unparse(n) in words for n in ast.walk(tree))
+    }
+
+
+def test_processes_are_started_in_three_places() -> None:
+    assert users("os.fork", "os.execvp", "os.posix_spawn", "os.posix_spawnp", "subprocess.run", "subprocess.Popen") == {
+        "lab",  # the lab's own
+        "sandbox",  # the holder, and what enters a node
+        "machines.here",  # probes
+    }
+
+
+def test_one_module_opens_netlink_sockets() -> None:
+    assert users("socket.AF_NETLINK") == {"netlink"}
+
+
+def test_one_module_reads_yaml() -> None:
+    assert users("yaml") == {"document"}
+
+
+def test_one_module_prints() -> None:
+    prints = {
+        m
+        for m, tree in TREES.items()
+        if any(isinstance(n, ast.Call) and ast.unparse(n.func) == "print" for n in ast.walk(tree))
+    }
+    assert prints | users("sys.stdout", "sys.stderr") == {"cli"}

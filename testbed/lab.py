@@ -26,6 +26,8 @@ from testbed.steps import LAB, Configure, Netlink, Run, Spawn, Step, Wait, Write
 
 Waiting = Generator[float, None, None]
 Say = Callable[[dict[str, object]], None]
+# What this process, or Python, ignores: a command would inherit that.
+_DEFAULT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD, signal.SIGXFSZ)
 _BATCH = 32768  # bytes in one send: well under the smallest default socket buffer
 
 
@@ -41,6 +43,7 @@ class Process:
     step: Spawn | None = None
     status: int | None = None
     ended: float = 0.0
+    stopped: bool = False  # it was told to end
 
 
 @dataclass(slots=True)
@@ -219,7 +222,7 @@ def start(lab: Lab, node: str, argv: Sequence[str], env: Mapping[str, str], cwd:
                 file_actions=actions,
                 setpgroup=0,
                 setsigmask=(),
-                setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD),
+                setsigdef=_DEFAULT,
             )
         finally:
             os.chdir("/")
@@ -271,6 +274,7 @@ def stop(processes: Sequence[Process], patience: float = 3.0) -> Waiting:
     for process in reversed(processes):
         if process.status is not None:
             continue
+        process.stopped = True
         kill(process, process.step.stop if process.step else signal.SIGTERM)
         deadline = time.monotonic() + patience
         while process.status is None:

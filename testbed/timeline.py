@@ -44,11 +44,11 @@ def play(lab: Lab, steps: Sequence[Step], folder: Path, say: Say) -> Waiting:
             _overdue(clients)
             yield _patience(clients)
     finally:
-        failures += [text for p in lab.processes[first:] if (text := _fault(p))]
         # However it ends: first what loads the network, for only then there is an end to what captures see.
         yield from labs.stop([p for p in lab.processes[first:] if _bounded(p)])
         yield from labs.drain(lab, lab.processes[first:])
         yield from labs.stop(lab.processes[first:])
+        failures += [text for p in lab.processes[first:] if (text := _fault(p))]
         summary = {
             "monotonic": origin,
             "time": real,
@@ -113,8 +113,11 @@ def _lost(processes: Sequence[Process]) -> bool:
 
 
 def _fault(process: Process) -> str:
-    """Say what is wrong with how a process ended, or that it ended at all; nobody is excused who was killed."""
-    if process.step is None or process.status is None:
+    """Say what is wrong with how a process ended, or that it ended before it was told to.
+
+    One that may end by itself is not excused from being killed.
+    """
+    if process.step is None or process.status is None or process.stopped:
         return ""
     if process.status >= 0 and (process.step.may_end or (process.status == 0 and _bounded(process))):
         return ""

@@ -157,9 +157,10 @@ def _syntax(e: yaml.MarkedYAMLError, source: Source) -> Problem:
     if sign and sign in "%@`" and e.context == "while scanning for the next token":
         return Mark(source, wrong.line, wrong.column).problem(f"a value can't begin with {sign}: put it in quotes")
     at_beginning, words = _SYNTAX.get(str(e.problem), (False, f"this is not YAML: {e.problem or e.context}"))
-    mark = began if at_beginning else wrong
+    rest = (row[wrong.column if n == wrong.line else 0 :] for n, row in enumerate(source.rows) if n >= wrong.line)
+    mark = began if at_beginning or not any(row.strip() for row in rest) else wrong
     words = words.format(line=began.line + 1, sign=_character(source, began.line, began.column))
-    return Mark(source, mark.line, mark.column).problem(words)
+    return Mark(source, min(mark.line, len(source.rows) - 1), mark.column).problem(words)
 
 
 def _character(source: Source, line: int, column: int) -> str:
@@ -186,8 +187,11 @@ class _Builder:
 
     def mark(self, event: Any) -> Mark:
         start, end = event.start_mark, event.end_mark
-        if isinstance(event, yaml.ScalarEvent) and start.index == end.index and start.column:
-            return Mark(self.source, start.line, start.column - 1)  # nothing is written there: the `:` or `-` before it
+        if isinstance(event, yaml.ScalarEvent) and start.index == end.index:
+            # Nothing is written there: the `:` or `-` before it, also where that ends the file.
+            line = min(start.line, len(self.source.rows) - 1)
+            column = start.column if line == start.line else len(self.source.rows[line])
+            return Mark(self.source, line, max(0, column - 1))
         same = start.line == end.line and end.column > start.column
         return Mark(self.source, start.line, start.column, end.column - start.column if same else 1)
 

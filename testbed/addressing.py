@@ -5,6 +5,7 @@ from __future__ import annotations
 from binascii import crc32
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_interface, ip_network
@@ -152,12 +153,14 @@ def _addresses(bare: Network) -> dict[tuple[str, str], tuple[str, ...]]:
         for _, members in sorted(bare.segments.items()):
             wanting = [i for i in members if (i.node, i.name) in left_out]
             own = [ip_interface(a) for i in members for a in i.addresses if (":" in a) == (version == 6)]
-            if not members:
-                continue
             # A segment with stated addresses uses up its place in the pool all the same: to state the addresses of
             # one link changes those of no other.
-            planned = take(len(members), members[0].link)
-            subnet = own[0].network if own else planned
+            if own or not wanting:
+                with suppress(NoRoom):
+                    take(len(members), members[0].link)
+            if not wanting:
+                continue
+            subnet = own[0].network if own else take(len(members), wanting[0].link)
             taken = {int(o.ip) for o in own}
             base = int(subnet.network_address)
             room = subnet.num_addresses - (2 if version == 4 else 1)

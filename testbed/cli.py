@@ -144,11 +144,13 @@ def up(
         change = changes.compare(lab.ask("plan"), made.steps)
         if dry_run:
             print(change, end="")
+            start.permitted(lab_name, change)
             return
         if recreate and change.refused:
             lab.down()
             what = "recreated"
         else:
+            start.permitted(lab_name, change)
             what = "changed" if change.removed or change.added else "unchanged"
             if what == "changed":
                 print(change, end="", file=sys.stderr if as_json else sys.stdout)

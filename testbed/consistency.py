@@ -312,7 +312,8 @@ def _flow(net: Network, work: Work, at: Path) -> Iterator[Fault]:
     end = f"{target}:{ifname or ''}"
     if not any(net.address(end, v) and net.address(source, v) for v in wanted):
         lacking = target if not any(net.address(end, v) for v in wanted) else source
-        yield (*at, "to"), f"{lacking} has no {' or '.join(f'IPv{v}' for v in wanted)} address", ""
+        hint = "it is a bridge, whose ports have none" if net.topology.nodes[lacking].bridge is not None else ""
+        yield (*at, "to"), f"{lacking} has no {' or '.join(f'IPv{v}' for v in wanted)} address", hint
         return
     if not reachable(net, source, target):
         why = "no path of links, bridges and routers joins them"

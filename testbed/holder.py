@@ -242,9 +242,9 @@ def _up(
         holder.about.update(about)
 
 
-def _run(holder: Holder, line: Line, steps: Sequence[Step], folder: str) -> Task:
+def _run(holder: Holder, line: Line, steps: Sequence[Step], folder: str, seconds: float) -> Task:
     with _busy(holder, "run"):
-        yield from timeline.play(holder.lab, steps, Path(folder), lambda v: _answer(line, "progress", v))
+        yield from timeline.play(holder.lab, steps, Path(folder), seconds, lambda v: _answer(line, "progress", v))
 
 
 @contextmanager

@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TextIO, cast
 
@@ -58,6 +59,7 @@ class Lab:
     processes: list[Process] = field(default_factory=list)
     done: list[Step] = field(default_factory=list)  # what stands: the plan as far as it is performed
     families: dict[str, int] = field(default_factory=dict)
+    indexes: Iterator[int] = field(default_factory=lambda: count(2))  # of interfaces; 1 is lo
     log: TextIO | None = None
 
     def place(self, node: str) -> Namespace:
@@ -73,7 +75,8 @@ def begin(name: str, folder: Path) -> Lab:
     """Return a lab without nodes, in the sandbox that this process is in."""
     home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     lab = Lab(name, home, folder, dict(os.environ, TMPDIR=f"{FOLDER}/tmp"))
-    lab.nodes[LAB] = Namespace(LAB, home, netlink.connect(wire.NETLINK_ROUTE), lab.nodes)
+    lab.nodes[LAB] = Namespace(LAB, home, netlink.connect(wire.NETLINK_ROUTE), lab.nodes, lab.indexes)
+    lab.nodes[LAB].mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     configure(lab, [Configure(LAB, LinkSet("lo", up=True))])
     lab.done.clear()
     return lab
@@ -165,7 +168,7 @@ def _send(lab: Lab, batch: Sequence[tuple[Configure, wire.Message]], inside: Nam
 
 
 def _add_namespace(lab: Lab, name: str) -> None:
-    here = lab.nodes[name] = netlink.create(name, lab.nodes)
+    here = lab.nodes[name] = netlink.create(name, lab.nodes, lab.indexes)
     # The symlink is enough for `ip netns` while PID 1 lives, and costs no mount.
     Path("/run/netns", name).symlink_to(f"/proc/1/fd/{here.fd}")
 
@@ -212,20 +215,33 @@ def start(lab: Lab, node: str, argv: Sequence[str], env: Mapping[str, str], cwd:
     """Start a command in a node with these standard streams; its process group is its own."""
     actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds)]
     # setns around posix_spawn costs 30 us; a preexec_fn would cost 2 ms, for it forces fork instead of vfork.
-    with netlink.inside(lab.place(node or LAB).fd, lab.home):
-        try:
-            os.chdir(cwd)
-            return os.posix_spawnp(
-                argv[0],
-                list(argv),
-                env,
-                file_actions=actions,
-                setpgroup=0,
-                setsigmask=(),
-                setsigdef=_DEFAULT,
-            )
-        finally:
-            os.chdir("/")
+    with netlink.inside(lab.place(node or LAB).fd, lab.home), _own_sys(lab.place(node or LAB), lab.place(LAB)):
+        os.chdir(cwd)
+        return os.posix_spawnp(
+            argv[0],
+            list(argv),
+            env,
+            file_actions=actions,
+            setpgroup=0,
+            setsigmask=(),
+            setsigdef=_DEFAULT,
+        )
+
+
+@contextmanager
+def _own_sys(here: Namespace, home: Namespace) -> Iterator[None]:
+    """Be where /sys/class/net is the node's own: each node has a mount namespace from its first process on."""
+    try:
+        if here.mounts >= 0:
+            linux.setns(here.mounts, linux.CLONE_NEWNS)
+        else:
+            linux.unshare(linux.CLONE_NEWNS)
+            with suppress(OSError):  # a container may refuse; only programs that read /sys/class/net miss it
+                linux.mount("sysfs", "/sys", "sysfs", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
+            here.mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        yield
+    finally:
+        linux.setns(home.mounts, linux.CLONE_NEWNS)  # which also leads back to the root directory
 
 
 def run(lab: Lab, step: Run) -> Waiting:

@@ -68,8 +68,10 @@ def mptcp(net: Network, node: str, rows: Rows, origin: float) -> dict[str, Measu
     rtts: dict[str, list[float]] = {}
     for row in during:
         for s in row["subflows"]:
-            latest[s["token"], s["local"], s["local_port"], s["remote"], s["remote_port"]] = s
-            if s["rtt_ms"]:
+            key = (s["token"], s["local"], s["local_port"], s["remote"], s["remote_port"])
+            before, latest[key] = latest.get(key), s
+            # An idle connection, such as iperf3's control connection, would tell of the time when it was last used.
+            if s["rtt_ms"] and (before is None or before["bytes_acked"] != s["bytes_acked"]):
                 rtts.setdefault(owner.get(s["local"], s["local"]), []).append(s["rtt_ms"])
         for ifname in dict.fromkeys(owner.values()):
             mine = [s for s in latest.values() if owner.get(s["local"]) == ifname]
@@ -105,12 +107,14 @@ def machine(rows: Rows, origin: float) -> dict[str, Measured]:
     during = [r for r in rows if r["t"] > origin]
     if not during:
         return {}
-    # A single tick is too short to say anything of CPU use: take the busiest second.
     cpu = [(r["t"] - origin, 100 * r["cpu"]) for r in during]
-    seconds: dict[int, list[float]] = {}
-    for t, v in cpu:
-        seconds.setdefault(int(t), []).append(v)
-    means = [sum(v) / len(v) for v in seconds.values()]
+    # A single tick is too short to say anything of CPU use: take the busiest second that was seen for at least half.
+    busy: dict[int, float] = {}
+    seen: dict[int, float] = {}
+    for (before, _), (t, used) in pairwise([(0.0, 0.0), *cpu]):
+        busy[int(t)] = busy.get(int(t), 0.0) + used * (t - before)
+        seen[int(t)] = seen.get(int(t), 0.0) + t - before
+    means = [busy[second] / seen[second] for second in busy if seen[second] >= 0.5] or [cpu[-1][1]]
     return {
         "machine.cpu_max_pct": Measured(max(means), "%", tuple(cpu), "busiest second, all CPUs"),
         "machine.cpu_mean_pct": Measured(sum(v for _, v in cpu) / len(cpu), "%"),

@@ -27,9 +27,11 @@ class Namespace:
     fd: int
     route: socket.socket
     peers: dict[str, Namespace]
+    unused: Iterator[int]  # indexes, one sequence for a whole lab
     known: dict[str, int] = field(default_factory=lambda: {"lo": 1})
     stale: bool = False  # the kernel may have interfaces that we did not make: look before choosing an index
     genl: socket.socket | None = None
+    mounts: int = -1  # a mount namespace whose /sys is this node's, made when its first process starts
 
     def index(self, ifname: str) -> int:
         """Return an interface's index, looked up only where it was not chosen here."""
@@ -41,12 +43,17 @@ class Namespace:
         return found
 
     def claim(self, ifname: str, node: str | None = None) -> int:
-        """Choose the index of an interface about to be made: nothing has to be looked up later."""
+        """Choose the index of an interface about to be made: nothing has to be looked up later.
+
+        No two interfaces of a lab share one: where both ends of a veth pair had the same, the kernel would take
+        the pair for one device and report carrier up to a second late (net/core/link_watch.c).
+        """
         if node is not None:
             return self.peers[node].claim(ifname)
         if self.stale:
             self.look()
-        index = self.known[ifname] = max(self.known.values()) + 1 if self.stale else len(self.known) + 1
+        taken = set(self.known.values()) if self.stale else frozenset()
+        index = self.known[ifname] = next(n for n in self.unused if n not in taken)
         return index
 
     def namespace(self, node: str) -> int:
@@ -77,10 +84,11 @@ class Refusal:
         return f"{os.strerror(self.errno)} (errno {self.errno}){said}"
 
 
-def create(name: str, peers: dict[str, Namespace]) -> Namespace:
+def create(name: str, peers: dict[str, Namespace], unused: Iterator[int]) -> Namespace:
     """Make an empty namespace and leave this process in it: the caller goes home when all are made."""
     linux.unshare(linux.CLONE_NEWNET)
-    return Namespace(name, os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC), connect(wire.NETLINK_ROUTE), peers)
+    fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    return Namespace(name, fd, connect(wire.NETLINK_ROUTE), peers, unused)
 
 
 @contextmanager

@@ -159,11 +159,12 @@ def _interfaces(net: Network) -> Iterator[Step]:
         bridge = net.topology.nodes[name].bridge
         yield Configure(name, LinkSet("lo", up=True))
         for i in interfaces:
+            if not i.port:
+                yield Configure(name, AutoAddressOff(i.name))  # before an MTU below 1280 takes IPv6 off the interface
             if i.mtu != MTU:
                 yield Configure(name, LinkSet(i.name, mtu=i.mtu))
             if i.port:
                 continue
-            yield Configure(name, AutoAddressOff(i.name))
             for address in _addresses(i):
                 yield Configure(name, address)
             yield Configure(name, LinkSet(i.name, up=True))
@@ -229,13 +230,17 @@ def _commands(net: Network) -> Iterator[Step]:
 
 
 def _waits(net: Network) -> Iterator[Step]:
-    """Await the ends that were up before their peer: the other ends had carrier when they came up."""
+    """Await the ends that were up before their peer: the other ends had carrier when they came up.
+
+    IPv6 needs the other ends as well: it begins to use an interface when that is operationally up (addrconf.c).
+    """
     first: dict[str, list[str]] = {}
     order = {name: n for n, name in enumerate(net.interfaces)}
     for link in net.topology.links:
         near, far = _ends(net, link)
         early = near if near.port or order[near.node] <= order[far.node] else far
-        first.setdefault(early.node, []).append(early.name)
+        for end in (near, far) if 6 in net.families else (early,):
+            first.setdefault(end.node, []).append(end.name)
     for node, names in first.items():
         yield Wait(node, LinksUp(tuple(names)))
 

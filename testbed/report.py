@@ -154,11 +154,7 @@ def _doubts(topology: Topology, metrics: dict[str, Measured], folder: Folder) ->
     shaped = _shaped(topology)
     for name, metric in metrics.items():
         where, _, what = name.rpartition(".")
-        if (
-            what in ("qdisc_drops", "rx_dropped", "tx_dropped")
-            and metric.value
-            and tuple(where.split(".", 1)) not in shaped
-        ):
+        if what in ("qdisc_drops", "rx_dropped", "tx_dropped") and metric.value and where not in shaped:
             yield Doubt(
                 f"flows through {where}",
                 f"{metric.value:.0f} packets dropped ({what}) where no shaping was asked for",
@@ -170,15 +166,15 @@ def _doubts(topology: Topology, metrics: dict[str, Measured], folder: Folder) ->
             yield Doubt("everything", f"the kernel says: {row}")
 
 
-def _shaped(topology: Topology) -> set[tuple[str, ...]]:
-    """Return the interfaces at which drops are part of what was asked for: a rate, a loss, a queue limit."""
+def _shaped(topology: Topology) -> set[str]:
+    """Return the interfaces (node.interface) where drops are part of what was asked for: by a rate, loss or queue."""
     changing = {e.link for e in topology.events if e.set is not None or e.down is not None}
-    found = set()
+    found: set[str] = set()
     for link in topology.links:
         ways = (link.shape("forward"), link.shape("reverse"))
         lossy = any(w.rate or w.loss or w.queue or w.limit for w in ways)
         if lossy or link.name in changing or changing & set(link.ends):
-            found |= {tuple(end.split(":", 1)) for end in link.ends}
+            found |= {end.replace(":", ".") for end in link.ends}
     return found
 
 

@@ -39,7 +39,7 @@ def run(experiment: Experiment, case: Case, root: Path, overrides: tuple[str, ..
     results.write(folder, "manifest.json", results.manifest(overrides, case.settings, experiment.seed, **facts))
     with results.kernel_log(folder):
         lab = up(planned, name, say=say, folder=folder.path, requires=needed, about={"run": str(folder.path)})
-        _play(lab, steps, folder, say)
+        _play(lab, steps, folder, case.topology.duration or 0.0, say)
     facts |= {"ended": time.time()}
     results.write(folder, "manifest.json", results.manifest(overrides, case.settings, experiment.seed, **facts))
     found = report(folder.path)
@@ -47,9 +47,9 @@ def run(experiment: Experiment, case: Case, root: Path, overrides: tuple[str, ..
     return found
 
 
-def _play(lab: RunningLab, steps: tuple[Step, ...], folder: Folder, say: Say) -> None:
+def _play(lab: RunningLab, steps: tuple[Step, ...], folder: Folder, seconds: float, say: Say) -> None:
     try:
-        lab.ask("run", steps, str(folder.path), say=say)
+        lab.ask("run", steps, str(folder.path), seconds, say=say)
     except TestbedError:
         lab.down()
         report(folder.path)  # of what there is; the error itself says more than its verdict

@@ -69,11 +69,16 @@ def where(plan: Plan) -> dict[str, list[tuple[str, str]]]:
     return {n: [(i.name, " ".join(i.addresses)) for i in found] for n, found in plan.network.interfaces.items()}
 
 
-def change(lab: RunningLab, plan: Plan, found: Change, say: control.Say | None = None) -> None:
-    """Apply a change in place; LabError when it needs a new lab (then nothing was changed)."""
+def permitted(name: str, found: Change) -> None:
+    """Raise LabError, naming the steps, when a change needs a new lab."""
     if found.refused:
         rows = "".join(f"\n    {s}" for s in found.refused)
-        raise LabError(f"lab {lab.name}: this can't be undone in a running lab; `--recreate` makes it anew:{rows}")
+        raise LabError(f"lab {name}: this can't be undone in a running lab; `--recreate` makes it anew:{rows}")
+
+
+def change(lab: RunningLab, plan: Plan, found: Change, say: control.Say | None = None) -> None:
+    """Apply a change in place; LabError when it needs a new lab (then nothing was changed)."""
+    permitted(lab.name, found)
     here.require(plan.requires())
     tell = {"topology": plan.topology.name, "interfaces": where(plan)}
     lab.ask("change", found.perform, plan.steps, tell, plan.hosts, say=say)

@@ -13,9 +13,10 @@ from testbed.lab import Lab, Process, Say, Waiting
 from testbed.steps import Configure, Spawn, Step
 
 
-def play(lab: Lab, steps: Sequence[Step], folder: Path, say: Say) -> Waiting:
+def play(lab: Lab, steps: Sequence[Step], folder: Path, seconds: float, say: Say) -> Waiting:
     """Perform the steps without a time, then the timed ones each at its own; stop what still runs.
 
+    It lasts until every timed process has ended, and at least `seconds`.
     Write `run.json` into `folder`: the origin of the run's clock (t = 0 on CLOCK_MONOTONIC and
     CLOCK_REALTIME, seconds), every timed step with the time it took effect, every process with its end.
     """
@@ -39,10 +40,11 @@ def play(lab: Lab, steps: Sequence[Step], folder: Path, say: Say) -> Waiting:
             events += _happen(lab, due, origin, failures, say)
         while not _lost(lab.processes[first:]):
             clients = [p for p in lab.processes[first:] if p.status is None and _bounded(p)]
-            if not clients:
+            left = origin + seconds - time.monotonic()
+            if not clients and left <= 0:
                 break
             _overdue(clients)
-            yield _patience(clients)
+            yield min(_patience(clients), left) if left > 0 else _patience(clients)
     finally:
         # However it ends: first what loads the network, for only then there is an end to what captures see.
         yield from labs.stop([p for p in lab.processes[first:] if _bounded(p)])

@@ -114,7 +114,8 @@ class Iperf3(Spec):
         common = ("goodput_mbps", "received_bytes", "seconds", "gap_s", "gap_at_s")
         if self.protocol == "udp":
             return (*common, "loss_pct", "jitter_ms", "reorder_packets")
-        return (*common, "retransmits", *(f"rtt_{p}_ms" for p in PERCENTILES))
+        rtts = tuple(f"rtt_{p}_ms" for p in PERCENTILES)
+        return (*common, *rtts) if self.protocol == "mptcp" else (*common, "retransmits", *rtts)
 
     def read(self, name: str, folder: Path) -> dict[str, Measured]:
         """Return goodput from what the receiver received, and what the sender saw of loss and delay."""
@@ -168,7 +169,7 @@ def _by_second(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
     found = []
     for group in seconds.values():
         start, end = float(group[0]["start"]), float(group[-1]["end"])
-        if end > start:
+        if end - start >= 0.5:  # the last interval may be a few milliseconds long
             size = sum(int(r["bytes"]) for r in group)
             found.append({"end": end, "bits_per_second": size * 8 / (end - start)})
     return found

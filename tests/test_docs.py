@@ -105,8 +105,16 @@ def explained(command: Command, output: str, status: int) -> str:
     return ""
 
 
+def measuring(section: str) -> object:
+    """Return a section as a parameter: one that shows rates runs when no other test measures."""
+    group = (
+        [pytest.mark.xdist_group("measure")] if any("iperf3" in a for a, _ in marked(SECTIONS[section], "run")) else []
+    )
+    return pytest.param(section, marks=group, id=section)
+
+
 @pytest.mark.kernel
-@pytest.mark.parametrize("section", [s for s, text in SECTIONS.items() if marked(text, "run")])
+@pytest.mark.parametrize("section", [measuring(s) for s, text in SECTIONS.items() if marked(text, "run")])
 def test_commands_do_what_the_page_shows(section: str, tmp_path: Path, need: Need) -> None:
     marks = marked(SECTIONS[section], "run")
     need(*sorted({name for argument, _ in marks for name in argument.split()}))

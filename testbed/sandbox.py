@@ -132,7 +132,7 @@ def _first(name: str, owner: socket.socket, serve: Callable[[socket.socket, sock
     try:
         linux.unshare(spaces if uid == 0 else spaces | linux.CLONE_NEWUSER)
     except OSError as e:
-        raise Unsupported(_why_no_sandbox(e, uid)) from e
+        raise Unsupported(why_none(e, uid)) from e
     if uid != 0:
         # One line each is all that a process may map without help from newuidmap(1) (user_namespaces(7)).
         Path("/proc/self/setgroups").write_text("deny")
@@ -185,22 +185,25 @@ def _take(name: str) -> socket.socket:
     return listener
 
 
-def _why_no_sandbox(error: OSError, uid: int) -> str:
-    if uid == 0:
-        return f"this process may not make namespaces: {error} (a container needs --privileged or CAP_SYS_ADMIN)"
+_FORBIDDING = (
+    ("/proc/sys/user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=10000"),
+    ("/proc/sys/kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1"),
+    ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1", "an AppArmor profile that allows userns"),
+)
+
+
+def why_none(error: OSError, uid: int) -> str:
+    """Say why this process may not make namespaces, and what helps."""
     rows = []
-    for path, bad, cure in (
-        ("/proc/sys/user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=10000"),
-        ("/proc/sys/kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1"),
-        (
-            "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
-            "1",
-            "an AppArmor profile that allows userns",
-        ),
-    ):
+    for path, bad, cure in _FORBIDDING if uid else ():
         with suppress(OSError):
             if Path(path).read_text().strip() == bad:
                 rows.append(f"{path} is {bad}: {cure}")
+    if error.errno == errno.ENOSPC and not rows:
+        rows.append("as many as /proc/sys/user/max_*_namespaces allows are there")
+    if uid == 0:
+        why = "; ".join(rows) or "a container needs --privileged or CAP_SYS_ADMIN"
+        return f"this process may not make namespaces: {error} ({why})"
     why = "; ".join(rows) or "the kernel gave no reason"
     return f"feature userns: this user may not make user namespaces: {error} ({why}; or run as root)"
 
@@ -246,6 +249,10 @@ def enter(holder: int, life: int, node: str, argv: tuple[str, ...]) -> int:
     with suppress(OSError):
         os.chdir(here)
     parent = os.pidfd_open(os.getpid())
+    terminal = -1
+    with suppress(OSError):  # there may be none
+        terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
+    in_front = terminal >= 0 and os.tcgetpgrp(terminal) == os.getpgrp()
     child = os.fork()
     if child == 0:
         _become(node, argv, parent)
@@ -254,6 +261,11 @@ def enter(holder: int, life: int, node: str, argv: tuple[str, ...]) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda n, _: os.kill(child, n))
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if in_front:
+        # A shell takes the terminal for its own jobs; our process group, which it can't see, gets it back from us.
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+        with suppress(OSError):
+            os.tcsetpgrp(terminal, os.getpgrp())
     return status if status >= 0 else 128 - status
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed import features, linux, netlink, wire
+from testbed import features, linux, netlink, sandbox, wire
 from testbed.drivers import tc
 from testbed.drivers.link import BridgeAdd, VethAdd
 from testbed.errors import LabError, Unsupported
@@ -50,7 +50,12 @@ def probe(wanted: Iterable[Feature]) -> tuple[Finding, ...]:
 
 def require(wanted: Iterable[Feature]) -> None:
     """Raise Unsupported, naming every feature that is missing, how that is known and how to get it."""
+    wanted = tuple(wanted)
+    if any(f.name in _KERNEL for f in wanted):
+        wanted = (features.USERNS, *wanted)
     missing = [f for f in probe(wanted) if not f.present]
+    if missing and missing[0].feature == features.USERNS:
+        raise Unsupported(missing[0].known)  # where none of the others could be tried
     if missing:
         rows = [f"feature {f.feature.name} ({f.feature.purpose}): {f.known}; {f.feature.cure}" for f in missing]
         raise Unsupported("\n".join(["this machine lacks what the topology requires; nothing was created", *rows]))
@@ -85,7 +90,7 @@ def _probe_all(names: list[str]) -> dict[str, tuple[bool, str]]:
             Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
             Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
     except OSError as e:
-        return dict.fromkeys(names, (False, f"no namespaces for this user: {e}"))
+        return {**dict.fromkeys(names, (False, f"{e}")), features.USERNS.name: (False, sandbox.why_none(e, uid))}
     found = {}
     for name in names:
         try:

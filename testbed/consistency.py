@@ -49,7 +49,7 @@ def faults(topology: Topology, written: Written) -> Iterator[Fault]:
     try:
         net = network(topology.model_copy(update={"links": tuple(map(_sound, links))}))
     except NoRoom as e:
-        yield ("links", index[e.link]), str(e), "a shorter prefix length has room for more"
+        yield ("links", index[e.link], "ends"), str(e), "a shorter prefix length has room for more"
         return
     for path, message, hint in _addresses(net, links):
         yield ("links", index[int(path[1])], *path[2:]), message, hint
@@ -281,7 +281,7 @@ def _workloads(net: Network, nodes: tuple[str, ...], doubt: set[str]) -> Iterato
             what = "a letter or digit, then letters, digits, _ and -, at most 32 in all"
             yield at, f"{name!r} is no name of a workload: {what}", ""
         if not (kind := work.kind()):
-            yield at, f"a workload has exactly one of the keys {', '.join(Work.model_fields)}", ""
+            yield at, f"a workload needs exactly one of the keys {', '.join(Work.model_fields)}", ""
             continue
         workload = work.workload()
         for field, message in workload.faults():
@@ -399,7 +399,7 @@ def _link_event(topology: Topology, event: Event, at: Path, doubt: set[str]) -> 
         yield at, "`command`, `sysctl` and `endpoint` happen at a `node`", ""
     elif (event.set is None) == (event.down is None):
         example = "`set: {delay: 80ms}`, `down: true` or `down: false`"
-        yield at, f"an event of a link is exactly one of {example}", ""
+        yield at, f"an event of a link needs exactly one of {example}", ""
     elif event.set is not None and not event.set.model_fields_set:
         yield (*at, "set"), "this sets nothing: state what changes, such as `delay: 80ms`", ""
     if event.set is not None:
@@ -419,7 +419,7 @@ def _node_event(net: Network, event: Event, at: Path, nodes: tuple[str, ...], do
     if event.set is not None or event.down is not None:
         yield at, "`set` and `down` happen to a `link`", ""
     elif sum(x is not None for x in (event.command, event.sysctl, event.endpoint)) != 1:
-        yield at, "an event at a node is exactly one of `command`, `sysctl`, `endpoint`", ""
+        yield at, "an event at a node needs exactly one of `command`, `sysctl`, `endpoint`", ""
     yield from _sysctl(event.sysctl or (), (*at, "sysctl"))
     role = net.topology.nodes[event.node].mptcp
     if event.endpoint is None or doubt & {"links", f"nodes.{event.node}"}:
@@ -442,7 +442,7 @@ def _checks(topology: Topology, net: Network, written: Written, doubt: set[str])
                 yield from _metric(net, written, metric, (*at, field), doubt)
         bounds = [v for v in (check.min, check.max, check.equals) if v is not None]
         if not bounds and check.present is None:
-            yield at, "a check has at least one of the keys min, max, equals, present", ""
+            yield at, "a check needs at least one of the keys min, max, equals, present", ""
         if check.min is not None and check.max is not None and check.min > check.max:
             yield (*at, "min"), f"min {check.min:g} is above max {check.max:g}: nothing can pass", ""
         if check.present is not None and bounds:

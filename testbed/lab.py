@@ -16,13 +16,12 @@ from itertools import count
 from pathlib import Path
 from typing import TextIO, cast
 
-from testbed import linux, netlink, wire
+from testbed import linux, netlink, sandbox, wire
 from testbed.drivers.link import LinkSet, NamespaceAdd
 from testbed.drivers.sysctl import SysctlSet
 from testbed.errors import LabError
 from testbed.netlink import Namespace
 from testbed.probes import holds
-from testbed.sandbox import FOLDER
 from testbed.steps import LAB, Configure, Netlink, Run, Spawn, Step, Wait, Write
 
 Waiting = Generator[float, None, None]
@@ -74,7 +73,7 @@ class Lab:
 def begin(name: str, folder: Path) -> Lab:
     """Return a lab without nodes, in the sandbox that this process is in."""
     home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    lab = Lab(name, home, folder, dict(os.environ, TMPDIR=f"{FOLDER}/tmp"))
+    lab = Lab(name, home, folder, dict(os.environ, TMPDIR=f"{sandbox.FOLDER}/tmp"))
     lab.nodes[LAB] = Namespace(LAB, home, netlink.connect(wire.NETLINK_ROUTE), lab.nodes, lab.indexes)
     lab.nodes[LAB].mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     configure(lab, [Configure(LAB, LinkSet("lo", up=True))])
@@ -236,8 +235,7 @@ def _own_sys(here: Namespace, home: Namespace) -> Iterator[None]:
             linux.setns(here.mounts, linux.CLONE_NEWNS)
         else:
             linux.unshare(linux.CLONE_NEWNS)
-            with suppress(OSError):  # a container may refuse; only programs that read /sys/class/net miss it
-                linux.mount("sysfs", "/sys", "sysfs", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
+            sandbox.settle()
             here.mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         yield
     finally:

@@ -269,6 +269,20 @@ def enter(holder: int, life: int, node: str, argv: tuple[str, ...]) -> int:
     return status if status >= 0 else 128 - status
 
 
+def settle() -> None:
+    """Prepare a node, in its network namespace and a mount namespace of its own, for its first process.
+
+    /sys/class/net becomes the node's. And a TCP connection whose program has ended is given up after one
+    retransmission, not after eight: where its path is gone too, the kernel would keep the node's namespace for it
+    for up to 100 s (tcp_timer.c: tcp_orphan_retries). A value that the topology states stays.
+    """
+    with suppress(OSError):  # a container may refuse; only programs that read /sys/class/net miss it
+        linux.mount("sysfs", "/sys", "sysfs", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
+    retries = Path("/proc/sys/net/ipv4/tcp_orphan_retries")
+    if retries.read_text().strip() == "0":
+        retries.write_text("1")
+
+
 def _become(node: str, argv: tuple[str, ...], parent: int) -> NoReturn:
     try:
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)  # kill -9 of the command line leaves nothing behind
@@ -278,8 +292,7 @@ def _become(node: str, argv: tuple[str, ...], parent: int) -> NoReturn:
             signal.signal(number, signal.SIG_DFL)  # Python ignores these, and a command would inherit that
         if node:
             linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWUTS)
-            with suppress(OSError):  # a container may refuse; only programs that read /sys/class/net miss it
-                linux.mount("sysfs", "/sys", "sysfs", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
+            settle()
             linux.sethostname(node)
         os.environ["PATH"] = ":".join(filter(None, (os.environ.get("PATH"), _SYSTEM_PATH)))
         os.execvp(argv[0], argv)  # noqa: S606 (the user's own command)

@@ -1,6 +1,7 @@
 """The command line: one function a verb. The only module that prints.
 
-Exit statuses: 0 done, 1 a check failed, 2 wrong input, 3 Linux refused something, 4 a feature is missing.
+Exit statuses: 0 done, 1 a check failed, 2 wrong input, 3 Linux refused something, 4 a feature is missing,
+130 and 143 interrupted by SIGINT (Ctrl-C) and SIGTERM.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def _labs(incomplete: str) -> list[str]:
 
 def _nodes(context: typer.Context, incomplete: str) -> list[str]:
     try:
-        nodes = control.find(context.params["lab"]).ask("status")["nodes"]
+        nodes = control.find(context.params["lab"]).status()["nodes"]
     except (TestbedError, KeyError):
         return []
     return [n for n in nodes if n.startswith(incomplete)]
@@ -212,7 +213,7 @@ def status(
             rows = [(i.name, i.state, f"mtu {i.mtu}", " ".join(i.qdisc), " ".join(i.addresses)) for i in seen]
             print(present.columns(rows))
         return
-    state = running.ask("status")
+    state = running.status()
     if as_json:
         print(json.dumps(state, indent=1))
         return
@@ -352,14 +353,15 @@ def _count(number: int, what: str) -> str:
 
 def _status(name: str) -> dict[str, Any] | None:
     try:
-        found: dict[str, Any] = control.find(name).ask("status")
+        return control.find(name).status()
+    except control.SilentError:
+        return {"name": name, "state": "does not answer", "topology": "", "nodes": [], "began": time.time()}
     except LabError:
         return None  # it ended between two looks
-    return found
 
 
 def _idle(lab: control.RunningLab) -> None:
-    state = lab.ask("status")["state"]
+    state = lab.status()["state"]
     if state != "up":
         cure = f"`testbed down {lab.name}` ends it, `--name` takes another name"
         raise LabError(f"lab {lab.name}: it is busy (state {state}); {cure}")
@@ -367,7 +369,7 @@ def _idle(lab: control.RunningLab) -> None:
 
 def _enter(lab: str, node: str, argv: Sequence[str]) -> NoReturn:
     running = control.find(lab)
-    nodes = running.ask("status")["nodes"]
+    nodes = running.status()["nodes"]
     if node not in nodes:
         known = ", ".join(nodes[:12]) + (", ..." if len(nodes) > 12 else "")
         raise LabError(f"lab {lab}: there is no node {node} (nodes: {known})")

@@ -25,6 +25,10 @@ Say = Callable[[dict[str, Any]], None]
 PATIENCE = 15.0  # seconds in which a lab may end in its own orderly way
 
 
+class SilentError(LabError):
+    """A lab's holder does not answer: it is stopped, or stuck in the kernel."""
+
+
 @dataclass(slots=True)
 class RunningLab:
     """A lab that is up; as a context manager it takes the lab down at the end.
@@ -61,7 +65,7 @@ class RunningLab:
     ) -> Any:
         """Ask the holder and return its answer; `say` gets its progress, a TestbedError of its is raised here.
 
-        TimeoutError when nothing comes for `patience` seconds.
+        SilentError when nothing comes for `patience` seconds.
         """
         with connect(self.name, patience) as connection:
             if sandbox.peer(connection).pid != self.holder:
@@ -70,7 +74,18 @@ class RunningLab:
                 send(connection, (__version__, verb, arguments), fds)
             except (BrokenPipeError, ConnectionResetError) as e:
                 raise _ended(self.name) from e
-            return answer(self.name, connection, say)
+            try:
+                return answer(self.name, connection, say)
+            except TimeoutError as e:
+                raise SilentError(
+                    f"lab {self.name}: its holder, process {self.holder}, does not answer (is it stopped?); "
+                    f"`testbed down {self.name}` ends it all the same"
+                ) from e
+
+    def status(self) -> dict[str, Any]:
+        """Return what the holder knows of its lab: state, nodes, processes."""
+        found: dict[str, Any] = self.ask("status", patience=5.0)
+        return found
 
     def exec(
         self,
@@ -115,14 +130,14 @@ class RunningLab:
         if self.life.closed:
             return
         began = time.monotonic()
-        with suppress(LabError, TimeoutError):
+        with suppress(LabError):
             self.ask("down", patience=patience)
         self._gone(max(2.0, began + patience - time.monotonic()))
 
     def abandon(self, patience: float = PATIENCE) -> None:
         """Let go of a lab that is not kept: it ends at once. Return when it is gone."""
         if self.owner is not None and not self.life.closed:
-            self.owner.close()
+            self.owner.shutdown(socket.SHUT_RDWR)  # a copy may live in a process that somebody forked
             self._gone(patience)
 
     def _gone(self, patience: float) -> None:

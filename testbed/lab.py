@@ -308,7 +308,7 @@ def drain(lab: Lab, processes: Sequence[Process], quiet: float = 0.35, patience:
     began = changed = time.monotonic()
     sizes: list[int] = []
     while paths and (now := time.monotonic()) < min(changed + quiet, began + patience):
-        if (found := [path.stat().st_size for path in paths]) != sizes:
+        if (found := [p.stat().st_size if p.exists() else 0 for p in paths]) != sizes:
             sizes, changed = found, now
         yield 0.05
 

@@ -132,7 +132,7 @@ def test_a_change_goes_on_without_the_program_that_asked_for_it(tmp_path: Path, 
         os.kill(cli, signal.SIGKILL)
         assert line.end() == -signal.SIGKILL
         lab = control.find(name)
-        while lab.ask("status")["state"] == "changing":
+        while lab.status()["state"] == "changing":
             lab.exec("a", ("true",))
         assert line.run("up", "../lab.yaml", "--name", name) == 0
         assert f"lab {name} unchanged" in line.said()

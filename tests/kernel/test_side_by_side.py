@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -133,6 +134,28 @@ def test_a_lab_that_is_still_coming_up_is_left_alone(line: Driver, name: str, tm
         assert line.end() == 0, "and the first is not disturbed"
         assert second.run("up", "../../lab.yaml", "--name", name) == 0
         assert f"lab {name} unchanged" in second.said()
+
+
+def test_a_lab_that_is_still_coming_up_can_be_taken_down(line: Driver, name: str, tmp_path: Path) -> None:
+    (line.folder / "lab.yaml").write_text("name: slow\nnodes: {a: {commands: [[sleep, '1000']]}}\n")
+    with driver(tmp_path / "second", f"{name}-2") as second:
+        line.begin("up", "../lab.yaml", "--name", name)
+        awaited(line, "sleep 1000")
+        assert second.run("down", name) == 0, second.said()
+        assert line.end() == 3
+        assert f"testbed: lab {name}: it is being taken down" in line.said()
+        assert line.remains(name) == {}
+
+
+def test_of_several_downs_at_once_none_fails(name: str, tmp_path: Path) -> None:
+    (tmp_path / "lab.yaml").write_text(LAB % PLAIN)
+    topology = load(tmp_path / "lab.yaml")
+    for _ in range(5):
+        up(topology, name).keep()
+        labs = [control.find(name) for _ in range(4)]
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(control.RunningLab.down, labs))
+        assert name not in sandbox.names()
 
 
 def test_up_again_changes_nothing(line: Driver, name: str) -> None:

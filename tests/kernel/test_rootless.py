@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.kernel.remains import MARK, marked, settled
+from tests.kernel.remains import MARK, Remains, marked, remains, settled
 
 pytestmark = pytest.mark.kernel
 
@@ -76,6 +76,13 @@ def user(name: str) -> Iterator[User]:
         shutil.rmtree(home)
 
 
+def left(name: str) -> Remains:
+    """Return what there is of a user's lab."""
+    sockets = [r for r in Path("/proc/net/unix").read_text().splitlines() if r.endswith(f"/{name}")]
+    found = {**remains(name), "process": [p.words for p in marked(name)], "socket": sockets}
+    return {kind: rows for kind, rows in found.items() if rows}
+
+
 def test_a_lab_of_a_user_is_as_good_as_one_of_root(user: User, name: str) -> None:
     done = user.testbed("up", TWO, "--name", name)
     assert done.returncode == 0, done.stderr
@@ -93,7 +100,7 @@ def test_a_lab_of_a_user_is_as_good_as_one_of_root(user: User, name: str) -> Non
     assert "rate 20Mbit" in user.testbed("exec", name, "server", "--", "tc", "qdisc").stdout
     assert name in user.testbed("status").stdout
     assert user.testbed("down", name).returncode == 0
-    assert settled(lambda: {"process": [p.words for p in marked(name)]} if marked(name) else {}) == {}
+    assert settled(lambda: left(name)) == {}
 
 
 def test_a_run_of_a_user_leaves_results_that_belong_to_the_user(user: User, name: str) -> None:
@@ -109,15 +116,14 @@ def test_a_run_of_a_user_leaves_results_that_belong_to_the_user(user: User, name
     files = list((user.home / "results").rglob("*"))
     assert len(files) > 15
     assert {p.lstat().st_uid for p in files} == {user.uid}
-    assert marked(name) == []
+    assert left(name) == {}
 
 
 def test_kill_9_of_the_holder_of_a_user_leaves_nothing(user: User, name: str) -> None:
     assert user.testbed("up", TWO, "--name", name).returncode == 0
     (holder,) = marked(name)
     os.kill(holder.pid, signal.SIGKILL)
-    assert settled(lambda: {"process": [p.words for p in marked(name)]} if marked(name) else {}) == {}
-    assert f"/{name}" not in Path("/proc/net/unix").read_text()
+    assert settled(lambda: left(name)) == {}
     assert user.testbed("status", name).returncode == 3
     assert user.testbed("up", TWO, "--name", name).returncode == 0
     assert user.testbed("down", name).returncode == 0

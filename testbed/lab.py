@@ -43,7 +43,7 @@ class Process:
     step: Spawn | None = None
     status: int | None = None
     ended: float = 0.0
-    stopped: bool = False  # it was told to end
+    stopped: int = 0  # the signal that told it to end
 
 
 @dataclass(slots=True)
@@ -288,11 +288,12 @@ def stop(processes: Sequence[Process], patience: float = 3.0) -> Waiting:
     for process in reversed(processes):
         if process.status is not None:
             continue
-        process.stopped = True
-        kill(process, process.step.stop if process.step else signal.SIGTERM)
+        process.stopped = process.step.stop if process.step else signal.SIGTERM
+        kill(process, process.stopped)
         deadline = time.monotonic() + patience
         while process.status is None:
             if time.monotonic() > deadline:
+                process.stopped = signal.SIGKILL
                 kill(process, signal.SIGKILL)
                 deadline += patience
             yield max(0.0, deadline - time.monotonic())

@@ -117,9 +117,11 @@ def _lost(processes: Sequence[Process]) -> bool:
 def _fault(process: Process) -> str:
     """Say what is wrong with how a process ended, or that it ended before it was told to.
 
-    One that may end by itself is not excused from being killed.
+    Nothing excuses from being killed by anybody else: neither that it may end by itself nor that it was to end now.
     """
-    if process.step is None or process.status is None or process.stopped:
+    if process.step is None or process.status is None:
+        return ""
+    if process.stopped and (process.status >= 0 or -process.status == process.stopped):
         return ""
     if process.status >= 0 and (process.step.may_end or (process.status == 0 and _bounded(process))):
         return ""

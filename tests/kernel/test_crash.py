@@ -21,14 +21,9 @@ from tests.kernel.remains import Driver, Process, awaited, driver, tag
 pytestmark = pytest.mark.kernel
 
 SEED = int(os.environ.get("TESTBED_SEED") or random.randrange(10**6))  # printed with a failure; set it to repeat
-# A TCP socket whose process was killed keeps its network namespace until TCP gives up: with the kernel's own
-# tcp_orphan_retries after as much as 100 s.
 LAB = """
 name: crash
-nodes:
-  a: {commands: [[sleep, "0.02"]], sysctl: {net.ipv4.tcp_orphan_retries: 1}}
-  b: {sysctl: {net.ipv4.tcp_orphan_retries: 1}}
-  c: {router: {}}
+nodes: {a: {commands: [[sleep, "0.02"]]}, b: {}, c: {router: {}}}
 links:
   - {ends: [a:eth0, c:eth0], rate: 50mbit}
   - {ends: [c:eth1, b:eth0]}
@@ -177,8 +172,8 @@ def test_kill_9_during_run_leaves_nothing_but_results(line: Driver, name: str, w
         if who == "the command line":
             assert status == -signal.SIGKILL, told
         elif who == "the holder":
-            assert status == 3, f"{told}: {said}"
-            assert "its holder process ended" in said
+            assert status == 3 or (folder / "verdict.json").exists(), f"{told}: {said}"
+            assert status == 0 or "its holder process ended" in said, f"{told}: {said}"
         elif not (folder / "run.json").exists():  # it was a command that `up` waited for
             assert status == 3, f"{told}: {said}"
             assert "ended with signal SIGKILL" in said, told

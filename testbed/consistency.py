@@ -10,10 +10,11 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from glob import escape as glob
-from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
+from ipaddress import IPv4Interface, IPv6Interface, ip_address
 
-from testbed.addressing import Net, Network, NoRoom, end_of, network
+from testbed.addressing import Net, Network, NoRoom, end_of, interface_of, network
 from testbed.document import Path
 from testbed.explain import suggest
 from testbed.nodes.place import misnamed
@@ -150,12 +151,13 @@ def _shaping(what: Shaping, mtu: int | None, topology: Topology, at: Path) -> It
             yield (*place, "queue", "limit"), message, ""
 
 
+@lru_cache(maxsize=8192)
 def _address(text: str) -> str:
     """Say what is wrong with an address by itself, "" when nothing is."""
     if "/" not in text:
         return f"{text!r} has no prefix length: write it as 192.0.2.1/24"
     try:
-        parsed = ip_interface(text)
+        parsed = interface_of(text)
     except ValueError:
         return f"{text!r} is no IP address"
     if "%" in text:
@@ -191,7 +193,7 @@ def _addresses(net: Network, links: Sequence[Link]) -> Iterator[Fault]:
                 if _address(address):
                     continue  # that is said already
                 place = ("links", n, "addresses", e, k)
-                parsed = ip_interface(address)
+                parsed = interface_of(address)
                 mine = Stated(parsed.network, text, n)
                 known = stated.setdefault((interface.segment, parsed.version), [])
                 if interface.port:
@@ -239,7 +241,7 @@ def _nodes(net: Network, doubt: set[str]) -> Iterator[Fault]:
             for path, message in role.faults(here) if "links" not in doubt else ():
                 yield ("nodes", name, field, *path), message, ""
         yield from _sysctl(node.sysctl, ("nodes", name, "sysctl"))
-        own = [ip_interface(a) for i in here.interfaces for a in i.addresses] if node.routes else []
+        own = [interface_of(a) for i in here.interfaces for a in i.addresses] if node.routes else []
         for n, route in enumerate(node.routes):
             field, message = _route(route.to, route.via, None if doubt & {"nodes", "links"} else own)
             if message:
@@ -259,7 +261,7 @@ def _route(to: str, via: str, own: list[IPv4Interface | IPv6Interface] | None) -
     except ValueError:
         return "via", f"{via!r} is no IP address"
     try:
-        wanted = None if to == "default" else ip_interface(to).network
+        wanted = None if to == "default" else interface_of(to).network
     except ValueError:
         return "to", f"{to!r} is no network: write `default`, or one such as 192.0.2.0/24"
     if wanted is not None and str(wanted) not in (to, f"{to}/{wanted.prefixlen}"):

@@ -6,6 +6,7 @@ Exit statuses: 0 done, 1 a check failed, 2 wrong input, 3 Linux refused somethin
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -444,6 +445,7 @@ def _commit() -> None:
 
 def main() -> NoReturn:
     """Run the command line; every error of ours ends with its own exit status and no traceback."""
+    gc.set_threshold(200_000)  # a short life: collecting what imports and plans make would cost as much as making it
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupted)
     try:

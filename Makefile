@@ -35,6 +35,7 @@ peers:
 $(VENV)/.done: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m compileall -q testbed
 	@touch $@
 
 demo: setup ## two shaped paths: MPTCP against TCP, measured and judged

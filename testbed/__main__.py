@@ -1,5 +1,5 @@
 """`python -m testbed` is the command line."""
 
-from testbed.cli import main
+from testbed.cli import script
 
-main()
+script()

@@ -17,6 +17,7 @@ import yaml
 from testbed.errors import InputError, Problem
 
 Path = tuple[str | int, ...]
+_MARK = re.compile("\ufeff")
 _DEPTH = 32
 _SIZE = 1_000_000
 _INT = re.compile(r"[-+]?[0-9]+")
@@ -28,7 +29,7 @@ _WORDS: Mapping[str, bool | None] = {
 }
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")  # what ends a line for libyaml; str.splitlines() knows more
-_CONTROL = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+_CONTROL = yaml.reader.Reader.NON_PRINTABLE  # compiled already; a byte order mark passes it
 # Libyaml's complaints (it has no codes for them) in plain words: whether their place is where the construct began
 # rather than where it went wrong, and a sentence; {line} and {sign} are those of the beginning.
 _SYNTAX: Mapping[str, tuple[bool, str]] = {
@@ -124,7 +125,7 @@ class _Open:
 def parse(text: str, name: str) -> Document:
     """Parse one YAML document; raise InputError with every problem that parsing can see."""
     source = Source(name, tuple(_BREAK.split(text)))
-    if bad := _CONTROL.search(text):
+    if bad := _CONTROL.search(text) or _MARK.search(text):
         message = f"the control character U+{ord(bad[0]):04X} has no place in YAML"
         raise InputError(place(source, text, bad.start()).problem(message))
     try:

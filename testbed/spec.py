@@ -8,4 +8,5 @@ from pydantic import BaseModel, ConfigDict
 class Spec(BaseModel):
     """A closed, immutable part of a topology."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Built when first used, and as a part of what contains it: most are only ever parts.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)

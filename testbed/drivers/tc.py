@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from statistics import NormalDist
 from typing import Protocol
 
 from testbed import wire
@@ -240,6 +239,8 @@ def _probability(value: float | None) -> int:
 @lru_cache(maxsize=8)
 def _table(name: str) -> bytes:
     """Tabulate a distribution's quantiles, scaled by 8192 (NETEM_DIST_SCALE), as the tables of tc(8) are."""
+    from statistics import NormalDist  # late: it costs 5 ms, and few links have jitter
+
     size = 4096
     ranks = [(i + 0.5) / size for i in range(size)]
     normal = [NormalDist().inv_cdf(r) for r in ranks]

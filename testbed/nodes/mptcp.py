@@ -40,7 +40,7 @@ class Endpoint(Spec):
 class Mptcp(Spec):
     """Path manager, limits, endpoints and the net.mptcp sysctls of one host."""
 
-    limits: Limits = Limits()
+    limits: Limits = Field(default_factory=Limits)
     endpoints: tuple[Endpoint, ...] = Field(())
     path_manager: Literal["kernel", "userspace"] = "kernel"
     scheduler: Word | None = Field(None, description="One of net.mptcp.available_schedulers")

@@ -106,8 +106,12 @@ class Iperf3(Spec):
 
     def failure(self, name: str, folder: Path) -> str:
         """Return iperf3's own error: with -J it exits 0 all the same."""
-        found = _json(folder / self.from_ / f"{name}.client.json").get("error")
-        return f"[{self.from_}] {name}: iperf3 says: {found}" if found else ""
+        client = _json(folder / self.from_ / f"{name}.client.json")
+        if not (found := client.get("error")):
+            return ""
+        seconds = float((client.get("intervals") or [{}])[-1].get("sum", {}).get("end", 0.0))
+        server = _json(folder / self.to / f"{name}.server.json").get("error", "no error, or nothing")
+        return f"[{self.from_}] {name}: iperf3 says after {seconds:.1f} s: {found}; its server [{self.to}] says: {server}"
 
     def metrics(self) -> tuple[str, ...]:
         """Return the names that `read` gives."""

@@ -461,13 +461,10 @@ def main() -> NoReturn:
 
 def script() -> NoReturn:
     """Be the program: `main`, and an end without taking some hundred modules apart, which would cost 40 ms."""
-    status = 1
     try:
         main()
     except SystemExit as e:
         status = e.code if isinstance(e.code, int) else int(e.code is not None)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
     for stream in (sys.stdout, sys.stderr):
         with suppress(BrokenPipeError):
             stream.flush()

@@ -68,6 +68,7 @@ def serve(
         holder.jobs.append(Job("up", line, _up(holder, line, steps, steps, {}, hosts)))
         try:
             _loop(holder, listener)
+            labs.disconnect(lab)
         except BaseException:
             # A bug: the lab ends with it, but whoever waits for an answer is told.
             told = LabError(f"lab {name}: a bug in testbed: {traceback.format_exc()}")

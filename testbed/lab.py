@@ -7,6 +7,7 @@ or as soon as a process ends.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from testbed import linux, netlink, sandbox, wire
 from testbed.drivers.link import LinkSet, NamespaceAdd
 from testbed.drivers.sysctl import SysctlSet
 from testbed.errors import LabError
+from testbed.mptcp import diag
 from testbed.netlink import Namespace
 from testbed.probes import holds
 from testbed.steps import LAB, Configure, Netlink, Run, Spawn, Step, Wait, Write
@@ -297,6 +299,35 @@ def stop(processes: Sequence[Process], patience: float = 3.0) -> Waiting:
                 kill(process, signal.SIGKILL)
                 deadline += patience
             yield max(0.0, deadline - time.monotonic())
+
+
+def disconnect(lab: Lab, patience: float = 2.0) -> None:
+    """End what still runs and reset the connections of MPTCP hosts: the end of a lab that can end in order.
+
+    The kernel keeps an MPTCP connection whose program is gone, and the network namespace with it, for up to
+    a minute (net/mptcp/protocol.c: mptcp_close_timeout), unless its subflows are closed.
+    """
+    hosts = [place for place in lab.nodes.values() if place.genl is not None]
+    if not hosts or os.getpid() != 1:
+        return
+    others = select.poll()
+    left = 0
+    for entry in os.listdir("/proc"):
+        with suppress(OSError):
+            if entry.isdigit() and entry != "1":
+                others.register(os.pidfd_open(int(entry)), select.POLLIN)
+                left += 1
+    with suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGKILL)  # everybody in this PID namespace but us, its PID 1
+    deadline = time.monotonic() + patience
+    while left and (ended := others.poll(max(0.0, deadline - time.monotonic()) * 1000)):
+        for fd, _ in ended:
+            others.unregister(fd)
+            os.close(fd)
+        left -= len(ended)
+    for place in hosts:
+        with netlink.inside(place.fd, lab.home), netlink.connect(wire.NETLINK_SOCK_DIAG) as sock, suppress(LabError):
+            diag.abort(sock)
 
 
 def drain(lab: Lab, processes: Sequence[Process], quiet: float = 0.35, patience: float = 5.0) -> Waiting:

@@ -285,6 +285,9 @@ def settle() -> None:
 
 def _become(node: str, argv: tuple[str, ...], parent: int) -> NoReturn:
     try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if callable(signal.getsignal(number)):
+                signal.signal(number, signal.SIG_DFL)  # the command line's own handling ends here, not with execve()
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)  # kill -9 of the command line leaves nothing behind
         if select.select([parent], [], [], 0)[0]:
             os._exit(1)  # it came before that

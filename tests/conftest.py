@@ -15,11 +15,21 @@ import pytest
 ROOT = Path(__file__).parent.parent
 REQUIRED = frozenset(filter(None, os.environ.get("TESTBED_REQUIRE", "").split(",")))
 
+# Linux 6.18 on a busy machine, once in some dozens of MPTCP transfers: where the first data of a joining subflow comes
+# before the socket's owner lets go of it, mptcp_subflow_joined() (net/mptcp/protocol.c) moves the mapping of that data
+# to the connection's present sequence number. Seen in a capture: 145 bytes mapped 4 bytes further than the
+# acknowledged ones were acknowledged as if they had followed them. Iperf3's server then can't parse its parameters.
+RACE = "unable to receive parameters from client"
+
 
 def testbed(*argv: str, timeout: float = 120, **options: object) -> subprocess.CompletedProcess[str]:
-    """Run the command line to its end."""
+    """Run the command line to its end; again where the kernel lost a byte stream's order (see RACE)."""
     words = (sys.executable, "-m", "testbed", *argv)
-    return subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False, **options)  # type: ignore[call-overload,no-any-return]
+    for _ in range(3):
+        done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False, **options)  # type: ignore[call-overload]
+        if RACE not in done.stderr:
+            break
+    return done  # type: ignore[no-any-return]
 
 
 testbed.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever its name begins with

@@ -15,7 +15,7 @@ from ipaddress import ip_address
 from testbed import netlink, wire
 
 IPPROTO_MPTCP = 262
-_SOCK_DIAG_BY_FAMILY = 20
+_SOCK_DIAG_BY_FAMILY, _SOCK_DESTROY = 20, 21
 _INFO, _ULP_INFO, _ULP_MPTCP = 2, 19, 3
 _LISTEN, _TIME_WAIT, _CLOSE = 10, 6, 7
 _STATES = {
@@ -73,6 +73,18 @@ def subflows(sock: socket.socket) -> list[Subflow]:
             if (subflow := _subflow(entry)) is not None:
                 found.append(subflow)
     return found
+
+
+def abort(sock: socket.socket) -> None:
+    """Reset every connection in the namespace of a NETLINK_SOCK_DIAG socket, as `ss -K` does.
+
+    A kernel without CONFIG_INET_DIAG_DESTROY refuses; they then end by their own timers.
+    """
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for entry in netlink.dump(sock, _SOCK_DIAG_BY_FAMILY, _request(family, socket.IPPROTO_TCP)):
+            # struct inet_diag_req_v2 with the identity of struct inet_diag_msg: ports, addresses, cookie
+            body = struct.pack("=BBxxI", family, socket.IPPROTO_TCP, 0xFFF) + entry[4:52]
+            netlink.transact(sock, [wire.Message(_SOCK_DESTROY, 0, body)])
 
 
 def _subflow(entry: bytes) -> Subflow | None:

@@ -111,7 +111,8 @@ class Iperf3(Spec):
             return ""
         seconds = float((client.get("intervals") or [{}])[-1].get("sum", {}).get("end", 0.0))
         server = _json(folder / self.to / f"{name}.server.json").get("error", "no error, or nothing")
-        return f"[{self.from_}] {name}: iperf3 says after {seconds:.1f} s: {found}; its server [{self.to}] says: {server}"
+        where = f"[{self.from_}] {name}: iperf3 says after {seconds:.1f} s"
+        return f"{where}: {found}; its server [{self.to}] says: {server}"
 
     def metrics(self) -> tuple[str, ...]:
         """Return the names that `read` gives."""

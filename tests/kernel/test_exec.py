@@ -272,7 +272,7 @@ def test_commands_of_many_threads_and_programs_run_at_the_same_time(lab: Running
 def test_sigint_to_a_program_in_the_background_is_its_own_affair(lab: RunningLab) -> None:
     with subprocess.Popen((*CLI, "exec", lab.name, "client", "--", "sleep", "4321"), start_new_session=True) as process:
         deadline = time.monotonic() + 10
-        while "sleep 4321" not in lab.exec("", ("ps", "-e", "-o", "args=")).stdout:
+        while "sleep 4321" not in lab.exec("", ("ps", "-e", "-o", "args=")).stdout.splitlines():
             assert time.monotonic() < deadline
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait() == 130

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import testbed as api
 from testbed.topology import load
 from tests.conftest import ROOT, Need, testbed
+from tests.kernel.remains import remains, settled, tag
 
 pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("measure")]  # one at a time: they measure
 
@@ -65,6 +67,31 @@ def test_a_transfer_outlives_the_path_that_it_began_on(tmp_path: Path, name: str
     after = [v for t, v in series if t > went_down + 3]
     assert len(after) >= 5
     assert min(after) > 5, "Mbit/s in every second after the handover"
+
+
+def test_a_lab_that_is_taken_down_in_mid_transfer_leaves_no_namespace(tmp_path: Path, name: str, need: Need) -> None:
+    need(*_NEEDED)
+    file = tmp_path / "two.yaml"
+    file.write_text(
+        "name: across\nnodes: {a: {mptcp: {}}, r: {router: {}}, b: {mptcp: {}}}\n"
+        "links:\n  - {ends: [a:eth0, r:a], rate: 50mbit}\n  - {ends: [r:b, b:eth0], rate: 50mbit}\n"
+    )
+    with api.up(load(file), name) as lab:
+        tags = tag(lab)
+        flow = ("mptcpize", "run", "iperf3")
+        start = (sys.executable, "-m", "testbed", "exec", name)
+        with subprocess.Popen(
+            (*start, "b", *flow, "-s", "-1", "-i", "0.2", "--forceflush"), stdout=subprocess.PIPE, text=True
+        ) as server:
+            assert server.stdout is not None
+            while "listening" not in server.stdout.readline():
+                assert server.poll() is None
+            with subprocess.Popen((*start, "a", *flow, "-c", "b", "-t", "60"), stdout=subprocess.DEVNULL):
+                while "Bytes" not in server.stdout.readline():  # the first of its rows with what arrived
+                    assert server.poll() is None
+                lab.down()
+    found = settled(lambda: remains(name, tags))  # the kernel by itself would keep the connection for a minute
+    assert not found
 
 
 def test_a_backup_path_carries_no_payload_until_it_is_needed(tmp_path: Path, name: str, need: Need) -> None:

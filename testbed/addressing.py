@@ -188,7 +188,7 @@ def _allocator(version: int, used: list[Net]) -> Callable[[int, int], Net]:
     """
     pool = _POOLS[version]
     stride = 8 if version == 4 else 64
-    ranges = sorted({(int(u.network_address), int(u.broadcast_address)) for u in used})
+    ahead = sorted({(int(u.network_address), int(u.broadcast_address)) for u in used}, reverse=True)
     cursor = int(pool.network_address) + (1 << stride)
 
     def take(members: int, link: int) -> Net:
@@ -197,10 +197,9 @@ def _allocator(version: int, used: list[Net]) -> Callable[[int, int], Net]:
         size = 1 << max(stride, bits)
         while True:
             cursor = -(-cursor // size) * size
-            hit = [high for low, high in ranges if low < cursor + size and high >= cursor]
-            if not hit:
-                break
-            cursor = max(hit) + 1
+            if not ahead or ahead[-1][0] >= cursor + size:
+                break  # the next network in use is further on
+            cursor = max(cursor, ahead.pop()[1] + 1)
         if cursor + size - 1 > int(pool.broadcast_address):
             raise NoRoom(f"the pool {pool} has no network left: state addresses", link)
         found = ip_network((cursor, pool.max_prefixlen - bits))

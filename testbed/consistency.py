@@ -18,7 +18,7 @@ from testbed.addressing import Net, Network, NoRoom, end_of, interface_of, netwo
 from testbed.document import Path
 from testbed.explain import suggest
 from testbed.nodes.place import misnamed
-from testbed.topology import NAME, NODE, Event, Link, Shaping, Topology, Work, Written
+from testbed.topology import NAME, NODE, Direction, Event, Link, Shaping, Topology, Way, Work, Written
 
 Fault = tuple[Path, str, str]
 _SYSCTL = re.compile(r"net(\.[A-Za-z0-9_@+-]+(/[A-Za-z0-9_@+-]+)*)+")  # a slash is a dot in a device's name
@@ -127,11 +127,14 @@ def _shaping(what: Shaping, mtu: int | None, topology: Topology, at: Path) -> It
     if what.mtu is not None and what.mtu < 1280 and "ipv6" in topology.families:
         hint = "or `families: [ipv4]`"
         yield (*at, "mtu"), f"IPv6 takes an mtu of at least 1280 (RFC 8200 section 5), not {what.mtu}", hint
-    for key, part in (("", what), ("forward", what.forward), ("reverse", what.reverse)):
+    parts: tuple[tuple[tuple[Way, ...], Direction | None], ...]
+    parts = ((("forward", "reverse"), what), (("forward",), what.forward), (("reverse",), what.reverse))
+    for keys, part in parts:
         if part is None:
             continue
-        place = (*at, key) if key else at
-        ways = [what.shape("forward"), what.shape("reverse")] if not key else [what.shape(key)]  # type: ignore[arg-type]
+        place = (*at, *keys) if len(keys) == 1 else at
+        vague = (part.jitter, part.reorder, part.distribution, part.burst)  # these belong to another key
+        ways = [what.shape(key) for key in keys] if any(v is not None for v in vague) else []
         if whole and part.jitter is not None and any(w.delay is None for w in ways):
             yield (*place, "jitter"), "jitter varies a delay: state `delay` as well", ""
         if whole and part.reorder is not None and any(not w.delay for w in ways):

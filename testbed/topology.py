@@ -25,6 +25,7 @@ from testbed.workloads.place import Workload
 NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
 NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
 Family = Literal["ipv4", "ipv6"]
+Way = Literal["forward", "reverse"]
 EXPERIMENT = ("topology", "matrix", "repeat", "seed")  # keys of a file beside those of a topology
 
 
@@ -88,7 +89,7 @@ class Shaping(Direction):
     forward: Direction | None = None
     reverse: Direction | None = None
 
-    def shape(self, way: Literal["forward", "reverse"]) -> Shape:
+    def shape(self, way: Way) -> Shape:
         """Return what one direction does."""
         own = getattr(self, way) or Direction()
         keys = ("rate", "burst", "delay", "jitter", "distribution", "loss", "duplicate", "corrupt", "reorder")

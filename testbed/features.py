@@ -3,44 +3,136 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Group = Literal["kernel", "MPTCP", "multicast", "Wi-Fi", "tools"]
+MICROVM = "--machine microvm"
 
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """Something that a kernel or a machine offers or not; `machines.here` knows how each is probed."""
+    """Something that a machine offers or not; `machines.here` knows how each is probed.
+
+    `rests_on` and `program` are what its presence hangs on within one boot: a kernel module's folder, a sysctl,
+    a program that is run to find out.
+    """
 
     name: str
     purpose: str
     cure: str
+    group: Group = "kernel"
+    kernel: bool = True  # probed in a scratch namespace, else outside
     refused: bool = False  # a kernel without it refuses the step that needs it: no probe is needed beforehand
+    rests_on: tuple[str, ...] = ()
+    program: str = ""
 
 
-def _qdisc(kind: str, purpose: str) -> Feature:
-    return Feature(kind, purpose, f"modprobe sch_{kind}, or a kernel with CONFIG_NET_SCH_{kind.upper()}", refused=True)
+def _module(
+    name: str, purpose: str, module: str, group: Group = "kernel", refused: bool = False, program: str = ""
+) -> Feature:
+    cure = f"modprobe {module}, or {MICROVM}"
+    folder = f"/sys/module/{module.partition(' ')[0]}"
+    return Feature(name, purpose, cure, group, refused=refused, rests_on=(folder,), program=program)
 
 
-def _tool(name: str, purpose: str, package: str) -> Feature:
-    return Feature(name, purpose, f"apt-get install {package}")
+def _config(name: str, purpose: str, config: str, group: Group = "kernel", refused: bool = False) -> Feature:
+    return Feature(name, purpose, f"a kernel with {config}, or {MICROVM}", group, refused=refused)
 
 
-USERNS = Feature("userns", "labs without root", "sysctl user.max_user_namespaces=10000, or run as root", refused=True)
-VETH = Feature("veth", "links", "modprobe veth, or a kernel with CONFIG_VETH", refused=True)
-BRIDGE = Feature("bridge", "role bridge", "modprobe bridge, or a kernel with CONFIG_BRIDGE", refused=True)
-MPTCP = Feature("mptcp", "role mptcp", "a kernel with CONFIG_MPTCP (5.6 or later), and sysctl net.mptcp.enabled=1")
-MPTCP_DIAG = Feature("mptcp-diag", "subflows in the samples", "modprobe mptcp_diag, or CONFIG_INET_MPTCP_DIAG")
-IPV6 = Feature("ipv6", "family ipv6", "a kernel with CONFIG_IPV6 and without ipv6.disable=1", refused=True)
+def _tool(name: str, purpose: str, package: str, group: Group = "tools", program: str = "") -> Feature:
+    cure = f"apt-get install {package}, or {MICROVM}"
+    return Feature(name, purpose, cure, group, kernel=False, program=program)
+
+
+def scheduler(name: str) -> Feature:
+    """Return an MPTCP packet scheduler as a feature, "" is any; which there are depends on the kernel and its BPF."""
+    listed = "/proc/sys/net/mptcp/available_schedulers"
+    cure = f"a kernel that has it (`sysctl net.mptcp.available_schedulers`), or {MICROVM}"
+    feature = "-".join(filter(None, ("mptcp-scheduler", name)))
+    return Feature(feature, f"scheduler: {name or 'any'}", cure, "MPTCP", refused=True, rests_on=(listed,))
+
+
+USERNS = Feature(
+    "userns",
+    "labs without root",
+    f"sysctl user.max_user_namespaces=10000, or run as root, or {MICROVM}",
+    refused=True,
+    rests_on=(
+        "/proc/sys/user/max_user_namespaces",
+        "/proc/sys/user/max_net_namespaces",
+        "/proc/sys/kernel/unprivileged_userns_clone",
+        "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
+    ),
+)
+VETH = _module("veth", "links", "veth", refused=True)
+BRIDGE = _module("bridge", "role bridge", "bridge", refused=True)
+IPV6 = Feature("ipv6", "family ipv6", f"a kernel with CONFIG_IPV6 and no ipv6.disable=1, or {MICROVM}", refused=True)
+TUN = _module("tun", "tunnels in user space", "tun")
+TAP = _module("tap", "Ethernet in user space", "tun")
+NFT_MPTCP = Feature(
+    "nft-mptcp",
+    "middleboxes that see and strip MPTCP",
+    f"apt-get install nftables and modprobe nf_tables, or {MICROVM}",
+    rests_on=("/sys/module/nf_tables",),
+    program="nft",
+)
+QDISCS = {
+    "netem": _module("netem", "delay, jitter, loss, duplicate, corrupt, reorder", "sch_netem", refused=True),
+    "tbf": _module("tbf", "rate", "sch_tbf", refused=True),
+    "fq_codel": _module("fq_codel", "queue: fq_codel", "sch_fq_codel", refused=True),
+    "codel": _module("codel", "queue: codel", "sch_codel", refused=True),
+    "fq": _module("fq", "queue: fq", "sch_fq", refused=True),
+    "cake": _module("cake", "queue: cake", "sch_cake", refused=True),
+    "bfifo": _config("bfifo", "queue limits in bytes", "CONFIG_NET_SCHED", refused=True),
+    "pfifo": _config("pfifo", "queue limits in packets", "CONFIG_NET_SCHED", refused=True),
+}
+HTB = _module("htb", "classes of one link's rate (tc-htb(8))", "sch_htb", refused=True)
+
+MPTCP = _config("mptcp", "role mptcp", "CONFIG_MPTCP (5.6 or later) and net.mptcp.enabled=1", "MPTCP")
+MPTCP_DIAG = _module("mptcp-diag", "subflows in the samples", "mptcp_diag", "MPTCP")
+MPTCP_KERNEL_PM = _config("mptcp-kernel-pm", "path_manager: kernel", "CONFIG_MPTCP (5.6 or later)", "MPTCP")
+MPTCP_USERSPACE_PM = _config("mptcp-userspace-pm", "path_manager: userspace", "CONFIG_MPTCP (5.19 or later)", "MPTCP")
+MPTCP_SCHEDULER = scheduler("")
+
+MROUTE = _config("mroute", "IPv4 multicast routing", "CONFIG_IP_MROUTE", "multicast")
+MROUTE6 = _config("mroute6", "IPv6 multicast routing", "CONFIG_IPV6_MROUTE", "multicast")
+AMT = _module("amt", "AMT by the kernel (RFC 7450)", "amt", "multicast")
+
+HWSIM = _module("mac80211_hwsim", "simulated radios", "mac80211_hwsim radios=0", "Wi-Fi")
+HWSIM_MLO = Feature(
+    "mac80211_hwsim-mlo",
+    "simulated radios with MLO",
+    f"modprobe mac80211_hwsim radios=0 of a kernel whose hwsim has MLO_SUPPORT, or {MICROVM}",
+    "Wi-Fi",
+    rests_on=HWSIM.rests_on,
+)
+HOSTAPD = _tool("hostapd", "access points", "hostapd", "Wi-Fi")
+HOSTAPD_BE = Feature(
+    "hostapd-11be",
+    "access points with MLO (802.11be)",
+    f"a hostapd built with CONFIG_IEEE80211BE=y (Debian's is not), or {MICROVM}",
+    "Wi-Fi",
+    kernel=False,
+    program="hostapd",
+)
+WPA_SUPPLICANT = _tool("wpa_supplicant", "stations", "wpasupplicant", "Wi-Fi")
+WPA_SUPPLICANT_MLO = _tool(
+    "wpa_supplicant-mlo", "stations with MLO", "wpasupplicant (2.11 or later)", "Wi-Fi", "wpa_supplicant"
+)
+REGDB = _tool("regulatory-db", "channels of 5 and 6 GHz", "wireless-regdb", "Wi-Fi")
+
 IPERF3 = _tool("iperf3", "workload iperf3", "iperf3")
+IPERF3_MPTCP = _tool("iperf3-mptcp", "iperf3 --mptcp", "iperf3 (3.19 or later)", program="iperf3")
 MPTCPIZE = _tool("mptcpize", "iperf3 with protocol: mptcp", "mptcpize")
 DUMPCAP = _tool("dumpcap", "capture", "wireshark-common")
+TCPDUMP = _tool("tcpdump", "packets, by hand", "tcpdump")
+TSHARK = _tool("tshark", "captures as text", "tshark")
 PING = _tool("ping", "workload ping", "iputils-ping")
-QDISCS = {
-    "netem": _qdisc("netem", "delay, jitter, loss, duplicate, corrupt, reorder"),
-    "tbf": _qdisc("tbf", "rate"),
-    "fq_codel": _qdisc("fq_codel", "queue: fq_codel"),
-    "codel": _qdisc("codel", "queue: codel"),
-    "fq": _qdisc("fq", "queue: fq"),
-    "cake": _qdisc("cake", "queue: cake"),
-    "bfifo": Feature("bfifo", "queue limits in bytes", "a kernel with CONFIG_NET_SCH_FIFO", refused=True),
-    "pfifo": Feature("pfifo", "queue limits in packets", "a kernel with CONFIG_NET_SCH_FIFO", refused=True),
-}
-ALL = (USERNS, VETH, BRIDGE, IPV6, MPTCP, MPTCP_DIAG, *QDISCS.values(), IPERF3, MPTCPIZE, DUMPCAP, PING)
+
+ALL = (
+    *(USERNS, VETH, BRIDGE, IPV6, TUN, TAP, *QDISCS.values(), HTB, NFT_MPTCP),
+    *(MPTCP, MPTCP_DIAG, MPTCP_KERNEL_PM, MPTCP_USERSPACE_PM, MPTCP_SCHEDULER),
+    *(MROUTE, MROUTE6, AMT),
+    *(HWSIM, HWSIM_MLO, HOSTAPD, HOSTAPD_BE, WPA_SUPPLICANT, WPA_SUPPLICANT_MLO, REGDB),
+    *(IPERF3, IPERF3_MPTCP, MPTCPIZE, DUMPCAP, TCPDUMP, TSHARK, PING),
+)

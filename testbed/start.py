@@ -59,7 +59,7 @@ def up(
 def _explain(needed: Sequence[Feature], error: LabError) -> None:
     """Raise Unsupported in place of a refused step when this machine lacks a feature that was needed."""
     try:
-        here.require(needed)
+        here.require(needed, fresh=True)
     except Unsupported as e:
         raise e from error
 

@@ -1,0 +1,55 @@
+"""Which machine a lab runs on, and why: this kernel when it offers everything, else the microVM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from testbed.features import USERNS, Feature
+from testbed.machines import here
+from testbed.machines.here import Finding
+
+AUTO, HERE, MICROVM = "auto", "here", "microvm"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A machine, one sentence that says why, and what this one lacks."""
+
+    machine: str
+    why: str
+    missing: tuple[Finding, ...] = ()
+
+    def __str__(self) -> str:
+        return f"machine {self.machine}: {self.why}"
+
+
+def choose(requires: Iterable[Feature], machine: str = AUTO) -> Choice:
+    """Return the machine for a lab that requires some features; Unsupported when it was to be this one and can't be.
+
+    Everything is probed, also what the kernel would refuse in time: a lab must not begin on the wrong machine.
+    """
+    if machine not in (AUTO, HERE):
+        return Choice(machine, "as asked for")  # it is asked for its features itself
+    found = pick(here.probe(here.with_namespaces(requires)), machine)
+    if found.machine == HERE and found.missing:
+        raise here.refusal(found.missing)
+    return found
+
+
+def pick(found: Sequence[Finding], machine: str = AUTO) -> Choice:
+    """Return the choice that findings of this machine lead to (pure)."""
+    missing = tuple(f for f in found if not f.present)
+    if not missing:
+        return Choice(
+            HERE, "as asked for" if machine == HERE else "this kernel and its tools offer all that is required"
+        )
+    return Choice(HERE if machine == HERE else MICROVM, lacking(missing), missing)
+
+
+def lacking(missing: Sequence[Finding]) -> str:
+    """Return the clause that names what is missing and what for."""
+    if missing[0].feature == USERNS:
+        return missing[0].known  # where none of the others could be tried
+    names = ", ".join(f"{f.feature.name} ({f.feature.purpose})" for f in missing)
+    return f"this {'kernel' if all(f.feature.kernel for f in missing) else 'machine'} lacks {names}"

@@ -1,0 +1,56 @@
+"""A child process with namespaces of its own, where the kernel is asked: they go with it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from testbed import features, linux, sandbox
+from testbed.errors import LabError
+from testbed.features import Feature
+from testbed.machines import kernel
+
+
+def probe(wanted: Sequence[Feature]) -> dict[str, tuple[bool, str]]:
+    """Return (present, how that is known) by name; a failed unshare can't be undone, hence the child."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        # Whatever happens, a child of somebody's process must never return into that somebody's code.
+        try:
+            os.close(read)
+            os.write(write, json.dumps(_probe_all(wanted)).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with open(read, "rb") as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    if not said:
+        raise LabError("the probe of this kernel's features died; `testbed doctor --fresh` shows it again")
+    return {name: (bool(present), str(known)) for name, (present, known) in json.loads(said).items()}
+
+
+def _probe_all(wanted: Sequence[Feature]) -> dict[str, tuple[bool, str]]:
+    uid, gid = os.geteuid(), os.getegid()
+    try:
+        linux.unshare(linux.CLONE_NEWNET | (linux.CLONE_NEWUSER if uid else 0))
+        if uid:
+            Path("/proc/self/setgroups").write_text("deny")
+            Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
+            Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
+    except OSError as e:
+        untried = dict.fromkeys((f.name for f in wanted), (False, f"{e}"))
+        return {**untried, features.USERNS.name: (False, sandbox.why_none(e, uid))}
+    found = {}
+    for feature in wanted:
+        try:
+            found[feature.name] = (True, kernel.ask(feature))
+        except OSError as e:
+            place = f"{e.filename}: " if e.filename else ""
+            found[feature.name] = (False, f"{place}{e.strerror or e}")
+        except LabError as e:
+            found[feature.name] = (False, str(e))
+    return found

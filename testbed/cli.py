@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from testbed import __version__, control, present, sandbox
-from testbed.errors import CheckFailed, InputError, LabError, TestbedError
+from testbed.errors import CheckFailed, InputError, LabError, TestbedError, Unsupported
 
 if TYPE_CHECKING:
     from testbed.plan import Plan
@@ -311,33 +311,51 @@ def schema() -> None:
 @app.command()
 def doctor(
     file: Annotated[Path | None, typer.Argument(help="Only what this topology needs", dir_okay=False)] = None,
+    machine: Annotated[
+        str,
+        typer.Option("--machine", help="Which machine is asked: auto (this one, and whether it serves), here, microvm"),
+    ] = "auto",
+    sets: Sets = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Probe all again; nothing remembered of this boot counts")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what this machine offers, how that is known, and how to get what is missing."""
+    """Show what a machine offers, how that is known and how to get what is missing; and where a topology would run."""
     from testbed import features, schedule
-    from testbed.machines import here
+    from testbed.machines import choose, here
 
+    if machine not in (choose.AUTO, choose.HERE):
+        raise Unsupported(f"machine {machine}: this version asks only the machine that it runs on; use --machine here")
     wanted = features.ALL
     if file is not None:
-        made = _planned(file, None)
+        made = _planned(file, sets)
         wanted = (features.USERNS, *made.requires(), *schedule.requires(made))
-    found = here.probe(wanted)
+    found = here.probe(wanted, fresh)
+    choice = (
+        choose.pick(found, machine) if file is not None else choose.Choice(choose.HERE, "no topology is asked about")
+    )
     if as_json:
         rows = [
             {
                 "feature": f.feature.name,
+                "group": f.feature.group,
                 "present": f.present,
                 "known": f.known,
+                "remembered": f.remembered,
                 "for": f.feature.purpose,
                 "get": f.feature.cure,
             }
             for f in found
         ]
-        print(json.dumps(rows, indent=1))
+        print(json.dumps({"machine": choice.machine, "why": choice.why, "features": rows}, indent=1))
     else:
         print(present.features(found))
-    missing = [f.feature.name for f in found if not f.present]
-    if file is not None and missing:
+        if any(f.remembered for f in found):
+            print("partly remembered of this boot: `testbed doctor --fresh` probes all again")
+        if file is not None:
+            print(present.paragraph(str(choice)))
+    if file is not None and choice.missing:
         raise typer.Exit(4)
 
 

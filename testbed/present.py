@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from testbed.report import Outcome, Report
 
 _ROWS = 30  # nodes that fit on one screen
+_WIDTH, _PURPOSE = 100, 34  # columns of the table of features, and those of what a feature is for
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
@@ -27,12 +29,41 @@ def where(found: Mapping[str, Iterable[tuple[str, str]]]) -> str:
 
 
 def features(found: Iterable[Finding]) -> str:
-    """Return a table of features: there or not, what for, how that is known, and how to get what is missing."""
-    rows = []
+    """Return a table of features in groups: there or not, what for, how that is known; and the cure of what is not."""
+    groups: dict[str, list[Finding]] = {}
     for f in found:
-        known = f.known if f.present else f"{f.known}; {f.feature.cure}"
-        rows.append(("yes" if f.present else "NO", f.feature.name, f.feature.purpose, known))
-    return columns(rows)
+        groups.setdefault(f.feature.group, []).append(f)
+    every = [f for members in groups.values() for f in members]
+    name = max((len(f.feature.name) for f in every), default=0)
+    purpose = min(_PURPOSE, max((len(f.feature.purpose) for f in every), default=0))
+    rows = []
+    for group, members in groups.items():
+        rows.append(group)
+        rows += [row for f in members for row in _feature(f, name, purpose)]
+    return "\n".join(rows)
+
+
+def _feature(found: Finding, name: int, purpose: int) -> Iterator[str]:
+    indent = f"  {'':3}  {'':{name}}  "
+    rest = _WIDTH - len(indent) - purpose - 2
+    what = _wrapped(found.feature.purpose, purpose)
+    first = f"  {'yes' if found.present else 'NO':3}  {found.feature.name:{name}}  "
+    for n, (left, right) in enumerate(zip_longest(what, _wrapped(found.known, rest), fillvalue="")):
+        yield f"{indent if n else first}{left:{purpose}}  {right}".rstrip()
+    if not found.present:
+        cure = _wrapped(f"to get it: {found.feature.cure}", _WIDTH - len(indent) - 2)
+        yield from (f"{indent}  {row}" for row in cure)
+
+
+def paragraph(text: str) -> str:
+    """Return a sentence in lines as wide as the table."""
+    return "\n".join(_wrapped(text, _WIDTH))
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    from textwrap import wrap
+
+    return wrap(text, width, break_on_hyphens=False)
 
 
 def report(found: Report, place: str) -> str:

@@ -58,7 +58,8 @@ class Mptcp(Spec):
             raise Unsupported(
                 "feature mptcp-userspace-pm: this version has no userspace path manager; use `path_manager: kernel`"
             )
-        return (features.MPTCP, features.MPTCP_DIAG)
+        chosen = (features.scheduler(self.scheduler),) if self.scheduler is not None else ()
+        return (features.MPTCP, features.MPTCP_DIAG, *chosen)
 
     def faults(self, here: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Yield what can't work."""

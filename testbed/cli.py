@@ -322,13 +322,15 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Show what a machine offers, how that is known and how to get what is missing; and where a topology would run."""
-    from testbed import features, schedule
+    from testbed import features
     from testbed.machines import choose, here
 
     if machine not in (choose.AUTO, choose.HERE):
         raise Unsupported(f"machine {machine}: this version asks only the machine that it runs on; use --machine here")
     wanted = features.ALL
     if file is not None:
+        from testbed import schedule
+
         made = _planned(file, sets)
         wanted = (features.USERNS, *made.requires(), *schedule.requires(made))
     found = here.probe(wanted, fresh)

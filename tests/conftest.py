@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -108,6 +110,17 @@ def left(before: dict[str, frozenset[str]], patience: float = 5.0) -> dict[str, 
         time.sleep(0.05)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # Nothing is remembered from before, and nothing afterwards; the workers inherit it.
+    if not hasattr(config, "workerinput"):
+        os.environ["XDG_CACHE_HOME"] = config.stash[_CACHE] = tempfile.mkdtemp(prefix="testbed-tests-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(config.stash[_CACHE])
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     # In the process that starts the workers, and in no worker: the others are busy while one ends.
     if not hasattr(session.config, "workerinput"):
@@ -120,4 +133,5 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         sys.stderr.write(f"\nERROR: the suite left something behind: {found}\n")
 
 
+_CACHE: pytest.StashKey[str] = pytest.StashKey()
 _BEFORE: pytest.StashKey[dict[str, frozenset[str]]] = pytest.StashKey()

@@ -80,11 +80,12 @@ def users(*words: str) -> set[str]:
     }
 
 
-def test_processes_are_started_in_three_places() -> None:
+def test_processes_are_started_in_four_places() -> None:
     assert users("os.fork", "os.execvp", "os.posix_spawn", "os.posix_spawnp", "subprocess.run", "subprocess.Popen") == {
         "lab",  # the lab's own
         "sandbox",  # the holder, and what enters a node
-        "machines.here",  # probes
+        "machines.programs",  # what programs say of themselves
+        "machines.scratch",  # where a kernel is probed
     }
 
 

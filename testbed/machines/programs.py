@@ -66,7 +66,7 @@ def _iperf3_mptcp() -> str:
 
 def _hostapd_be() -> str:
     """Let hostapd read two lines: one of 802.11be, and one that is wrong, so that it ends before it opens anything."""
-    done = output("hostapd", "/dev/stdin", said="mld_ap=1\nno_such_item=1\n")
+    done = output("hostapd", "/proc/self/fd/0", said="mld_ap=1\nno_such_item=1\n")
     if "'no_such_item'" not in done.out:
         raise OSError(errno.EPROTO, f"hostapd was to refuse no_such_item, and said: {done.first}")
     if "'mld_ap'" in done.out:

@@ -153,8 +153,8 @@ def test_a_scheduler_that_the_kernel_does_not_have_is_refused_by_name(tmp_path: 
     need("mptcp")
     file = str(ROOT / "topologies/mptcp-two-path.yaml")
     done = testbed("up", file, "--name", name, "--set", "nodes.client.mptcp.scheduler=bpf_rr")
-    assert done.returncode == 3
-    assert "net.mptcp.scheduler=bpf_rr" in done.stderr
+    assert done.returncode == 4
+    assert "feature mptcp-scheduler-bpf_rr (scheduler: bpf_rr): net.mptcp.scheduler refuses bpf_rr" in done.stderr
     assert testbed("status", name).returncode == 3, "and nothing is left"
 
 

@@ -158,4 +158,4 @@ def test_where_user_namespaces_are_forbidden_it_is_said_with_the_cure_and_nothin
     assert marked(name) == []
     words = (sys.executable, "-c", _FORBIDDEN, "doctor", "--json")
     done = subprocess.run(words, env=user.env, capture_output=True, text=True, timeout=60, check=False)
-    assert [r["present"] for r in json.loads(done.stdout) if r["feature"] == "userns"] == [False]
+    assert [r["present"] for r in json.loads(done.stdout)["features"] if r["feature"] == "userns"] == [False]

@@ -174,7 +174,7 @@ def test_a_missing_feature_is_named_with_its_cure_and_nothing_is_created(tmp_pat
     assert testbed("status", name).returncode == 3
     assert testbed("doctor", file).returncode == 0
     done = testbed("doctor", "--json")
-    rows = {r["feature"]: r["present"] for r in json.loads(done.stdout)}
+    rows = {r["feature"]: r["present"] for r in json.loads(done.stdout)["features"]}
     assert rows["netem"] is False
     assert rows["tbf"] is True
 

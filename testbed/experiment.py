@@ -33,6 +33,7 @@ class Experiment:
     cases: tuple[Case, ...]
     seed: int
     texts: dict[str, str]
+    under: Path | None = None  # the file that `topology:` names
 
 
 def read(path: str | Path, overrides: tuple[str, ...] = (), base: Path | None = None) -> Experiment:
@@ -74,7 +75,8 @@ def read(path: str | Path, overrides: tuple[str, ...] = (), base: Path | None = 
         for settings, topology in topologies.items()
         for n in range(repeat)
     )
-    return Experiment(file, tuple(cases), int(str(own.get("seed", 0))), texts)
+    named = file.parent / str(own["topology"]) if "topology" in own else None
+    return Experiment(file, tuple(cases), int(str(own.get("seed", 0))), texts, named)
 
 
 def _option(words: str) -> Mark:

@@ -1,0 +1,152 @@
+#!/bin/sh
+# Make a Debian machine ready for labs: packages, hostapd with IEEE 802.11be, amt.ko. The same recipe makes the image
+# of the microVM's guest (image.sh), a Vagrant box and any Debian host.
+#
+#   provision.sh [packages] [sources] [hostapd] [amt]      all four without a word; as root
+#
+# What is there already stays as it is, so that it may be run again. SOURCES is the folder of pinned tarballs,
+# DESTDIR where to install, KERNEL the kernel that amt.ko is for.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+SOURCES=${SOURCES:-/var/cache/testbed/sources}
+DESTDIR=${DESTDIR:-}
+KERNEL=${KERNEL:-$(uname -r)}
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+export DEBIAN_FRONTEND=noninteractive SOURCES
+
+say() { echo "testbed: $*"; }
+fail() { echo "testbed: fault: $*"; exit 1; }
+
+# The packages of some sections of the list, one a line.
+section() {
+    for which in "$@"; do
+        awk -v section="$which" '!/^#/ && $2 == section { print $1 }' "$here/packages.txt"
+    done
+}
+
+# Install what is missing of them; a machine that has all needs no network.
+install_packages() {
+    missing=""
+    for package in "$@"; do
+        [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing="$missing $package"
+    done
+    [ -z "$missing" ] && return
+    [ -n "$(find /var/lib/apt/lists -maxdepth 1 -name '*_Packages*' 2>/dev/null | head -n 1)" ] || apt-get -q update
+    # shellcheck disable=SC2086
+    apt-get -q install -y --no-install-recommends $missing
+}
+
+packages() {
+    say "packages for labs"
+    # shellcheck disable=SC2046
+    install_packages $(section lab)
+}
+
+# Fetch one tarball of a suite's source package, through the mirror that mmdebstrap knows for that suite. The pinned
+# sha256 is what is trusted, so that a suite will do whose signing key this host does not have.
+fetch() {
+    export suite="$1" package="$2" file="$3" sum="$4" into="$5" script="$0"
+    root=$(mktemp -d "$into/suite.XXXXXX")
+    # shellcheck disable=SC2016
+    mmdebstrap --quiet --mode=root --variant=custom --components=main --format=directory --skip=check/signed-by \
+        --aptopt='Acquire::AllowInsecureRepositories "true"' --aptopt='APT::Get::AllowUnauthenticated "true"' \
+        --setup-hook='sh "$script" apt_as_here "$1"; sed -i "s/^deb /deb-src /" "$1/etc/apt/sources.list"' \
+        --customize-hook='sh "$script" download' "$suite" "$root/r" >"$root.log" 2>&1 && got=0 || got=$?
+    rm -rf "$root"
+    return "$got"
+}
+
+# In the new root: apt reaches mirrors as this host's does (proxy, frozen mirrors); a hook of mmdebstrap.
+apt_as_here() {
+    apt-config dump Acquire | grep -E '^Acquire::(https?|Check-[A-Za-z-]*|Retries)(::| )' >"$1/etc/apt/apt.conf.d/99host" || true
+}
+
+# The one file of the source package; a hook of mmdebstrap, with the variables of `fetch`.
+download() {
+    export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
+    uri=$(apt-get source --print-uris "$package" 2>/dev/null | awk -v file="$file" '$2 == file { gsub("\047", "", $1); print $1 }')
+    [ -n "$uri" ] || { echo "E: its $package has no $file"; exit 1; }
+    /usr/lib/apt/apt-helper download-file "$uri" "$into/$file.part" "SHA256:$sum"
+}
+
+# Leave a tarball with one of its pinned sums in SOURCES, from there or from the first suite that has it.
+sources() {
+    say "sources"
+    mkdir -p "$SOURCES"
+    for name in $(awk '!/^#/ { print $1 }' "$here/sources.txt" | sort -u); do
+        tried=""
+        for sum in $(awk -v name="$name" '$1 == name { print $2 }' "$here/sources.txt"); do
+            echo "$sum  $SOURCES/$name" | sha256sum --check --status 2>/dev/null && continue 2
+        done
+        work=$(mktemp -d)
+        awk -v name="$name" '$1 == name { print $2, $3, $4 }' "$here/sources.txt" >"$work/pins"
+        while read -r sum package suites; do
+            for suite in $(echo "$suites" | tr , ' '); do
+                if fetch "$suite" "$package" "$name" "$sum" "$work" </dev/null &&
+                    echo "$sum  $work/$name.part" | sha256sum --check --status; then
+                    mv "$work/$name.part" "$SOURCES/$name"
+                    rm -rf "$work"
+                    continue 3
+                fi
+                why=$(cat "$work"/suite.*.log 2>/dev/null | grep '^E: ' | head -n 1)
+                rm -f "$work"/suite.*.log
+                tried="$tried; $suite: ${why:-mmdebstrap failed}"
+            done
+        done <"$work/pins"
+        rm -rf "$work"
+        fail "source $name is not to be had$tried. Put a file with one of the sums of sources.txt at $SOURCES/$name"
+    done
+}
+
+hostapd() {
+    program=$(command -v hostapd || true)
+    if [ -n "$program" ] && grep -qa mld_ap "$program"; then
+        say "hostapd: $program knows mld_ap"
+        return
+    fi
+    say "hostapd with IEEE 802.11be"
+    # shellcheck disable=SC2046
+    install_packages $(section build)
+    work=$(mktemp -d /tmp/testbed-build.XXXXXX)
+    tar xf "$SOURCES"/wpa_*.orig.tar.* -C "$work" --strip-components 1
+    cp "$here/hostapd.config" "$work/hostapd/.config"
+    make -C "$work/hostapd" -j "$(nproc)" hostapd hostapd_cli >"$work/log" 2>&1 || { tail -n 20 "$work/log"; fail "hostapd does not build"; }
+    install -D -s -t "$DESTDIR/usr/local/sbin" "$work/hostapd/hostapd" "$work/hostapd/hostapd_cli"
+    grep -qa mld_ap "$DESTDIR/usr/local/sbin/hostapd" || fail "the hostapd that was built does not know mld_ap"
+    rm -rf "$work"
+}
+
+# Debian's kernels have the amt driver's source and not the driver (CONFIG_AMT is not set): its one file is built
+# against the kernel's headers, from the package of exactly that kernel's source.
+amt() {
+    if modinfo -k "$KERNEL" amt >/dev/null 2>&1; then
+        say "amt: kernel $KERNEL has it"
+        return
+    fi
+    say "amt.ko for kernel $KERNEL"
+    # shellcheck disable=SC2046
+    install_packages $(section build) "linux-headers-$KERNEL"
+    version=$(echo "$KERNEL" | sed 's/^\([0-9]*\.[0-9]*\).*/\1/')
+    work=$(mktemp -d /tmp/testbed-build.XXXXXX)
+    chmod 755 "$work"
+    (cd "$work" && apt-get -q -o APT::Sandbox::User=root download "linux-source-$version") || fail "package linux-source-$version is not to be had"
+    dpkg-deb --fsys-tarfile "$work"/linux-source-*.deb | tar xOf - --wildcards '*.tar.xz' |
+        tar xJf - -C "$work" --strip-components 1 "linux-source-$version/drivers/net/amt.c"
+    mkdir "$work/amt"
+    mv "$work/drivers/net/amt.c" "$work/amt/"
+    echo 'obj-m += amt.o' >"$work/amt/Makefile"
+    make -C "/lib/modules/$KERNEL/build" M="$work/amt" modules >"$work/log" 2>&1 || { tail -n 20 "$work/log"; fail "amt.ko does not build"; }
+    strip -g "$work/amt/amt.ko"
+    install -D -m 644 -t "$DESTDIR/lib/modules/$KERNEL/updates" "$work/amt/amt.ko"
+    depmod -b "${DESTDIR:-/}" "$KERNEL"
+    rm -rf "$work"
+}
+
+case ${1:-} in apt_as_here | download) "$@"; exit ;; esac
+[ $# -gt 0 ] || set -- packages sources hostapd amt
+for step in "$@"; do
+    case $step in
+        packages | sources | hostapd | amt) "$step" ;;
+        *) fail "there is no step $step" ;;
+    esac
+done

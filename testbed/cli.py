@@ -35,6 +35,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+images = typer.Typer(name="image", help="The image of the microVM's guest: make it, list and remove what is cached.")
+app.add_typer(images, no_args_is_help=True)
 
 
 def _labs(incomplete: str) -> list[str]:
@@ -361,6 +363,58 @@ def doctor(
         raise typer.Exit(4)
 
 
+@images.command(name="build")
+def image_build(
+    locked: Annotated[
+        bool, typer.Option("--locked", help="Exactly the versions of the lock, or say what is gone")
+    ] = False,
+    update_lock: Annotated[bool, typer.Option("--update-lock", help="Build anew and write the lock")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Build although there is one")] = False,
+    mirror: Annotated[str, typer.Option("--mirror", help="A mirror of Debian packages, for mmdebstrap")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Make the guest's image of Debian packages, unless it is there."""
+    from testbed.machines import image
+
+    if locked and update_lock:
+        raise InputError("--locked obeys the lock and --update-lock writes it: take one of them")
+    before = image.find()
+    with _fraction() as progress:
+        made = image.build(progress, locked, update_lock, again, mirror)
+    if as_json:
+        print(json.dumps({"folder": str(made.folder), **made.manifest}, indent=1))
+        return
+    same = before is not None and before.manifest == made.manifest
+    took = "was there" if same else f"made in {made.manifest['seconds']:.0f} s"
+    print(f"image {made.digest} {took}\n{present.images([made], made.digest)}\n{made.folder}")
+
+
+@images.command(name="ls")
+def image_ls(as_json: AsJson = False) -> None:
+    """List the images that are cached; * marks the one of the present recipe."""
+    from testbed.machines import image, recipe
+
+    found = image.images()
+    if as_json:
+        print(json.dumps([{"folder": str(i.folder), **i.manifest} for i in found], indent=1))
+    else:
+        print(present.images(found, recipe.digest()) if found else "no image is there; `testbed image build` makes one")
+
+
+@images.command(name="rm")
+def image_rm(
+    digest: Annotated[str, typer.Argument(help="Its digest, or how that begins")] = "",
+    everything: Annotated[bool, typer.Option("--all", help="All images of this user")] = False,
+) -> None:
+    """Remove cached images."""
+    from testbed.machines import image
+
+    if bool(digest) == everything:
+        raise InputError("name the image to remove, or write --all (`testbed image ls` lists them)")
+    for one in [i.digest for i in image.images()] if everything else [digest]:
+        print(f"image {image.remove(one).digest} is removed")
+
+
 def _planned(file: Path, sets: list[str] | None) -> Plan:
     from testbed.plan import plan as make
     from testbed.topology import load
@@ -449,6 +503,28 @@ def _progress(title: str, seconds: float = 0.0, prefix: str = "") -> Iterator[Ca
                 progress.update(task, description=f"{prefix}{title}: waiting for {value['waiting']} conditions")
 
         yield show
+
+
+@contextmanager
+def _fraction() -> Iterator[Callable[[str, float], None]]:
+    """Show how far something is on stderr: a bar on a terminal, a line a step elsewhere."""
+    began, said = time.monotonic(), [""]
+    if not sys.stderr.isatty():
+
+        def line(text: str, _: float) -> None:
+            if text != said[0]:
+                said[0] = text
+                print(f"{time.monotonic() - began:7.1f} s  {text}", file=sys.stderr)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=1.0)
+        yield lambda text, fraction: progress.update(task, description=text, completed=fraction)
 
 
 def _interrupted(number: int, _: object) -> NoReturn:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from testbed.machines.here import Finding
+    from testbed.machines.image import Image
     from testbed.report import Outcome, Report
 
 _ROWS = 30  # nodes that fit on one screen
@@ -64,6 +65,19 @@ def _wrapped(text: str, width: int) -> list[str]:
     from textwrap import wrap
 
     return wrap(text, width, break_on_hyphens=False)
+
+
+def images(found: Iterable[Image], current: str) -> str:
+    """Return a table of a guest's images; a star marks the current recipe's."""
+    rows = []
+    for image in found:
+        size = sum(file["bytes"] for file in image.manifest["files"].values()) / (1 << 20)
+        mark = "*" if image.digest == current else " "
+        packages = f"{len(image.manifest['packages'])} packages"
+        rows.append(
+            (mark, image.digest, image.manifest["built"], image.manifest["kernel"], packages, f"{size:.0f} MiB")
+        )
+    return columns(rows)
 
 
 def report(found: Report, place: str) -> str:

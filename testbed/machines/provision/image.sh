@@ -18,8 +18,8 @@ section() { awk -v section="$1" '!/^#/ && $2 == section { print $1 }' "$here/pac
 # shellcheck disable=SC2016
 versions() { dpkg-query --admindir="$1/var/lib/dpkg" -W -f '${Package} ${Version} ${Architecture}\n' | sort; }
 
-mkdir -p "$out"
 umask 022
+mkdir -p "$out"
 
 # The Python packages come while Debian's do. Wheels only, by their sums: nothing of them runs here.
 "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-input --root-user-action ignore --no-deps --no-compile \
@@ -30,7 +30,7 @@ pip=$!
 sh "$here/provision.sh" sources
 
 if [ -n "${LOCK:-}" ]; then
-    say "what of the lock is to be had"
+    say "the lock: what of it is to be had"
     # shellcheck disable=SC2016
     mmdebstrap --quiet --mode=root --variant=custom --format=directory --setup-hook='sh "$here/provision.sh" apt_as_here "$1"' \
         --customize-hook='export APT_CONFIG=$MMDEBSTRAP_APT_CONFIG

@@ -129,7 +129,11 @@ amt() {
     version=$(echo "$KERNEL" | sed 's/^\([0-9]*\.[0-9]*\).*/\1/')
     work=$(mktemp -d /tmp/testbed-build.XXXXXX)
     chmod 755 "$work"
-    (cd "$work" && apt-get -q -o APT::Sandbox::User=root download "linux-source-$version") || fail "package linux-source-$version is not to be had"
+    exact=$(dpkg-query -W -f '${Version}' "linux-headers-$KERNEL")
+    for package in "linux-source-$version=$exact" "linux-source-$version"; do
+        (cd "$work" && apt-get -q -o APT::Sandbox::User=root download "$package") && break
+    done
+    ls "$work"/linux-source-*.deb >/dev/null 2>&1 || fail "package linux-source-$version is not to be had"
     dpkg-deb --fsys-tarfile "$work"/linux-source-*.deb | tar xOf - --wildcards '*.tar.xz' |
         tar xJf - -C "$work" --strip-components 1 "linux-source-$version/drivers/net/amt.c"
     mkdir "$work/amt"

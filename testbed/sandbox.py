@@ -40,14 +40,14 @@ class Peer:
     uid: int
 
 
-def address(name: str) -> str:
-    """Return the abstract socket address of a lab of this user."""
-    return f"\0testbed/{os.geteuid()}/{name}"
+def address(name: str, family: str = "testbed") -> str:
+    """Return the abstract socket address of a lab of this user, or of a sandbox of another family."""
+    return f"\0{family}/{os.geteuid()}/{name}"
 
 
-def names() -> list[str]:
+def names(family: str = "testbed") -> list[str]:
     """Return the names of this user's labs that are up or coming up."""
-    prefix = f"@testbed/{os.geteuid()}/"
+    prefix = f"@{family}/{os.geteuid()}/"
     rows = (row.split() for row in Path("/proc/net/unix").read_text().splitlines()[1:])
     # Field 4 is the state: accepted connections carry the same address, only the bound socket is unconnected (01).
     return sorted({r[7].removeprefix(prefix) for r in rows if len(r) > 7 and r[7].startswith(prefix) and r[5] == "01"})
@@ -59,7 +59,12 @@ def peer(connection: socket.socket) -> Peer:
     return Peer(pid, uid)
 
 
-def launch(name: str, serve: Callable[[socket.socket, socket.socket], None]) -> tuple[socket.socket, FileIO]:
+def launch(
+    name: str,
+    serve: Callable[[socket.socket, socket.socket], None],
+    family: str = "testbed",
+    spaces: int = linux.CLONE_NEWNS | linux.CLONE_NEWNET | linux.CLONE_NEWPID | linux.CLONE_NEWUTS,
+) -> tuple[socket.socket, FileIO]:
     """Make a sandbox whose PID 1 runs `serve(listener, owner)`; return the owner's end of that connection and a pidfd.
 
     Raise LabError when a lab of that name exists, Unsupported when the kernel allows no namespaces.
@@ -71,7 +76,7 @@ def launch(name: str, serve: Callable[[socket.socket, socket.socket], None]) -> 
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # no handler of ours runs in the child
         try:
             if (child := os.fork()) == 0:
-                _never_return(theirs, lambda: _first(name, theirs, serve))
+                _never_return(theirs, lambda: _first(name, theirs, serve, family, spaces))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
@@ -114,7 +119,13 @@ def _tell(owner: socket.socket, error: LabError | Unsupported) -> None:
         send(owner, ("error", error))
 
 
-def _first(name: str, owner: socket.socket, serve: Callable[[socket.socket, socket.socket], None]) -> None:
+def _first(
+    name: str,
+    owner: socket.socket,
+    serve: Callable[[socket.socket, socket.socket], None],
+    family: str,
+    spaces: int,
+) -> None:
     """Take the name, leave the host's namespaces and fork PID 1."""
     os.setsid()
     signal.set_wakeup_fd(-1)
@@ -124,11 +135,10 @@ def _first(name: str, owner: socket.socket, serve: Callable[[socket.socket, sock
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    listener = _take(name)
+    listener = _take(name, family)
     uid, gid = os.geteuid(), os.getegid()
     # Path lookups of `serve` must not depend on the caller's set-up: nothing in Debian's user PATH has sbin.
     os.environ["PATH"] = ":".join(filter(None, (os.environ.get("PATH"), _SYSTEM_PATH)))
-    spaces = linux.CLONE_NEWNS | linux.CLONE_NEWNET | linux.CLONE_NEWPID | linux.CLONE_NEWUTS
     try:
         linux.unshare(spaces if uid == 0 else spaces | linux.CLONE_NEWUSER)
     except OSError as e:
@@ -171,10 +181,10 @@ def _second(
     serve(listener, owner)
 
 
-def _take(name: str) -> socket.socket:
+def _take(name: str, family: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        listener.bind(address(name))
+        listener.bind(address(name, family))
     except OSError as e:
         if e.errno != errno.EADDRINUSE:
             raise

@@ -1,0 +1,87 @@
+"""Whether KVM runs this image's kernel: it is booted, for an existing /dev/kvm proves nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import subprocess
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from testbed import linux
+from testbed.machines import qemu
+from testbed.machines.qemu import Boot, Size, Wires
+
+DEVICE = Path("/dev/kvm")
+_PATIENCE = 15.0  # s; where KVM works, a kernel is in its init within one
+
+
+def works(boot: Boot, version: str, remembered: Path) -> tuple[bool, str]:
+    """Return whether KVM runs this kernel here, and how that is known; a boot of the host asks once."""
+    if not DEVICE.exists():
+        return False, f"there is no {DEVICE}"
+    if not os.access(DEVICE, os.R_OK | os.W_OK):
+        return False, f"this user may not open {DEVICE} (group kvm)"
+    key = {"host": Path("/proc/sys/kernel/random/boot_id").read_text().strip(), "qemu": version}
+    with suppress(OSError, ValueError, KeyError):
+        known = json.loads(remembered.read_text())
+        if all(known[k] == v for k, v in key.items()):
+            return bool(known["works"]), str(known["why"])
+    found, why = _boots(boot)
+    with suppress(OSError):  # an image that belongs to somebody else: then it is asked each time
+        part = remembered.with_name(f".{remembered.name}-{os.getpid()}")
+        part.write_text(json.dumps({**key, "works": found, "why": why}))
+        part.rename(remembered)
+    return found, why
+
+
+def _boots(boot: Boot) -> tuple[bool, str]:
+    """Boot with KVM until the guest's own init says hello, or QEMU says why not."""
+    (qmp, qmp_there), (agent, agent_there) = socket.socketpair(), socket.socketpair()
+    with TemporaryDirectory(prefix="testbed-kvm-") as name, qmp, agent:
+        folder = Path(name)
+        (folder / "empty").mkdir()
+        wires = Wires(qmp_there.fileno(), agent_there.fileno(), str(folder / "console"), str(folder / "empty"))
+        words = qemu.argv(replace(boot, accel="kvm"), Size(1, 512), wires, {}, None)
+        child = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=(qmp_there.fileno(), agent_there.fileno()),
+            preexec_fn=lambda: linux.prctl(linux.PR_SET_PDEATHSIG, 9),  # noqa: PLW1509 (no threads here)
+        )
+        qmp_there.close()
+        agent_there.close()
+        try:
+            return _outcome(child, qmp, agent)
+        finally:
+            child.kill()
+            child.communicate()
+
+
+def _outcome(child: subprocess.Popen[bytes], qmp: socket.socket, agent: socket.socket) -> tuple[bool, str]:
+    assert child.stderr is not None
+    qmp.sendall(b'{"execute": "qmp_capabilities"}\n')
+    said, deadline = b"", time.monotonic() + _PATIENCE
+    while (rest := deadline - time.monotonic()) > 0:
+        ready = select.select([qmp, agent, child.stderr], [], [], min(rest, 0.5))[0]
+        if agent in ready:
+            if b"hello" in agent.recv(4096):
+                return True, "it booted this kernel"
+        elif qmp in ready:
+            said += qmp.recv(65536)
+        elif child.stderr in ready:
+            words = child.stderr.read1(4096).decode(errors="replace").strip().splitlines()  # type: ignore[attr-defined]
+            return False, f"{DEVICE} opens, but QEMU fails with it: {(words or ['it ended'])[0]}"
+        if b'"internal-error"' in said:
+            return False, f"{DEVICE} opens, but KVM can't run this kernel: it stops with an internal error"
+        if not ready:
+            with suppress(OSError):
+                qmp.sendall(b'{"execute": "query-status"}\n')
+    return False, f"{DEVICE} opens, but this kernel did not boot with it within {_PATIENCE:g} s"

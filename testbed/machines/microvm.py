@@ -1,0 +1,380 @@
+"""Guests: QEMU running the image's kernel, restored from a saved boot when that fits, reached over SSH.
+
+A guest is a sandbox of its own with a keeper as PID 1; its name is an abstract socket, as a lab's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import select
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from io import FileIO
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import uuid4
+
+from testbed import linux, sandbox
+from testbed.errors import LabError, Unsupported
+from testbed.machines import keeper, kvm, qemu, saved
+from testbed.machines.keeper import BrokenStateError, Order
+from testbed.machines.qemu import Boot, Share, Size
+from testbed.messages import receive, send
+
+FAMILY = "testbed-guest"
+# QEMU forwards a port of this host's loopback, so the guest keeps this network namespace.
+_SPACES = linux.CLONE_NEWNS | linux.CLONE_NEWPID | linux.CLONE_NEWUTS
+_TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "ssh": "openssh-client", "ssh-keygen": "openssh-client"}
+
+
+class Image(Protocol):
+    """What is booted (machines/image.py)."""
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are."""
+
+    @property
+    def digest(self) -> str:
+        """The name of its content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A guest that can be used."""
+
+    name: str
+    ssh: tuple[str, ...]  # words before a command
+    size: Size
+    accel: str  # kvm or tcg
+    why: str  # that one
+    restored: bool
+    phases: Mapping[str, float]  # the seconds that each part of its start took
+    shares: Mapping[str, Share]
+    holder: int  # the keeper's process id
+    life: FileIO = field(repr=False)  # its pidfd
+    console: FileIO = field(repr=False)  # readable even when the guest is gone
+    owner: socket.socket | None = field(repr=False, default=None)  # it lives with this connection until it is kept
+
+
+Told = Callable[[str], None]
+
+
+def start(
+    image: Image,
+    size: Size,
+    name: str,
+    shares: Mapping[str, Share],
+    restore: bool = True,
+    told: Told = lambda _: None,
+    accel: str | None = None,
+) -> Guest:
+    """Start a guest, restored from a saved one that is made when there is none; it ends with this process until kept.
+
+    `restore=False` boots it. `told` gets a sentence whenever something takes long or is not as wished.
+    """
+    _check(shares)
+    version = _identity(_found("qemu-system-x86_64"))
+    boot = Boot(kernel(image), image.folder / "initrd.gz", image.folder / "root.squashfs", accel or "tcg")
+    why = "asked for"
+    if accel is None:
+        works, why = kvm.works(boot, version, image.folder / "kvm.json")
+        boot = Boot(boot.kernel, boot.initrd, boot.root, "kvm" if works else "tcg")
+        if not works:
+            told(f"KVM is not used: {why}; the guest's processor is emulated, some ten times slower")
+    order = Order(name, boot, size, shares, sources(shares["code"].folder) if "code" in shares else "")
+    if restore and (folder := _saved(image, order, version, told)) is not None:
+        try:
+            return _launched(Order(name, boot, size, shares, order.code, restore=folder), why)
+        except BrokenStateError as e:
+            told(f"the saved guest could not be restored and is removed; this one is booted. {e}")
+            with suppress(FileNotFoundError):  # another start was faster
+                saved.remove(folder)
+    return _launched(order, why)
+
+
+def _saved(image: Image, order: Order, version: str, told: Told) -> Path | None:
+    digest = qemu.digest(order.boot, order.size, image.digest, version, _processor())
+    if (folder := saved.find(image.folder, digest)) is not None:
+        return folder
+
+    def fill(work: Path) -> None:
+        began = time.monotonic()
+        told("a guest of this size is booted once and saved; later ones start from that")
+        code = {slot: share for slot, share in order.shares.items() if slot == "code"}
+        made = Order(f"save-{uuid4().hex[:8]}", order.boot, order.size, code, order.code, save=work)
+        owner, life = sandbox.launch(made.name, keeper.serve(made), FAMILY, _SPACES)
+        with owner, life:
+            _answer(made.name, owner)
+        told(f"saved after {time.monotonic() - began:.1f} s")
+
+    try:
+        return saved.make(image.folder, digest, fill, lambda: told("another start is saving such a guest; waiting"))
+    except OSError as e:
+        told(f"no guest can be saved beside the image: {e}; this one is booted")
+        return None
+
+
+def _launched(order: Order, why: str) -> Guest:
+    owner, life = sandbox.launch(order.name, keeper.serve(order), FAMILY, _SPACES)
+    try:
+        return _guest(_answer(order.name, owner), life, why, owner)
+    except BaseException:
+        owner.close()
+        select.select([life], [], [], 10)
+        life.close()
+        raise
+
+
+def _guest(said: Mapping[str, Any], life: FileIO, why: str, owner: socket.socket | None) -> Guest:
+    rows = Path(f"/proc/self/fdinfo/{life.fileno()}").read_text().splitlines()
+    holder = next(int(r.split()[1]) for r in rows if r.startswith("Pid:"))
+    folder = Path(f"/proc/{holder}/root{sandbox.FOLDER}")
+    return Guest(
+        name=said["name"],
+        ssh=keeper.ssh(folder, said["port"]),
+        size=said["size"],
+        accel=said["accel"],
+        why=why,
+        restored=said["restored"],
+        phases=said["phases"],
+        shares=said["shares"],
+        holder=holder,
+        life=life,
+        console=FileIO(os.open(folder / "console", os.O_RDONLY | os.O_CLOEXEC)),
+        owner=owner,
+    )
+
+
+def guests() -> list[str]:
+    """Return the names of this user's guests that are up or coming up."""
+    return sandbox.names(FAMILY)
+
+
+def find(name: str) -> Guest:
+    """Return a guest that is up."""
+    with _connect(name) as connection:
+        life = FileIO(os.pidfd_open(sandbox.peer(connection).pid))
+        send(connection, ("status",))
+        return _guest(_answer(name, connection), life, "", None)
+
+
+def keep(guest: Guest) -> None:
+    """Let a guest outlive this process."""
+    with _connect(guest.name) as connection:
+        send(connection, ("keep",))
+        _answer(guest.name, connection)
+    if guest.owner is not None:
+        guest.owner.close()
+
+
+def stop(guest: Guest) -> None:
+    """End a guest and everything that runs in it; return when nothing is left."""
+    with suppress(LabError, BrokenPipeError), _connect(guest.name) as connection:
+        send(connection, ("stop",))
+    if not select.select([guest.life], [], [], 10)[0]:
+        signal.pidfd_send_signal(guest.life.fileno(), signal.SIGKILL)
+        select.select([guest.life], [], [])
+    for file in (guest.life, guest.owner):
+        if file is not None:
+            file.close()
+
+
+def alive(guest: Guest) -> None:
+    """Raise LabError, with the end of its console, when a guest is gone."""
+    if select.select([guest.life], [], [], 0)[0]:
+        raise LabError(_gone(guest))
+
+
+def call(
+    guest: Guest,
+    argv: Sequence[str],
+    *,
+    cwd: str = "/root",
+    env: Mapping[str, str] | None = None,
+    streams: Sequence[int] = (0, 1, 2),
+    tty: bool = False,
+) -> int:
+    """Run a command in a guest on these streams; return its exit status, 128 + n for signal n.
+
+    `testbed` as the first word is the command line in the share `code`. SIGINT, SIGQUIT, SIGTERM and SIGHUP of this
+    process are the command's, which also ends when this process is killed. LabError when the guest ends meanwhile.
+    """
+    alive(guest)
+    name = uuid4().hex
+    environment = dict(env or {})
+    digest = "-"
+    if code := guest.shares.get("code"):
+        digest = sources(code.folder)
+        environment["PYTHONPATH"] = code.at
+    words = ("exec", "/usr/sbin/testbed-call", name, digest, cwd, *(f"{k}={v}" for k, v in environment.items()))
+    ssh = (*guest.ssh[:-1], "-tt" if tty else "-T", guest.ssh[-1], shlex.join((*words, "--", *argv)))
+    with _connect(guest.name) as connection:
+        with _Signals() as signals:
+            child = subprocess.Popen(
+                ssh,
+                stdin=streams[0],
+                stdout=streams[1],
+                stderr=streams[2],
+                # A terminal's Ctrl-C is for the command and not for ssh; with a terminal of its own ssh passes it on.
+                start_new_session=not tty,
+                preexec_fn=lambda: linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL),  # noqa: PLW1509
+            )
+            try:
+                return _await(guest, child, connection, signals, name)
+            finally:
+                child.kill()
+                child.wait()
+
+
+def _await(
+    guest: Guest, child: subprocess.Popen[bytes], connection: socket.socket, signals: _Signals, name: str
+) -> int:
+    ended = os.pidfd_open(child.pid)
+    poll = select.poll()
+    for source in (ended, connection.fileno(), signals.read):
+        poll.register(source, select.POLLIN)
+    try:
+        while True:
+            ready = [fd for fd, _ in poll.poll()]
+            if connection.fileno() in ready:
+                try:
+                    (kind, value), _ = receive(connection)
+                except EOFError:
+                    raise LabError(_gone(guest)) from None
+                if kind == "dead":
+                    raise LabError(value)
+            if signals.read in ready:
+                for number in os.read(signals.read, 64):
+                    send(connection, ("signal", name, number))
+            if ended in ready:
+                status = child.wait()
+                if status == 255:  # ssh's own, or the command's: a guest that is ending is given time to say so
+                    select.select([guest.life], [], [], 0.2)
+                    alive(guest)
+                return status if status >= 0 else 128 - status
+    finally:
+        os.close(ended)
+
+
+@dataclass(slots=True)
+class _Signals:
+    """The signals of this process that are a command's, as bytes of a pipe while this is entered."""
+
+    read: int = -1
+    write: int = -1
+    before: dict[int, Any] = field(default_factory=dict)
+    wake: int = -1
+
+    def __enter__(self) -> _Signals:
+        self.read, self.write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP):
+            self.before[number] = signal.signal(number, lambda *_: None)
+        self.wake = signal.set_wakeup_fd(self.write, warn_on_full_buffer=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self.wake)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        for fd in (self.read, self.write):
+            os.close(fd)
+
+
+def _gone(guest: Guest) -> str:
+    guest.console.seek(0)
+    end = keeper.last_rows(guest.console.read())
+    return f"guest {guest.name}: it was ended, or its keeper, process {guest.holder}, was killed; the end of its console:{end}"
+
+
+def _connect(name: str) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        connection.connect(sandbox.address(name, FAMILY))
+    except OSError as e:
+        connection.close()
+        up = ", ".join(guests()) or "none"
+        raise LabError(f"guest {name}: no such guest is up (guests of this user: {up})") from e
+    if sandbox.peer(connection).uid != os.geteuid():
+        connection.close()
+        raise LabError(f"guest {name}: the process that answers belongs to another user")
+    return connection
+
+
+def _answer(name: str, connection: socket.socket) -> Any:
+    try:
+        (kind, value), _ = receive(connection)
+    except EOFError as e:
+        raise LabError(f"guest {name}: its keeper process ended (killed?)") from e
+    if kind == "error":
+        raise value
+    if kind == "dead":
+        raise LabError(value)
+    return value
+
+
+def _check(shares: Mapping[str, Share]) -> None:
+    for slot, share in shares.items():
+        assert slot in qemu.SLOTS, slot
+        if not share.folder.is_dir():
+            raise LabError(f"{share.folder}: no such folder to share with a guest")
+        if share.folder.resolve().is_relative_to("/run"):
+            raise LabError(f"{share.folder}: a guest has a /run of its own; folders below /run can't be shared with it")
+    for tool in _TOOLS:
+        _found(tool)
+
+
+def _found(tool: str) -> str:
+    if (path := shutil.which(tool)) is None:
+        raise Unsupported(f"a microVM needs {tool}, which is not in PATH: apt-get install {_TOOLS[tool]}")
+    return path
+
+
+def _identity(program: str) -> str:
+    """Return what changes when a program is replaced; asking QEMU for its version takes as long as a restore."""
+    found = os.stat(program)
+    return f"{os.path.realpath(program)} {found.st_size} {found.st_mtime_ns}"
+
+
+def _processor() -> str:
+    rows = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].splitlines()
+    return "\n".join(r for r in rows if r.split("\t")[0] in ("vendor_id", "model name", "flags", "microcode"))
+
+
+def sources(folder: Path) -> str:
+    """Return the digest of testbed's own sources in a folder: a guest that has imported others imports these anew."""
+    found = hashlib.sha256()
+    for file in sorted((folder / "testbed").rglob("*.py")):
+        found.update(str(file.relative_to(folder)).encode() + b"\0" + file.read_bytes() + b"\0")
+    return found.hexdigest()[:16]
+
+
+def kernel(image: Image) -> Path:
+    """Return the image's kernel, unpacked once if the host can: an emulated processor takes 2 s to do that itself."""
+    plain = image.folder / "vmlinux"
+    if plain.exists():
+        return plain
+    packed = image.folder / "vmlinuz"
+    data = packed.read_bytes()
+    begin = data.find(b"\x28\xb5\x2f\xfd")  # Debian's kernels are zstd
+    if begin < 0 or shutil.which("zstd") is None:
+        return packed
+    # zstd complains of what follows the kernel, and has unpacked it by then.
+    done = subprocess.run(("zstd", "-dcq"), input=data[begin:], capture_output=True, check=False)
+    if not done.stdout.startswith(b"\x7fELF"):
+        return packed
+    part = plain.with_name(f".vmlinux-{os.getpid()}")
+    try:
+        part.write_bytes(done.stdout)
+        part.rename(plain)
+    except OSError:
+        return packed
+    return plain

@@ -1,0 +1,146 @@
+"""The words that start QEMU for a guest, what a saved guest depends on, and the faults that a kernel reports. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+SLOTS = ("code", "results", "inputs")  # a saved guest has these devices, whatever is shared through them later
+_PROGRAM = "qemu-system-x86_64"
+# Nothing here is a secret from the host, and an emulated processor pays for every mitigation and every cleared page.
+# Warnings of the kernel reach the console: they are faults of a run.
+_KERNEL = (
+    "console=ttyS0 panic=-1 quiet loglevel=5 random.trust_cpu=on mitigations=off init_on_alloc=0 nokaslr audit=0 "
+    "lsm=capability no_timer_check cryptomgr.notests 8250.nr_uarts=1 rcupdate.rcu_expedited=1 net.ifnames=0"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What a guest has: processors, and memory in MiB."""
+
+    cpus: int = 2
+    memory: int = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """What is booted, and where it is run: files of an image, and QEMU's accelerator (kvm or tcg)."""
+
+    kernel: Path
+    initrd: Path
+    root: Path
+    accel: str
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A folder of the host, and where the guest has it."""
+
+    folder: Path
+    at: str
+    writable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Wires:
+    """QEMU's ends of what connects it: two socket descriptors, the file of the console, an empty folder."""
+
+    qmp: int = -1
+    agent: int = -1
+    console: str = ""
+    empty: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The file of a guest's RAM: shared while a guest is made to be saved, private (copied on write) afterwards."""
+
+    file: Path
+    private: bool
+
+
+def argv(
+    boot: Boot, size: Size, wires: Wires, shares: Mapping[str, Share], memory: Memory | None, *, incoming: bool = False
+) -> tuple[str, ...]:
+    """Return the command line of QEMU."""
+    backend = f"size={size.memory}M"
+    if memory is None:
+        backend = f"memory-backend-ram,id=ram,{backend}"
+    else:
+        sharing = "off" if memory.private else "on"
+        backend = f"memory-backend-file,id=ram,{backend},mem-path={_quoted(memory.file)},share={sharing}"
+    words = [
+        *(_PROGRAM, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-M", "q35,sata=off,smbus=off,usb=off,vmport=off,memory-backend=ram", "-object", backend),
+        *("-accel", "tcg,thread=multi" if boot.accel == "tcg" else boot.accel),
+        *("-cpu", "max" if boot.accel == "tcg" else "host"),
+        *("-smp", str(size.cpus), "-m", f"{size.memory}M"),
+        *("-kernel", str(boot.kernel), "-initrd", str(boot.initrd), "-append", _KERNEL),
+        *("-chardev", f"file,id=console,path={_quoted(wires.console)},append=on", "-serial", "chardev:console"),
+        *("-chardev", f"socket,id=qmp,fd={wires.qmp}", "-mon", "chardev=qmp,mode=control"),
+        *("-chardev", f"socket,id=agent,fd={wires.agent}", "-device", "virtio-serial-pci"),
+        *("-device", "virtserialport,chardev=agent,name=testbed"),
+        *("-drive", f"if=none,id=root,file={_quoted(boot.root)},format=raw,readonly=on"),
+        *("-device", "virtio-blk-pci,drive=root"),
+        # restrict: the guest reaches nothing of the host and nothing beyond; only the forwarded port is open.
+        *("-netdev", "user,id=net,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-10.0.2.15:22"),
+        *("-device", "virtio-net-pci,netdev=net,romfile="),
+        # A new generation id makes the kernel of a restored guest draw new random numbers.
+        *("-device", "virtio-rng-pci", "-device", "vmgenid,guid=auto"),
+    ]
+    for slot in SLOTS:
+        share = shares.get(slot)
+        # none: what the guest's root makes belongs to the user who runs QEMU, with plain modes, and stays his.
+        access = "" if share is not None and share.writable else ",readonly=on"
+        folder = _quoted(share.folder if share is not None else wires.empty)
+        words += ["-fsdev", f"local,id={slot},path={folder},security_model=none,multidevs=remap{access}"]
+        words += ["-device", f"virtio-9p-pci,fsdev={slot},mount_tag={slot}"]
+    return (*words, "-incoming", "defer") if incoming else tuple(words)
+
+
+def digest(boot: Boot, size: Size, image: str, version: str, processor: str) -> str:
+    """Return the name of everything that a saved guest depends on; folders of the host and sockets are not of it.
+
+    `image` names the image's content, `version` is what QEMU says of itself, `processor` the host's when KVM runs on it.
+    """
+    words = argv(Boot(Path("k"), Path("i"), Path("r"), boot.accel), size, Wires(), {}, None)
+    text = "\n".join((*words, image, version, processor if boot.accel == "kvm" else ""))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _quoted(value: Path | str) -> str:
+    """Return a value of one of QEMU's comma-separated options (a comma is doubled)."""
+    return str(value).replace(",", ",,")
+
+
+# The first line of every report that says: what follows can't be trusted (lib/bug.c, kernel/panic.c, kernel/rcu,
+# kernel/locking/lockdep.c, kernel/watchdog.c, kernel/hung_task.c, mm/kasan, lib/ubsan.c, mm/oom_kill.c).
+_FAULTS = re.compile(
+    r"""
+    BUG: | Oops[:\s] | Kernel\ panic | WARNING: | general\ protection\ fault | kernel\ BUG\ at | divide\ error: |
+    (?:INFO|possible|inconsistent)[:\s].*(?:lock\ dependency|recursive\ locking|lock\ state|suspicious\ RCU) |
+    rcu:\ INFO:.*detected | INFO:\ rcu_.*detected | INFO:\ task\ .*blocked\ for\ more\ than |
+    soft\ lockup | hard\ LOCKUP | UBSAN: | KASAN: | Unable\ to\ handle\ kernel | unregister_netdevice:\ waiting |
+    refcount_t: | Out\ of\ memory: | invoked\ oom-killer | list_(?:add|del)\ corruption
+    """,
+    re.VERBOSE,
+)
+_STAMP = re.compile(r"^(?:<\d+>)?\[\s*\d+\.\d+\](?:\[\s*[CT]\d+\])?\s*")
+
+
+def kernel_faults(log: str | Iterable[str]) -> list[str]:
+    """Return the lines of a kernel log (dmesg or console) that report a fault of the kernel, without time stamps.
+
+    Only lines with a time stamp count: the console has other text as well.
+    """
+    rows = log.splitlines() if isinstance(log, str) else log
+    found = []
+    for row in rows:
+        said = _STAMP.sub("", row.strip("\r"))
+        if said != row.strip("\r") and _FAULTS.search(said):
+            found.append(said.strip())
+    return found

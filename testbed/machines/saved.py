@@ -1,0 +1,63 @@
+"""Guests that were booted once and saved: a folder beside the image, taken only when everything it depends on is the same.
+
+The folder has QEMU's device state and the guest's memory as a file. A restored guest maps that file privately, so
+nothing is read at the start, and guests share what they do not write.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def find(beside: Path, digest: str) -> Path | None:
+    """Return the saved guest of that digest."""
+    folder = beside / f"saved-{digest}"
+    return folder if folder.is_dir() else None
+
+
+def make(beside: Path, digest: str, fill: Callable[[Path], None], waits: Callable[[], None]) -> Path:
+    """Return a saved guest, made by `fill` if nobody else has; `waits` is called when somebody is at it.
+
+    It is filled under another name: one that was interrupted is never taken for a good one.
+    """
+    with _alone(beside / f".saved-{digest}.lock", waits):
+        if (found := find(beside, digest)) is not None:
+            return found
+        for left in beside.glob(f".saved-{digest}-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        work = Path(tempfile.mkdtemp(prefix=f".saved-{digest}-", dir=beside))
+        try:
+            fill(work)
+            target = beside / f"saved-{digest}"
+            work.rename(target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return target
+
+
+def remove(folder: Path) -> None:
+    """Remove a saved guest; guests that run from it keep its memory."""
+    gone = folder.with_name(f".{folder.name}-gone-{os.getpid()}")
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+@contextmanager
+def _alone(file: Path, waits: Callable[[], None]) -> Iterator[None]:
+    """Hold a lock that ends with this process, however that ends."""
+    fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waits()
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)

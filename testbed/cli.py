@@ -20,13 +20,18 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from testbed import __version__, control, present, sandbox
-from testbed.errors import CheckFailed, InputError, LabError, TestbedError, Unsupported
+from testbed.errors import CheckFailed, InputError, LabError, TestbedError
 
 if TYPE_CHECKING:
+    from testbed.features import Feature
+    from testbed.machines.choose import Choice
+    from testbed.machines.elsewhere import Elsewhere
     from testbed.plan import Plan
     from testbed.report import Report
 
 # Everything else is imported by the verb that needs it: `testbed exec` must not pay for the YAML parser.
+
+GUESTS = "testbed-guest"  # the family of abstract sockets of guests
 
 app = typer.Typer(
     name="testbed",
@@ -35,6 +40,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+machines = typer.Typer(name="machine", help="Machines that ssh reaches: make them known, list and forget them.")
+app.add_typer(machines, no_args_is_help=True)
 images = typer.Typer(name="image", help="The image of the microVM's guest: make it, list and remove what is cached.")
 app.add_typer(images, no_args_is_help=True)
 
@@ -60,6 +67,16 @@ Sets = Annotated[
     typer.Option("--set", metavar="PATH=VALUE", help="Override one value: links.cable.loss=5%"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
+MachineName = Annotated[
+    str,
+    typer.Option(
+        "--machine",
+        "-m",
+        help="Where: auto (here if this kernel offers all that is required, else microvm), here, microvm, or a name",
+    ),
+]
+Cpus = Annotated[int, typer.Option("--cpus", min=1, max=64, help="Processors of a microVM")]
+Memory = Annotated[int, typer.Option("--memory", min=512, max=65536, help="Memory of a microVM in MiB")]
 
 
 @app.callback(invoke_without_command=True)
@@ -133,13 +150,28 @@ def up(
         bool,
         typer.Option("--recreate", help="Take a lab down that can't be changed in place, and make it anew"),
     ] = False,
+    machine: MachineName = "auto",
+    cpus: Cpus = 2,
+    memory: Memory = 2048,
     as_json: AsJson = False,
 ) -> None:
     """Bring a lab up, or change the one of this name in place; return when it is ready."""
     from testbed import changes, start
+    from testbed.machines import choose
+    from testbed.machines.qemu import Size
 
     made = _planned(file, sets)
     lab_name = name or made.name
+    choice = _choice(machine, lab_name, made.requires())
+    if choice.machine != choose.HERE:
+        from testbed.machines import elsewhere
+
+        _tell(choice)
+        flags = {"--dry-run": dry_run, "--recreate": recreate, "--json": as_json}
+        words = ("up", str(file), "--name", lab_name, *_set(sets), *(f for f, given in flags.items() if given))
+        errand = elsewhere.Errand(choice, words, _files(file, sets))
+        with _fraction() as progress:
+            raise typer.Exit(elsewhere.up(errand, lab_name, Size(cpus, memory), _say, progress))
     began = time.monotonic()
     what = "up"
     if lab_name in sandbox.names():
@@ -174,7 +206,8 @@ def up(
     size = f"{_count(len(made.topology.nodes), 'node')}, {_count(len(made.topology.links), 'link')}"
     print(f"lab {lab_name} {what} in {seconds:.2f} s: {size}")
     print(present.where(start.where(made)))
-    print(f"testbed exec {lab_name} NODE -- COMMAND   testbed shell {lab_name} NODE   testbed down {lab_name}")
+    called = lab_name + os.environ.get("TESTBED_AT", "")
+    print(f"testbed exec {called} NODE -- COMMAND   testbed shell {called} NODE   testbed down {called}")
 
 
 @app.command()
@@ -187,17 +220,22 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """List the labs that are up; or the nodes and processes of one; or the interfaces of a node."""
+    if lab is not None and (place := _elsewhere(lab)) is not None:
+        words = ("status", place.lab, *([node] if node else []), *(["--json"] if as_json else []))
+        raise typer.Exit(place.enter(words))
     if lab is None:
         found = [s for n in sandbox.names() if (s := _status(n)) is not None]
+        found += [_guest(n) for n in sandbox.names(GUESTS)]
         if as_json:
-            keys = ("name", "state", "topology", "nodes", "began")
+            keys = ("name", "state", "machine", "topology", "nodes", "began")
             print(json.dumps([{k: s[k] for k in keys} for s in found], indent=1))
             return
         labs: list[tuple[str, ...]] = [
             (
                 s["name"],
                 s["state"],
-                _count(len(s["nodes"]), "node"),
+                s["machine"],
+                _count(len(s["nodes"]), "node") if s["nodes"] else "",
                 f"for {time.time() - s['began']:.0f} s",
                 s.get("file", ""),
             )
@@ -231,12 +269,17 @@ def status(
 @app.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def exec_(lab: LabName, node: NodeName, argv: Annotated[list[str], typer.Argument(help="The command")]) -> None:
     """Run a command in a node; its exit status is this command's."""
-    _enter(lab, node, tuple(argv[1:] if argv[0] == "--" else argv))
+    words = tuple(argv[1:] if argv[0] == "--" else argv)
+    if (place := _elsewhere(lab)) is not None:
+        raise typer.Exit(place.enter(("exec", place.lab, node, "--", *words)))
+    _enter(lab, node, words)
 
 
 @app.command()
 def shell(lab: LabName, node: NodeName) -> None:
     """Open a shell in a node."""
+    if (place := _elsewhere(lab)) is not None:
+        raise typer.Exit(place.enter(("shell", place.lab, node)))
     os.environ["PS1"] = f"{node}@{lab}:\\w\\$ "
     program = os.environ.get("SHELL", "/bin/sh")
     _enter(lab, node, (program, "--norc") if program.endswith("bash") else (program,))
@@ -250,8 +293,11 @@ def down(
     """Take labs down; nothing of them is left."""
     if not labs and not everything:
         raise InputError("name the labs to take down, or write --all (`testbed status` lists them)")
-    for name in sandbox.names() if everything else labs or []:
-        control.find(name).down()
+    for name in [*sandbox.names(), *sandbox.names(GUESTS)] if everything else labs or []:
+        if (place := _elsewhere(name)) is not None:
+            place.down()
+        else:
+            control.find(name).down()
         print(f"lab {name} is down")
 
 
@@ -261,14 +307,29 @@ def run(
     sets: Sets = None,
     name: Name = None,
     out: Annotated[Path, typer.Option("--results", help="Folder for results")] = Path("results"),
+    machine: MachineName = "auto",
+    cpus: Cpus = 2,
+    memory: Memory = 2048,
     as_json: AsJson = False,
 ) -> None:
     """Bring a lab up, run its workloads and events, keep everything, take it down, and judge."""
     from testbed import runner
     from testbed.experiment import read
+    from testbed.machines import choose
+    from testbed.machines.qemu import Size
 
     overrides = tuple(sets or ())
     experiment = read(file, overrides)
+    choice = choose.choose(runner.requires(experiment), machine)
+    if choice.machine != choose.HERE:
+        from testbed.machines import elsewhere
+
+        _tell(choice)
+        lab = name or experiment.cases[0].topology.name
+        words = ("run", str(file), "--name", lab, *_set(sets), *(["--json"] if as_json else []))
+        errand = elsewhere.Errand(choice, words, _files(file, sets))
+        with _fraction() as progress:
+            raise typer.Exit(elsewhere.run(errand, lab, Size(cpus, memory), _say, progress, out))
     reports = []
     for n, case in enumerate(experiment.cases):
         title = f"{case.topology.name} {case.label}".strip()
@@ -328,7 +389,15 @@ def doctor(
     from testbed.machines import choose, here
 
     if machine not in (choose.AUTO, choose.HERE):
-        raise Unsupported(f"machine {machine}: this version asks only the machine that it runs on; use --machine here")
+        from testbed.machines import elsewhere
+        from testbed.machines.qemu import Size
+
+        named = [str(file)] if file is not None else []
+        flags = {"--fresh": fresh, "--json": as_json}
+        words = ("doctor", *named, "--machine", "here", *_set(sets), *(f for f, given in flags.items() if given))
+        errand = elsewhere.Errand(choose.choose((), machine), words, _files(file, sets) if file is not None else {})
+        with _fraction() as progress:
+            raise typer.Exit(elsewhere.once(errand, f"doctor-{os.getpid()}", Size(), _say, progress))
     wanted = features.ALL
     if file is not None:
         from testbed import schedule
@@ -361,6 +430,65 @@ def doctor(
             print(present.paragraph(str(choice)))
     if file is not None and choice.missing:
         raise typer.Exit(4)
+
+
+@machines.command(name="add")
+def machine_add(
+    name: Annotated[str, typer.Argument(help="What it is called from now on")],
+    url: Annotated[str, typer.Argument(help="ssh://user@host or ssh://user@host:port")],
+    program: Annotated[str, typer.Option("--program", help="The path of `testbed` there")] = "testbed",
+    options: Annotated[
+        list[str] | None, typer.Option("--ssh-option", metavar="KEY=VALUE", help="As of ssh_config(5)")
+    ] = None,
+) -> None:
+    """Make a machine known, once ssh reaches it and it has this program at this version."""
+    from testbed.machines import elsewhere, known
+
+    known.checked(name, url)
+    made = known.Known(name, url, program, tuple(options or ()))
+    there = known.machines()
+    version = elsewhere.same_version(elsewhere.target_of(made))
+    known.keep({**there, name: made})
+    print(f"machine {name}: {url}, testbed {version}")
+
+
+@machines.command(name="ls")
+def machine_ls(as_json: AsJson = False) -> None:
+    """List the machines that a lab may be brought up on."""
+    from testbed.machines import known
+
+    there = known.machines().values()
+    if as_json:
+        print(json.dumps([{"name": k.name, "url": k.url, "program": k.program} for k in there], indent=1))
+        return
+    rows = [("here", "this kernel"), ("microvm", "a guest in QEMU (`testbed image ls`)")]
+    print(present.columns([*rows, *((k.name, k.url) for k in there)]))
+
+
+@machines.command(name="rm")
+def machine_rm(name: Annotated[str, typer.Argument(help="Its name")]) -> None:
+    """Forget a machine; nothing on it changes."""
+    from testbed.machines import known
+
+    known.find(name)
+    known.keep({n: k for n, k in known.machines().items() if n != name})
+    print(f"machine {name} is forgotten")
+
+
+@app.command(hidden=True)
+def serve_request() -> None:
+    """Perform a command line that another machine sends on standard input."""
+    from testbed.machines import request
+
+    raise typer.Exit(request.serve())
+
+
+@app.command(hidden=True)
+def collect_request(token: str) -> None:
+    """Send the results of a request to the machine that sent it."""
+    from testbed.machines import request
+
+    request.collect(token)
 
 
 @images.command(name="build")
@@ -422,15 +550,77 @@ def _planned(file: Path, sets: list[str] | None) -> Plan:
     return make(load(file, tuple(sets or ())))
 
 
+def _choice(machine: str, lab: str, requires: Sequence[Feature]) -> Choice:
+    """Return where a lab is to be: where one of its name is already, else where what it requires is."""
+    from testbed.machines import choose
+
+    if lab in sandbox.names():
+        there = choose.HERE
+    elif lab in sandbox.names(GUESTS):
+        there = choose.MICROVM
+    else:
+        return choose.choose(requires, machine)
+    if machine not in (choose.AUTO, there):
+        cure = f"`testbed down {lab}` ends it, `--name` takes another name"
+        raise LabError(f"lab {lab}: it is up on machine {there}; {cure}")
+    return choose.Choice(there, "the lab is up there")
+
+
+def _elsewhere(lab: str) -> Elsewhere | None:
+    """Return the machine that a lab is on, None when that is this one."""
+    if "@" not in lab and (lab in sandbox.names() or lab not in sandbox.names(GUESTS)):
+        return None
+    from testbed.machines import elsewhere
+
+    return elsewhere.find(lab)
+
+
+def _tell(choice: Choice) -> None:
+    print(choice, file=sys.stderr)
+
+
+def _say(text: str) -> None:
+    print(f"testbed: {text}", file=sys.stderr)
+
+
+def _set(sets: list[str] | None) -> Iterator[str]:
+    for assignment in sets or ():
+        yield from ("--set", assignment)
+
+
+def _files(file: Path, sets: list[str] | None) -> dict[Path, str]:
+    """Return the files that a command line reads."""
+    from testbed.experiment import read
+
+    found = read(file, tuple(sets or ()))
+    texts = [found.texts[n] for n in ("experiment.yaml", "topology.yaml") if n in found.texts]
+    return dict(zip((p for p in (file, found.under) if p is not None), texts, strict=True))
+
+
+def _guest(name: str) -> dict[str, Any]:
+    """Return what is known of a guest without asking it."""
+    from testbed.machines import microvm
+
+    try:
+        began = Path(f"/proc/{microvm.find(name).holder}").stat().st_ctime
+    except (LabError, FileNotFoundError):
+        return {**_unknown(name, "microvm"), "state": "coming or going"}
+    return {**_unknown(name, "microvm"), "state": "up", "began": began}
+
+
+def _unknown(name: str, machine: str) -> dict[str, Any]:
+    return {"name": name, "machine": machine, "topology": "", "nodes": [], "began": time.time()}
+
+
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _status(name: str) -> dict[str, Any] | None:
     try:
-        return control.find(name).status()
+        return {**control.find(name).status(), "machine": "here"}
     except control.SilentError:
-        return {"name": name, "state": "does not answer", "topology": "", "nodes": [], "began": time.time()}
+        return {**_unknown(name, "here"), "state": "does not answer"}
     except LabError:
         return None  # it ended between two looks
 
@@ -456,12 +646,16 @@ def _alive(status: int | None, pid: int) -> str:
 
 
 def _short(path: Path) -> str:
+    real, _, shown = os.environ.get("TESTBED_RESULTS", "").partition("=")
+    if real and path.is_relative_to(real):
+        return str(Path(shown, path.relative_to(real)))
     return str(path.relative_to(Path.cwd())) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _summary(found: Report) -> dict[str, Any]:
     verdict: dict[str, Any] = json.loads((found.folder / "verdict.json").read_text())
-    return {"name": found.topology.name, "folder": str(found.folder), **verdict}
+    folder = _short(found.folder) if "TESTBED_RESULTS" in os.environ else str(found.folder)
+    return {"name": found.topology.name, "folder": folder, **verdict}
 
 
 def _judge(reports: Sequence[Report]) -> None:
@@ -544,6 +738,8 @@ def main() -> NoReturn:
     gc.set_threshold(200_000)  # a short life: collecting what imports and plans make would cost as much as making it
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupted)
+    if "TESTBED_TIED" in os.environ:
+        sandbox.end_with_parent()
     try:
         app()
     except TestbedError as e:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -10,12 +12,19 @@ from testbed import results, schedule
 from testbed.control import RunningLab, Say
 from testbed.errors import TestbedError
 from testbed.experiment import Case, Experiment
+from testbed.features import Feature
 from testbed.machines import here
 from testbed.plan import plan
 from testbed.report import Report, report
 from testbed.results import Folder
 from testbed.start import up
 from testbed.steps import Step
+
+
+def requires(experiment: Experiment) -> tuple[Feature, ...]:
+    """Return what a machine must offer for every case of an experiment."""
+    plans = [plan(case.topology) for case in experiment.cases]
+    return tuple(dict.fromkeys(f for p in plans for f in (*p.requires(), *schedule.requires(p))))
 
 
 def run(experiment: Experiment, case: Case, root: Path, overrides: tuple[str, ...], name: str, say: Say) -> Report:
@@ -35,6 +44,7 @@ def run(experiment: Experiment, case: Case, root: Path, overrides: tuple[str, ..
         "git": here.commit(experiment.path.parent),
         "arguments": sys.argv[1:],
         "began": began,
+        **json.loads(os.environ.get("TESTBED_MACHINE", "{}")),  # what the machine that asked for this run knows better
     }
     results.write(folder, "manifest.json", results.manifest(overrides, case.settings, experiment.seed, **facts))
     with results.kernel_log(folder):

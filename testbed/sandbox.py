@@ -293,6 +293,13 @@ def settle() -> None:
         retries.write_text("1")
 
 
+def end_with_parent() -> None:
+    """Let this process be told to end (SIGTERM) when the one that started it does."""
+    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() == 1:
+        raise SystemExit(128 + signal.SIGTERM)  # it ended before that
+
+
 def _become(node: str, argv: tuple[str, ...], parent: int) -> NoReturn:
     try:
         for number in (signal.SIGINT, signal.SIGTERM):

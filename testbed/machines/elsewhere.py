@@ -8,11 +8,14 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from testbed import __version__, sandbox
+from testbed import __version__
 from testbed.errors import LabError, Unsupported
-from testbed.machines import known, microvm, remote, request
+from testbed.machines import here, known, microvm, remote, request
+from testbed.machines.choose import MICROVM, Choice
+from testbed.machines.known import Known
 from testbed.machines.microvm import Guest
 from testbed.machines.qemu import Share, Size
 from testbed.machines.remote import Target
@@ -24,28 +27,100 @@ Progress = Callable[[str, float], None]
 _RESULTS = "/results"  # in a guest: the results folder of the host
 
 
-def target(name: str) -> Target:
-    """Return a machine that the user has made known."""
-    found = known.find(name)
-    return Target(name, found.words(), (found.program,))
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """A command line for another machine, and the files that it reads."""
+
+    choice: Choice
+    words: tuple[str, ...]
+    files: dict[Path, str]
 
 
-def find(lab: str) -> tuple[str, Place | None]:
-    """Return a lab's name and where it is, None for here; LAB@MACHINE is on a machine that the user has named."""
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """A lab that is on another machine."""
+
+    lab: str
+    place: Place
+
+    def enter(self, words: Sequence[str]) -> int:
+        """Run the command line there on this process's streams, its terminal included; return its exit status."""
+        terminal = all(os.isatty(fd) for fd in (0, 1))
+        return enter(self.place, words, terminal=terminal)
+
+    def down(self) -> None:
+        """Take the lab down, and its guest with it."""
+        try:
+            status = enter(self.place, ("down", self.lab), quiet=True)
+        finally:
+            if isinstance(self.place, Guest):
+                microvm.stop(self.place)
+        if status and isinstance(self.place, Target):
+            raise LabError(f"lab {self.lab}: machine {self.place.name} could not take it down; it said why above")
+
+
+def find(lab: str) -> Elsewhere:
+    """Return a lab that is in a guest of its name, or LAB@MACHINE."""
     name, at, machine = lab.partition("@")
-    if at:
-        return name, target(machine)
-    if name not in sandbox.names() and name in microvm.guests():
-        return name, microvm.find(name)
-    return name, None
+    return Elsewhere(name, target_of(known.find(machine)) if at else microvm.find(name))
 
 
-def enter(place: Place, argv: Sequence[str], *, terminal: bool = False) -> int:
+def target_of(machine: Known) -> Target:
+    """Return a machine that the user has named, as ssh reaches it."""
+    return Target(machine.name, machine.words(), (machine.program,))
+
+
+def enter(place: Place, argv: Sequence[str], *, terminal: bool = False, quiet: bool = False) -> int:
     """Run the command line there on this process's streams; return its exit status."""
-    if isinstance(place, Target):
-        return remote.call(place, argv, terminal=terminal)
-    env = {"TERM": os.environ.get("TERM", "dumb")}
-    return microvm.call(place, ("testbed", *argv), env=env, tty=terminal)
+    with open(os.devnull, "w") as null:
+        out = null.fileno() if quiet else 1
+        if isinstance(place, Target):
+            return remote.call(place, argv, terminal=terminal, out=out)
+        env = {"TERM": os.environ.get("TERM", "dumb")}
+        return microvm.call(place, ("testbed", *argv), env=env, tty=terminal, streams=(0, out, 2))
+
+
+def up(errand: Errand, lab: str, size: Size, told: Told, progress: Progress) -> int:
+    """Bring a lab up, or change it, on another machine; its guest is kept when that went well."""
+    if errand.choice.machine != MICROVM:
+        place = target_of(known.find(errand.choice.machine))
+        return perform(place, asked(place, errand, {}))
+    if lab in microvm.guests():
+        there = microvm.find(lab)
+        return perform(there, asked(there, errand, {}))
+    with guest(lab, size, told, progress) as made:
+        if (status := perform(made, asked(made, errand, about(made)))) == 0 and "--dry-run" not in errand.words:
+            microvm.keep(made)
+        return status
+
+
+def once(errand: Errand, lab: str, size: Size, told: Told, progress: Progress) -> int:
+    """Run a command line that leaves no lab."""
+    if errand.choice.machine != MICROVM:
+        place = target_of(known.find(errand.choice.machine))
+        return perform(place, asked(place, errand, {}))
+    with guest(lab, size, told, progress) as made:
+        return perform(made, asked(made, errand, {}))
+
+
+def run(errand: Errand, lab: str, size: Size, told: Told, progress: Progress, out: Path) -> int:
+    """Run an experiment elsewhere; its results are in the folder where they would be had it run here."""
+    facts: dict[str, object] = {"git": here.commit(next(iter(errand.files)).parent)}
+    if errand.choice.machine != MICROVM:
+        place = target_of(known.find(errand.choice.machine))
+        made = asked(place, errand, facts, results=request.RESULTS)
+        shown = f"{request.folder(made.token)}/{request.RESULTS}={out}"
+        try:
+            return perform(place, replace(made, env={**made.env, request.SHOWN: shown}, fetched=True))
+        finally:
+            remote.fetch(place, made.token, out)
+    with guest(lab, size, told, progress, out) as found:
+        made = asked(found, errand, {**about(found), **facts}, results=_RESULTS)
+        try:
+            return perform(found, replace(made, env={**made.env, request.SHOWN: f"{_RESULTS}={out}"}))
+        except LabError:
+            _keep_console(found, out)
+            raise
 
 
 def perform(place: Place, asked: Request) -> int:
@@ -62,22 +137,19 @@ def perform(place: Place, asked: Request) -> int:
         os.close(stdin)
 
 
-def asked(place: Place, argv: Sequence[str], files: dict[Path, str], about: dict[str, object]) -> Request:
-    """Return a request; a word of `argv` that is the path of a file becomes its path there."""
-    there = _below({Path(os.path.abspath(path)): text for path, text in files.items()})
-    paths = {str(path): there[Path(os.path.abspath(path))][0] for path in files}
-    told: dict[str, object] = {"arguments": sys.argv[1:], **about}
-    env = {request.ABOUT: json.dumps(told)}
+def asked(place: Place, errand: Errand, facts: dict[str, object], results: str = "") -> Request:
+    """Return a request: the words of an errand, with the paths that its files have there."""
+    there = _below({Path(os.path.abspath(path)): text for path, text in errand.files.items()})
+    paths = {str(path): there[Path(os.path.abspath(path))][0] for path in errand.files}
+    words = [paths.get(word, word) for word in errand.words] + (["--results", results] if results else [])
+    told: dict[str, object] = {"arguments": sys.argv[1:], **facts}
+    env = {}
     if isinstance(place, Target):
         told["machine"] = place.name
-        env |= {request.AT: f"@{place.name}", request.ABOUT: json.dumps(told)}
-    return Request(
-        argv=tuple(paths.get(word, word) for word in argv),
-        token=secrets.token_hex(8),
-        files=dict(there.values()),
-        env=env,
-        signals=isinstance(place, Target),
-    )
+        env[request.AT] = f"@{place.name}"
+    env[request.ABOUT] = json.dumps(told)
+    tied = isinstance(place, Target)
+    return Request(tuple(words), secrets.token_hex(8), dict(there.values()), env, signals=tied)
 
 
 def _below(files: dict[Path, str]) -> dict[Path, tuple[str, str]]:
@@ -118,27 +190,6 @@ def about(found: Guest) -> dict[str, object]:
     }
 
 
-def run(place: Place, argv: Sequence[str], files: dict[Path, str], facts: dict[str, object], out: Path) -> int:
-    """Run an experiment there; its results are in the folder where they would be had it run here."""
-    if isinstance(place, Target):
-        made = asked(place, (*argv, "--results", request.RESULTS), files, facts)
-        shown = f"{request.folder(made.token)}/{request.RESULTS}={out}"
-        whole = Request(made.argv, made.token, made.files, {**made.env, request.SHOWN: shown}, fetched=True)
-        try:
-            return perform(place, whole)
-        finally:
-            remote.fetch(place, made.token, out)
-    made = asked(place, (*argv, "--results", _RESULTS), files, {**about(place), **facts})
-    whole = Request(
-        made.argv, made.token, made.files, {**made.env, request.SHOWN: f"{_RESULTS}={out}"}, signals=False
-    )
-    try:
-        return perform(place, whole)
-    except LabError:
-        _keep_console(place, out)
-        raise
-
-
 def _keep_console(found: Guest, out: Path) -> None:
     """Put the console of a guest that died into the results of its run."""
     folders = [f.parent for f in out.glob("*/*/manifest.json") if not f.parent.is_symlink()]
@@ -152,5 +203,5 @@ def same_version(place: Target) -> str:
     """Return the version there; Unsupported when it is not ours."""
     version = remote.version(place)
     if version != __version__:
-        raise Unsupported(f"machine {place.name}: it has testbed {version}, and this is {__version__}; install the same")
+        raise Unsupported(f"machine {place.name}: it has testbed {version}, this is {__version__}; install the same")
     return version

@@ -54,7 +54,7 @@ def _boots(boot: Boot) -> tuple[bool, str]:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             pass_fds=(qmp_there.fileno(), agent_there.fileno()),
-            preexec_fn=lambda: linux.prctl(linux.PR_SET_PDEATHSIG, 9),  # noqa: PLW1509 (no threads here)
+            preexec_fn=lambda: linux.prctl(linux.PR_SET_PDEATHSIG, 9),
         )
         qmp_there.close()
         agent_there.close()

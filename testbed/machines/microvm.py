@@ -217,22 +217,21 @@ def call(
         environment["PYTHONPATH"] = code.at
     words = ("exec", "/usr/sbin/testbed-call", name, digest, cwd, *(f"{k}={v}" for k, v in environment.items()))
     ssh = (*guest.ssh[:-1], "-tt" if tty else "-T", guest.ssh[-1], shlex.join((*words, "--", *argv)))
-    with _connect(guest.name) as connection:
-        with _Signals() as signals:
-            child = subprocess.Popen(
-                ssh,
-                stdin=streams[0],
-                stdout=streams[1],
-                stderr=streams[2],
-                # A terminal's Ctrl-C is for the command and not for ssh; with a terminal of its own ssh passes it on.
-                start_new_session=not tty,
-                preexec_fn=lambda: linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL),  # noqa: PLW1509
-            )
-            try:
-                return _await(guest, child, connection, signals, name)
-            finally:
-                child.kill()
-                child.wait()
+    with _connect(guest.name) as connection, _Signals() as signals:
+        child = subprocess.Popen(
+            ssh,
+            stdin=streams[0],
+            stdout=streams[1],
+            stderr=streams[2],
+            # A terminal's Ctrl-C is for the command and not for ssh; with a terminal of its own ssh passes it on.
+            start_new_session=not tty,
+            preexec_fn=lambda: linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL),
+        )
+        try:
+            return _await(guest, child, connection, signals, name)
+        finally:
+            child.kill()
+            child.wait()
 
 
 def _await(

@@ -29,7 +29,7 @@ class Target:
     program: tuple[str, ...]
 
 
-def call(target: Target, argv: Sequence[str], *, terminal: bool = False) -> int:
+def call(target: Target, argv: Sequence[str], *, terminal: bool = False, out: int = 1) -> int:
     """Run a command line there on this process's streams and return its exit status.
 
     With a terminal, its keys are those of the far side. Without, a signal to this process ends ssh, and that the
@@ -37,7 +37,7 @@ def call(target: Target, argv: Sequence[str], *, terminal: bool = False) -> int:
     """
     group = None if terminal else 0  # the terminal's keys go to its foreground: ssh must not die of Ctrl-C by itself
     words = _words(target, argv, "-tt" if terminal else "-T")
-    with subprocess.Popen(words, process_group=group) as process, _heard(lambda n: process.send_signal(n)):
+    with subprocess.Popen(words, stdout=out, process_group=group) as process, _heard(lambda n: process.send_signal(n)):
         return _status(target, process.wait())
 
 

@@ -52,7 +52,7 @@ def folder(token: str) -> Path:
     """Return the folder of a request on the machine that performs it."""
     if not _TOKEN.fullmatch(token):
         raise InputError(f"{token!r} is no request's token")
-    return Path("/tmp", f"testbed-{os.geteuid()}-{token}")  # noqa: S108 (made with mode 0700, an error if it exists)
+    return Path("/tmp", f"testbed-{os.geteuid()}-{token}")
 
 
 def serve() -> int:
@@ -146,9 +146,9 @@ def _relay(child: int, wanted: list[int]) -> int:
     while life not in (ready := select.select([*wanted, life], [], [])[0]):
         if 0 in ready:
             said = os.read(0, 64).split()
-            for number in [int(word) for word in said if word.isdigit()] or [signal.SIGTERM]:
-                if number in SIGNALS:
-                    os.kill(child, number)
+            for word in said or [b"%d" % signal.SIGTERM]:
+                if word in [b"%d" % number for number in SIGNALS]:
+                    os.kill(child, int(word))
             if not said:
                 wanted = []  # whoever asked is gone; the command ends in its own way
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -110,7 +110,9 @@ cp "$build/boot/vmlinuz-$kernel" "$out/vmlinuz"
 echo testbed >"$root/etc/hostname"
 echo "127.0.0.1 localhost" >"$root/etc/hosts"
 : >"$root/etc/resolv.conf"
-install -m 755 "$here/testbed-init" "$root/usr/sbin/testbed-init"
+for program in testbed-init testbed-agent testbed-call; do
+    install -m 755 "$here/$program" "$root/usr/sbin/$program"
+done
 
 say "initramfs"
 ram=$build/tmp/ram

@@ -12,6 +12,7 @@ from testbed import metrics as derive
 from testbed import results
 from testbed.addressing import network
 from testbed.experiment import read
+from testbed.machines.qemu import kernel_faults
 from testbed.results import Folder
 from testbed.topology import Check, Topology
 from testbed.workloads.place import Measured
@@ -81,8 +82,9 @@ def report(path: Path) -> Report:
         found = derive.interfaces(name, rows, origin) | derive.mptcp(net, name, rows, origin)
         metrics |= found | derive.captures(name, logs)
     metrics |= derive.machine(list(folder.lines("machine.jsonl")), origin)
+    failures += [] if _shared(manifest) else [f"the guest's kernel says: {row}" for row in _kernel_faults(folder)]
     outcomes = tuple(_judge(check, metrics) for check in topology.checks)
-    doubts = tuple(_doubts(topology, metrics, folder))
+    doubts = tuple(_doubts(topology, metrics, folder, manifest))
     whole = Report(path, topology, metrics, outcomes, doubts, tuple(failures))
     _write(folder, whole)
     return whole
@@ -141,7 +143,9 @@ def _value(name: str, at: float | None, metrics: dict[str, Measured]) -> tuple[f
     return before[-1], metric.unit, ""
 
 
-def _doubts(topology: Topology, metrics: dict[str, Measured], folder: Folder) -> Iterable[Doubt]:
+def _doubts(
+    topology: Topology, metrics: dict[str, Measured], folder: Folder, manifest: dict[str, Any]
+) -> Iterable[Doubt]:
     cpu = metrics.get("machine.cpu_max_pct")
     if cpu is not None and cpu.value > BUSY:
         yield Doubt("every rate and delay", f"the CPUs were {cpu.value:.0f} % busy in the busiest second")
@@ -159,11 +163,20 @@ def _doubts(topology: Topology, metrics: dict[str, Measured], folder: Folder) ->
                 f"flows through {where}",
                 f"{metric.value:.0f} packets dropped ({what}) where no shaping was asked for",
             )
+    if manifest["accelerator"] == "tcg":
+        yield Doubt("every rate and delay", "the processor was emulated (TCG): what it limits is not the network")
+    for row in _kernel_faults(folder) if _shared(manifest) else ():
+        yield Doubt("everything", f"the kernel says: {row}")
+
+
+def _kernel_faults(folder: Folder) -> list[str]:
     log = folder.path / "dmesg.log"
-    rows = log.read_text(errors="replace").splitlines() if log.exists() else []
-    for row in rows:
-        if "WARNING:" in row or "BUG:" in row or "Oops" in row:
-            yield Doubt("everything", f"the kernel says: {row}")
+    return kernel_faults(log.read_text(errors="replace")) if log.exists() else []
+
+
+def _shared(manifest: dict[str, Any]) -> bool:
+    """Say whether others use that kernel as well: then its faults need not be of this run."""
+    return bool(manifest["machine"] != "microvm")
 
 
 def _shaped(topology: Topology) -> set[str]:

@@ -111,7 +111,7 @@ _LOOK = """
 import json, os, subprocess
 from pathlib import Path
 from testbed import features
-from testbed.machines import here
+from testbed.machines import here, scratch  # now: libffi keeps a descriptor of itself open once it is loaded
 
 def seen():
     return {

@@ -82,10 +82,9 @@ def collect(token: str) -> None:
     import tarfile
 
     place = folder(token)
-    with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as archive:
+    with os.fdopen(os.dup(1), "wb") as out, tarfile.open(fileobj=out, mode="w|") as archive:
         if (place / RESULTS).is_dir():
             archive.add(place / RESULTS, ".")
-    sys.stdout.flush()
     shutil.rmtree(place, ignore_errors=True)
 
 

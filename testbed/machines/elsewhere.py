@@ -172,7 +172,7 @@ def guest(name: str, size: Size, told: Told, progress: Progress, results: Path |
     try:
         yield found
     finally:
-        if found.owner is not None:
+        if found.owner is not None and found.owner.fileno() >= 0:  # nobody has kept it
             microvm.stop(found)
 
 

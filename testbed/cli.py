@@ -158,13 +158,13 @@ def up(
     """Bring a lab up, or change the one of this name in place; return when it is ready."""
     from testbed import changes, start
     from testbed.machines import choose
-    from testbed.machines.qemu import Size
 
     made = _planned(file, sets)
     lab_name = name or made.name
     choice = _choice(machine, lab_name, made.requires())
     if choice.machine != choose.HERE:
         from testbed.machines import elsewhere
+        from testbed.machines.qemu import Size
 
         _tell(choice)
         flags = {"--dry-run": dry_run, "--recreate": recreate, "--json": as_json}
@@ -316,13 +316,13 @@ def run(
     from testbed import runner
     from testbed.experiment import read
     from testbed.machines import choose
-    from testbed.machines.qemu import Size
 
     overrides = tuple(sets or ())
     experiment = read(file, overrides)
     choice = choose.choose(runner.requires(experiment), machine)
     if choice.machine != choose.HERE:
         from testbed.machines import elsewhere
+        from testbed.machines.qemu import Size
 
         _tell(choice)
         lab = name or experiment.cases[0].topology.name

@@ -21,7 +21,7 @@ _SPACE = 4 << 30  # a build at its fullest, with the toolchain's root beside the
 _PATH = os.pathsep.join(filter(None, (os.environ.get("PATH"), "/usr/local/sbin:/usr/sbin:/sbin")))
 _SAYS, _FAULT, _GONE = "testbed: ", "testbed: fault: ", "testbed: gone: "
 # When each step begins, as a fraction of a build (measured); within it, apt's lines are counted (three a package).
-_STEPS = {
+STEPS = {
     "sources": 0.0,
     "the lock": 0.02,
     "packages from": 0.04,
@@ -56,7 +56,7 @@ def run(work: Path, sources: Path, log: Path, progress: Progress, locked: bool =
     }
     tail: deque[str] = deque(maxlen=1000)
     with (
-        open(log, "w") as copy,
+        open(log, "w", buffering=1) as copy,
         subprocess.Popen(
             (*_contained(), "sh", str(work / "recipe" / "image.sh"), str(work)),
             stdin=subprocess.DEVNULL,
@@ -70,7 +70,7 @@ def run(work: Path, sources: Path, log: Path, progress: Progress, locked: bool =
     ):
         assert process.stdout is not None
         try:
-            for line in _watched(process.stdout, progress):
+            for line in watched(process.stdout, progress):
                 copy.write(line)
                 tail.append(line.rstrip())
         finally:
@@ -127,21 +127,21 @@ def _no_namespaces() -> str:
     tried = subprocess.run(argv, capture_output=True, text=True, check=False, env={**os.environ, "PATH": _PATH})
     if tried.returncode == 0:
         return ""
-    said = "; ".join(tried.stderr.split("\n")).strip("; ")
+    said = "; ".join(tried.stderr.splitlines()) or f"exit status {tried.returncode} of {argv[0]}"
     if os.geteuid() == 0:
         return f"namespaces: {said}; a container needs --privileged or CAP_SYS_ADMIN"
     ranges = "usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER"
     return f"namespaces for a user: {said}; apt-get install uidmap; {ranges}; or run as root"
 
 
-def _watched(lines: Iterable[str], progress: Progress) -> Iterator[str]:
+def watched(lines: Iterable[str], progress: Progress) -> Iterator[str]:
     """Pass the lines of a build on, and tell how far it is that says them."""
-    lock, starts = recipe.lock(), [*_STEPS.values(), 1.0]
+    lock, starts = recipe.lock(), [*STEPS.values(), 1.0]
     text, low, high, seen, expected = "", 0.0, 0.0, 0, 1
     for line in lines:
         if line.startswith(_SAYS) and not line.startswith((_FAULT, _GONE)):
             text = line.removeprefix(_SAYS).strip()
-            step = next((n for n, begin in enumerate(_STEPS) if text.startswith(begin)), None)
+            step = next((n for n, begin in enumerate(STEPS) if text.startswith(begin)), None)
             if step is not None:
                 low, high = starts[step], starts[step + 1]
             seen, expected = 0, 3 * (len(lock.build if "building" in text else lock.packages) or 200)

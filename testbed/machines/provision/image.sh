@@ -91,20 +91,24 @@ say "Python packages"
 wait "$pip" || { tail -n 5 "$work/pip.log"; fail "pip could not install python.txt"; }
 site=$root/usr/local/lib/python3.14/dist-packages
 mkdir -p "$site"
-rm -rf "$work/python/bin"
+rm -rf "$work/python/bin" "$work"/python/*.dist-info/RECORD # they name the interpreter of this build
 cp -a "$work/python/." "$site/"
 find "$site" -name tests -type d -prune -exec rm -rf {} +
+mkdir -p "$root/dev/shm"
+mount -t tmpfs shm "$root/dev/shm" # compileall's semaphores
 # No time stamps are compared when a module is imported: what is in the image does not change.
 inside chroot /mnt/root /usr/bin/python3 -m compileall -q -f -j 0 --invalidation-mode unchecked-hash /usr/lib/python3.14 \
     /usr/local/lib/python3.14
 inside chroot /mnt/root /usr/bin/python3 -I -c 'import pydantic, yaml, typer, rich, networkx, pyroute2' ||
     fail "the guest's Python can't import what python.txt names"
 
+umount "$root/dev/shm"
+
 say "what a guest does not need"
 rm -rf "${root:?}"/boot/* "$root"/vmlinuz* "$root"/initrd* "$root"/var/cache/* "$root"/var/lib/apt/lists/* "$root"/var/log/* \
     "$root"/usr/share/doc/* "$root"/usr/share/man/* "$root"/usr/share/locale/* "$root"/usr/share/info/* \
     "$root"/usr/lib/x86_64-linux-gnu/gconv "$root"/usr/lib/firmware/[!r]* "$root"/etc/ssh/ssh_host_* \
-    "$root"/etc/apt/preferences.d/lock "$root"/etc/apt/apt.conf.d/99host "$root"/var/lib/dpkg/*-old "$root"/run/* "$root"/tmp/*
+    "$root"/etc/apt/preferences.d/lock "$root"/etc/apt/apt.conf.d/99host "$root"/var/lib/dpkg/*-old "$root"/run/* "$root"/tmp/* "$root"/dev/*
 cp "$build/boot/vmlinuz-$kernel" "$out/vmlinuz"
 : >"$root/etc/machine-id"
 echo testbed >"$root/etc/hostname"

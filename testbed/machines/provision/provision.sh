@@ -98,6 +98,13 @@ sources() {
     done
 }
 
+# A new folder to build in. Its path is part of a program's build ID: with this one, the same input gives the same bytes.
+workshop() {
+    rm -rf /usr/src/testbed-build
+    mkdir -p /usr/src/testbed-build
+    echo /usr/src/testbed-build
+}
+
 hostapd() {
     program=$(command -v hostapd || true)
     if [ -n "$program" ] && grep -qa mld_ap "$program"; then
@@ -107,7 +114,7 @@ hostapd() {
     say "hostapd with IEEE 802.11be"
     # shellcheck disable=SC2046
     install_packages $(section build)
-    work=$(mktemp -d /tmp/testbed-build.XXXXXX)
+    work=$(workshop)
     tar xf "$SOURCES"/wpa_*.orig.tar.* -C "$work" --strip-components 1
     cp "$here/hostapd.config" "$work/hostapd/.config"
     make -C "$work/hostapd" -j "$(nproc)" hostapd hostapd_cli >"$work/log" 2>&1 || { tail -n 20 "$work/log"; fail "hostapd does not build"; }
@@ -127,8 +134,7 @@ amt() {
     # shellcheck disable=SC2046
     install_packages $(section build) "linux-headers-$KERNEL"
     version=$(echo "$KERNEL" | sed 's/^\([0-9]*\.[0-9]*\).*/\1/')
-    work=$(mktemp -d /tmp/testbed-build.XXXXXX)
-    chmod 755 "$work"
+    work=$(workshop)
     exact=$(dpkg-query -W -f '${Version}' "linux-headers-$KERNEL")
     for package in "linux-source-$version=$exact" "linux-source-$version"; do
         (cd "$work" && apt-get -q -o APT::Sandbox::User=root download "$package") && break

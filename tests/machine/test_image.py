@@ -122,8 +122,8 @@ def test_the_image_boots_to_a_shell_and_loads_amt(built: Image) -> None:
         pytest.skip("apt-get install qemu-system-x86")
     argv = [
         *("qemu-system-x86_64", "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1G"),
-        *("-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot", "-kernel", built.kernel),
-        *("-initrd", built.initrd, "-append", "console=ttyS0 quiet panic=-1 testbed_init=/bin/sh"),
+        *("-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot", "-kernel", str(built.kernel)),
+        *("-initrd", str(built.initrd), "-append", "console=ttyS0 quiet panic=-1 testbed_init=/bin/sh"),
         *("-drive", f"file={built.root},format=raw,if=virtio,readonly=on"),
     ]
     typed = (

@@ -113,7 +113,14 @@ def left(before: dict[str, frozenset[str]], patience: float = 5.0) -> dict[str, 
 def pytest_configure(config: pytest.Config) -> None:
     # Nothing is remembered from before, and nothing afterwards; the workers inherit it.
     if not hasattr(config, "workerinput"):
+        user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "testbed")
         os.environ["XDG_CACHE_HOME"] = config.stash[_CACHE] = tempfile.mkdtemp(prefix="testbed-tests-")
+        # But for the guest's image: what is made of the same recipe is the same, and it takes minutes.
+        for kept in ("images", "sources"):
+            (user / kept).mkdir(parents=True, exist_ok=True)
+            here = Path(config.stash[_CACHE], "testbed", kept)
+            here.parent.mkdir(exist_ok=True)
+            here.symlink_to(user / kept)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -54,8 +55,9 @@ def run_inside(root: Path, program: str, *argv: str) -> str:
 
 
 def test_the_manifest_lists_the_packages_that_are_in_the_image(built: Image, root: Path) -> None:
-    status = (root / "var/lib/dpkg/status").read_text()
-    found = dict(re.findall(r"^Package: (\S+)\nStatus: install ok installed\n(?:.+\n)*?Version: (\S+)$", status, re.M))
+    stanzas = (root / "var/lib/dpkg/status").read_text().split("\n\n")
+    fields = [dict(re.findall(r"^(\S+): (.*)$", stanza, re.M)) for stanza in stanzas if stanza.strip()]
+    found = {f["Package"]: f["Version"] for f in fields if f["Status"] == "install ok installed"}
     assert built.manifest["packages"] == found
     assert {p.name: p.version for p in built.lock().packages} == found
 
@@ -77,10 +79,12 @@ def test_the_sums_of_the_manifest_are_those_of_the_files(built: Image) -> None:
 def test_hostapd_of_the_image_knows_multi_link_operation(root: Path, tmp_path: Path, program: str, knows: bool) -> None:
     """Debian's own does not: when that has changed, the build of the recipe may go."""
     config = tmp_path / "hostapd.conf"
-    config.write_text("interface=none0\ndriver=nl80211\nieee80211be=1\nmld_ap=1\n")
+    config.write_text(
+        "interface=none0\ndriver=nl80211\nhw_mode=a\nchannel=36\nieee80211ax=1\nieee80211be=1\nmld_ap=1\n"
+    )
     said = run_inside(root, program, str(config))
-    assert "none0" in said
-    assert ("unknown configuration item 'mld_ap'" not in said) == knows, said
+    assert "none0" in said or not knows  # the configuration was read, and the interface looked for
+    assert ("unknown configuration item 'mld_ap'" in said) != knows, said
 
 
 def test_modules_are_of_the_images_kernel_and_can_be_loaded_as_they_are(built: Image, root: Path) -> None:
@@ -229,19 +233,16 @@ def test_a_source_that_no_suite_has_is_named_with_what_each_said(edited: Path) -
     assert image.images() == []
 
 
-def test_a_user_without_subordinate_ids_is_told_so(tmp_path: Path) -> None:
+def test_a_user_without_subordinate_ids_is_told_so() -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")
-    asked = "import pathlib, sys; from testbed.machines import building; building.require(pathlib.Path(sys.argv[1]))"
-    become = ("setpriv", "--reuid=60123", "--regid=60123", "--clear-groups")
-    shutil.copytree(Path(building.__file__).parent.parent, tmp_path / "code" / "testbed")
-    os.chmod(tmp_path, 0o755)
-    done = subprocess.run(
-        (*become, "/usr/bin/python3", "-c", asked, "/tmp"),
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(tmp_path / "code")},
-    )
-    assert "Unsupported" in done.stderr, done.stderr
-    assert "/etc/subuid" in done.stderr
+    asked = "import pathlib; from testbed.machines import building; building.require(pathlib.Path())"
+    become = ("setpriv", "--reuid=60123", "--regid=60123", "--clear-groups", "env", "-i", "PATH=/usr/bin:/bin")
+    with TemporaryDirectory() as folder:  # pytest's own is its user's alone
+        shutil.copytree(Path(building.__file__).parent.parent, Path(folder, "testbed"))
+        os.chmod(folder, 0o755)
+        argv = (*become, "/usr/bin/python3", "-c", asked)
+        done = subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=False)
+    assert "Unsupported: image build: this machine lacks" in done.stderr
+    assert "namespaces for a user: " in done.stderr
+    assert "usermod --add-subuids" in done.stderr

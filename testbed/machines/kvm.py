@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from testbed import linux
 from testbed.machines import qemu
@@ -70,7 +71,8 @@ def _outcome(child: subprocess.Popen[bytes], qmp: socket.socket, agent: socket.s
     qmp.sendall(b'{"execute": "qmp_capabilities"}\n')
     said, deadline = b"", time.monotonic() + _PATIENCE
     while (rest := deadline - time.monotonic()) > 0:
-        ready = select.select([qmp, agent, child.stderr], [], [], min(rest, 0.5))[0]
+        sources: list[Any] = [qmp, agent, child.stderr]
+        ready = select.select(sources, [], [], min(rest, 0.5))[0]
         if agent in ready:
             if b"hello" in agent.recv(4096):
                 return True, "it booted this kernel"

@@ -245,23 +245,28 @@ def _await(
         while True:
             ready = [fd for fd, _ in poll.poll()]
             if connection.fileno() in ready:
-                try:
-                    (kind, value), _ = receive(connection)
-                except EOFError:
-                    raise LabError(_gone(guest)) from None
-                if kind == "dead":
-                    raise LabError(value)
+                _hear(guest, connection)
             if signals.read in ready:
                 for number in os.read(signals.read, 64):
                     send(connection, ("signal", name, number))
             if ended in ready:
                 status = child.wait()
-                if status == 255:  # ssh's own, or the command's: a guest that is ending is given time to say so
-                    select.select([guest.life], [], [], 0.2)
-                    alive(guest)
+                # 255 is the command's, or ssh's own: a guest that is ending is given time to say so.
+                while status == 255 and select.select([connection], [], [], 2)[0]:
+                    _hear(guest, connection)
                 return status if status >= 0 else 128 - status
     finally:
         os.close(ended)
+
+
+def _hear(guest: Guest, connection: socket.socket) -> None:
+    """Read what a keeper says; LabError when that is the end of its guest."""
+    try:
+        (kind, value), _ = receive(connection)
+    except EOFError:
+        raise LabError(_gone(guest)) from None
+    if kind == "dead":
+        raise LabError(value)
 
 
 @dataclass(slots=True)
@@ -291,7 +296,8 @@ class _Signals:
 def _gone(guest: Guest) -> str:
     guest.console.seek(0)
     end = keeper.last_rows(guest.console.read())
-    return f"guest {guest.name}: it was ended, or its keeper, process {guest.holder}, was killed; the end of its console:{end}"
+    how = f"it was ended, or its keeper, process {guest.holder}, was killed"
+    return f"guest {guest.name}: {how}; the end of its console:{end}"
 
 
 def _connect(name: str) -> socket.socket:

@@ -105,7 +105,7 @@ def argv(
 def digest(boot: Boot, size: Size, image: str, version: str, processor: str) -> str:
     """Return the name of everything that a saved guest depends on; folders of the host and sockets are not of it.
 
-    `image` names the image's content, `version` is what QEMU says of itself, `processor` the host's when KVM runs on it.
+    `image` names the image's content, `version` QEMU's, `processor` the host's, which counts when KVM runs on it.
     """
     words = argv(Boot(Path("k"), Path("i"), Path("r"), boot.accel), size, Wires(), {}, None)
     text = "\n".join((*words, image, version, processor if boot.accel == "kvm" else ""))

@@ -1,4 +1,4 @@
-"""Guests that were booted once and saved: a folder beside the image, taken only when everything it depends on is the same.
+"""Guests that were booted once and saved, each a folder beside the image, named by everything that it depends on.
 
 The folder has QEMU's device state and the guest's memory as a file. A restored guest maps that file privately, so
 nothing is read at the start, and guests share what they do not write.

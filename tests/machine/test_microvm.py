@@ -1,0 +1,357 @@
+"""Guests for real: QEMU boots, restores, runs commands, dies; and leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from uuid import uuid4
+
+import pytest
+
+from testbed.errors import LabError
+from testbed.machines import keeper, kvm, microvm, qemu
+from testbed.machines.microvm import Guest
+from testbed.machines.qemu import Boot, Share, Size
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.xdist_group("microvm")
+SMALL = Size(2, 1024)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """An image that is named by its folder."""
+
+    folder: Path
+    digest: str
+
+
+@pytest.fixture(scope="module")
+def image() -> microvm.Image:
+    """The image of the present recipe, or the one in the folder TESTBED_IMAGE."""
+    if named := os.environ.get("TESTBED_IMAGE"):
+        return Folder(Path(named), str(os.stat(f"{named}/root.squashfs").st_mtime_ns))
+    images = pytest.importorskip("testbed.machines.image")
+    found: microvm.Image | None = images.find()
+    if found is None:
+        pytest.skip("there is no image: `testbed image build` makes one")
+    return found
+
+
+@pytest.fixture(scope="module")
+def boot(image: microvm.Image) -> Boot:
+    return Boot(microvm.kernel(image), image.folder / "initrd.gz", image.folder / "root.squashfs", "tcg")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.fixture(scope="module")
+def begin(image: microvm.Image, results: Path) -> Iterator[Callable[..., Guest]]:
+    """A function that starts a guest; all of them are stopped."""
+    started: list[Guest] = []
+
+    def start(more: Mapping[str, Share] = MappingProxyType({}), **options: object) -> Guest:
+        shares = {"code": Share(ROOT, "/srv/testbed"), "results": Share(results, "/srv/results", True), **more}
+        options = {"accel": "tcg", **options}
+        started.append(microvm.start(image, SMALL, f"t{uuid4().hex[:8]}", shares, **options))  # type: ignore[arg-type]
+        return started[-1]
+
+    yield start
+    for guest in started:
+        if not guest.life.closed:
+            microvm.stop(guest)
+
+
+@pytest.fixture(scope="module")
+def guest(begin: Callable[..., Guest]) -> Guest:
+    return begin()
+
+
+def output(guest: Guest, *argv: str, **options: object) -> tuple[int, str]:
+    """Run a command in a guest; its exit status and what it wrote."""
+    read, write = os.pipe()
+    with open(read) as said, open(os.devnull) as null:
+        status = microvm.call(guest, argv, streams=(null.fileno(), write, write), **options)  # type: ignore[arg-type]
+        os.close(write)
+        return status, said.read()
+
+
+def eventually(fact: Callable[[], object], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not fact():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.05)
+
+
+def runs(guest: Guest, words: str) -> bool:
+    """Whether a process with these words runs in the guest."""
+    return output(guest, "pgrep", "-f", f"^{words}")[0] == 0
+
+
+def test_a_restored_guest_is_a_machine_of_its_own_and_runs_the_command_line(guest: Guest) -> None:
+    assert guest.restored
+    status, said = output(guest, "sh", "-c", "hostname; date +%s; cat /proc/sys/kernel/random/uuid /etc/machine-id")
+    name, seconds, drawn, machine = said.split()
+    assert (status, name) == (0, guest.name)
+    assert abs(time.time() - int(seconds)) < 5, "its clock is this machine's"
+    assert len({drawn, machine}) == 2
+    status, said = output(guest, "testbed", "check", "/srv/testbed/topologies/two-hosts.yaml", "--json")
+    assert (status, json.loads(said)["name"]) == (0, "two-hosts")
+
+
+def test_a_lab_comes_up_in_a_guest(guest: Guest) -> None:
+    assert output(guest, "testbed", "up", "/srv/testbed/topologies/two-hosts.yaml")[0] == 0
+    status, said = output(guest, "testbed", "exec", "two-hosts", "client", "--", "ping", "-c", "1", "10.0.1.2")
+    assert (status, "1 received" in said) == (0, True), said
+    assert output(guest, "testbed", "down", "two-hosts")[0] == 0
+
+
+def test_exit_statuses_are_the_commands_own(guest: Guest) -> None:
+    assert [output(guest, "sh", "-c", f"exit {n}")[0] for n in (0, 7, 255)] == [0, 7, 255]
+    assert output(guest, "sh", "-c", "kill -TERM $$")[0] == 128 + signal.SIGTERM
+    assert output(guest, "no-such-program")[0] == 127
+    assert output(guest, "testbed", "status", "no-such-lab")[0] == 3
+
+
+def test_words_and_streams_pass_unchanged(guest: Guest, tmp_path: Path) -> None:
+    words = ("a b", "", "'", '"', "$HOME", "*", "ä\n", "--")
+    assert output(guest, "printf", "<%s>", *words)[1] == "".join(f"<{w}>" for w in words)
+    data = os.urandom(300_000)
+    (tmp_path / "in").write_bytes(data)
+    with (tmp_path / "in").open() as given, (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
+        streams = (given.fileno(), out.fileno(), err.fileno())
+        assert microvm.call(guest, ("sh", "-c", "cat; echo oops >&2"), streams=streams) == 0
+    assert (tmp_path / "out").read_bytes() == data
+    assert (tmp_path / "err").read_text() == "oops\n"
+
+
+def test_what_a_guest_writes_is_a_plain_file_here(guest: Guest, results: Path) -> None:
+    assert (
+        output(guest, "sh", "-c", "mkdir /srv/results/a; echo hello >/srv/results/a/b; chmod 640 /srv/results/a/b")[0]
+        == 0
+    )
+    made = (results / "a/b").stat()
+    assert (results / "a/b").read_text() == "hello\n"
+    assert (made.st_uid, made.st_mode & 0o777) == (os.geteuid(), 0o640)
+    (results / "a/b").write_text("edited here\n")
+    assert output(guest, "cat", "/srv/results/a/b")[1] == "edited here\n"
+    assert output(guest, "touch", "/srv/testbed/x")[0] != 0, "the sources are read-only"
+
+
+def test_edited_sources_are_what_runs(begin: Callable[..., Guest], tmp_path: Path) -> None:
+    subprocess.run(("cp", "-r", str(ROOT / "testbed"), str(tmp_path)), check=True)
+    guest = begin({"code": Share(tmp_path, "/srv/testbed")})
+    assert output(guest, "testbed", "--version")[1].startswith("testbed 0")
+    (tmp_path / "testbed/__init__.py").write_text(
+        re.sub(r"__version__ = .*", '__version__ = "edited"', (ROOT / "testbed/__init__.py").read_text())
+    )
+    assert output(guest, "testbed", "--version")[1] == "testbed edited\n"
+    (tmp_path / "testbed/units.py").write_text("nonsense here\n")
+    status, said = output(guest, "testbed", "check", "/srv/testbed/x.yaml")
+    assert (status, "SyntaxError" in said) == (1, True), said
+
+
+CALL = """
+import sys
+from testbed.machines import microvm
+sys.exit(microvm.call(microvm.find(sys.argv[1]), sys.argv[2:]))
+"""
+
+
+def caller(guest: Guest, *argv: str, **options: object) -> subprocess.Popen[str]:
+    words = (sys.executable, "-c", CALL, guest.name, *argv)
+    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT, **options)  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_signals_of_the_caller_are_the_commands(guest: Guest, number: signal.Signals) -> None:
+    script = f"trap 'echo got; exit 5' {number.name[3:]}; echo ready; while :; do sleep 0.1; done"
+    process = caller(guest, "sh", "-c", script)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.stdout.read() == "got\n"
+    assert process.wait(10) == 5
+
+
+def test_a_caller_that_is_killed_takes_its_command_along(guest: Guest) -> None:
+    number = str(uuid4().int % 10**6 + 10**6)
+    process = caller(guest, "sh", "-c", f"trap '' HUP; echo ready; exec sleep {number}")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    assert runs(guest, f"sleep {number}")
+    process.kill()
+    process.wait()
+    eventually(lambda: not runs(guest, f"sleep {number}"))
+
+
+def test_a_terminal_is_the_commands_own(guest: Guest) -> None:
+    ours, theirs = pty.openpty()
+    script = "test -t 0 && tty && echo ready && trap 'echo stopped; exit 3' INT; while :; do sleep 0.1; done"
+    words = (
+        sys.executable,
+        "-c",
+        CALL.replace("sys.argv[2:])", "sys.argv[2:], tty=True)"),
+        guest.name,
+        "sh",
+        "-c",
+        script,
+    )
+    process = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, cwd=ROOT)
+    os.close(theirs)
+    said = b""
+    while b"ready" not in said:
+        assert select.select([ours], [], [], 20)[0], said
+        said += os.read(ours, 4096)
+    assert b"/dev/pts/" in said
+    os.write(ours, b"\x03")
+    while b"stopped" not in said:
+        assert select.select([ours], [], [], 20)[0], said
+        said += os.read(ours, 4096)
+    assert process.wait(10) == 3
+    os.close(ours)
+
+
+def test_two_guests_share_a_saved_one_and_nothing_else(guest: Guest, begin: Callable[..., Guest]) -> None:
+    other = begin()
+    assert guest.restored
+    assert other.restored
+    own = "cat /etc/machine-id /proc/sys/kernel/random/uuid; cd /run/testbed; sha256sum host_key authorized_keys"
+    mine, theirs = (set(output(g, "sh", "-c", own)[1].splitlines()) for g in (guest, other))
+    assert len(mine) == len(theirs) == 4
+    assert not mine & theirs
+    output(guest, "sh", "-c", "echo mine >/root/file")
+    assert output(other, "cat", "/root/file")[0] != 0
+
+
+def test_a_guest_reaches_nothing_of_its_host(guest: Guest) -> None:
+    probe = "import socket; socket.create_connection(('10.0.2.2', {}), 2)"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        status, said = output(guest, "python3", "-c", probe.format(port))
+    assert status == 1, said
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (lambda g: os.kill(_qemu(g), signal.SIGKILL), "killed by SIGKILL"),
+        (lambda g: os.kill(g.holder, signal.SIGKILL), "was killed"),
+        (lambda g: os.kill(_qemu(g), signal.SIGSTOP), "hangs"),
+        (lambda g: subprocess.run((*g.ssh, "echo c >/proc/sysrq-trigger"), timeout=20, check=False), "panicked"),
+    ],
+    ids=["killed", "orphaned", "hangs", "panics"],
+)
+def test_the_end_of_a_guest_is_told_within_10_s_and_nothing_is_left(
+    begin: Callable[..., Guest], harm: Callable[[Guest], object], says: str
+) -> None:
+    guest = begin()
+    output(guest, "sh", "-c", "echo the last words >/dev/console")
+    pids = _inside(guest)
+    timer = threading.Timer(1.0, harm, (guest,))
+    began = time.monotonic()
+    timer.start()
+    with pytest.raises(LabError, match=says) as caught, open(os.devnull, "r+") as null:
+        microvm.call(guest, ("sleep", "1000"), streams=(null.fileno(),) * 3)
+    assert time.monotonic() - began < 11
+    assert "the last words" in str(caught.value)
+    timer.join()
+    with pytest.raises(LabError):
+        microvm.alive(guest)
+    eventually(lambda: not [p for p in pids if Path(f"/proc/{p}").exists()], 5)
+    assert guest.name not in microvm.guests()
+    if says == "panicked":
+        assert [f for f in qemu.kernel_faults(str(caught.value)) if "sysrq triggered crash" in f]
+
+
+def _inside(guest: Guest) -> list[int]:
+    """Every process of a guest's sandbox, as seen from here."""
+    space = os.readlink(f"/proc/{guest.holder}/ns/pid")
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if os.readlink(entry / "ns/pid") == space:
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def _qemu(guest: Guest) -> int:
+    return next(p for p in _inside(guest) if b"-nodefaults" in Path(f"/proc/{p}/cmdline").read_bytes())
+
+
+def test_a_damaged_saved_guest_is_told_removed_and_not_used(
+    image: microvm.Image, begin: Callable[..., Guest], guest: Guest
+) -> None:
+    assert guest.restored
+    (folder,) = [f for f in image.folder.glob("saved-*") if (f / "ram").stat().st_size == SMALL.memory << 20]
+    (folder / "state").write_bytes(b"nonsense")
+    told: list[str] = []
+    other = begin(told=told.append)
+    assert not other.restored
+    assert [t for t in told if "could not be restored" in t]
+    assert not folder.exists()
+    assert output(other, "true")[0] == 0
+
+
+def test_kvm_is_judged_by_booting_with_it(boot: Boot, tmp_path: Path) -> None:
+    works, why = kvm.works(boot, "this", tmp_path / "kvm.json")
+    if not kvm.DEVICE.exists():
+        assert (works, why) == (False, f"there is no {kvm.DEVICE}")
+        return
+    began = time.monotonic()
+    assert kvm.works(boot, "this", tmp_path / "kvm.json") == (works, why)
+    assert time.monotonic() - began < 0.5, "the answer is remembered"
+    if not works:
+        assert str(kvm.DEVICE) in why
+
+
+def test_a_guest_is_emulated_with_the_reason_when_kvm_does_not_work(
+    image: microvm.Image, boot: Boot, begin: Callable[..., Guest]
+) -> None:
+    version = microvm._identity(microvm._found("qemu-system-x86_64"))
+    works, why = kvm.works(boot, version, image.folder / "kvm.json")
+    if works:
+        pytest.skip("KVM works here")
+    told: list[str] = []
+    guest = begin(accel=None, told=told.append)
+    assert (guest.accel, guest.why) == ("tcg", why)
+    assert [t for t in told if why in t] == told[:1]
+
+
+def test_this_process_is_the_only_owner(begin: Callable[..., Guest]) -> None:
+    guest = begin()
+    pids = _inside(guest)
+    assert guest.owner is not None
+    guest.owner.close()
+    eventually(lambda: not [p for p in pids if Path(f"/proc/{p}").exists()], 5)
+
+
+def test_a_kept_guest_is_found_by_its_name(begin: Callable[..., Guest]) -> None:
+    guest = begin()
+    microvm.keep(guest)
+    found = microvm.find(guest.name)
+    assert output(found, "hostname")[1].strip() == guest.name
+    microvm.stop(found)
+    assert guest.name not in microvm.guests()
+
+
+assert keeper.PATIENCE < 10

@@ -420,10 +420,13 @@ def _death(keeper: Keeper, status: int) -> str:
     return _tail(keeper.order.name, how + (f": {said}" if said else ""))
 
 
-def last_rows(console: bytes, rows: int = 15) -> str:
-    """Return the end of a console, for people."""
-    text = console[-8192:].decode(errors="replace").replace("\r", "")
-    return "".join(f"\n    {row}" for row in [r for r in text.splitlines() if r.strip()][-rows:]) or " it is empty"
+def last_rows(console: bytes, rows: int = 20) -> str:
+    """Return the end of a console, for people; a fault of the kernel's and what came before it if there is one."""
+    text = [r for r in console.decode(errors="replace").replace("\r", "").splitlines() if r.strip()]
+    fault = next((n for n, row in enumerate(text) if qemu.kernel_faults([row])), len(text))
+    end = text[max(0, fault - 5) :] if fault < len(text) else text
+    end = [*end[: rows // 2], "...", *end[-rows // 2 :]] if len(end) > rows and fault < len(text) else end[-rows:]
+    return "".join(f"\n    {row}" for row in end) or " it is empty"
 
 
 def _tail(name: str, why: str) -> str:

@@ -79,7 +79,8 @@ def _outcome(child: subprocess.Popen[bytes], qmp: socket.socket, agent: socket.s
         elif qmp in ready:
             said += qmp.recv(65536)
         elif child.stderr in ready:
-            words = child.stderr.read1(4096).decode(errors="replace").strip().splitlines()  # type: ignore[attr-defined]
+            child.wait(rest)  # it says why, and ends
+            words = child.stderr.read().decode(errors="replace").replace("qemu-system-x86_64: ", "").splitlines()
             return False, f"{DEVICE} opens, but QEMU fails with it: {(words or ['it ended'])[0]}"
         if b'"internal-error"' in said:
             return False, f"{DEVICE} opens, but KVM can't run this kernel: it stops with an internal error"

@@ -82,7 +82,7 @@ def start(
     `restore=False` boots it. `told` gets a sentence whenever something takes long or is not as wished.
     """
     _check(shares)
-    version = _identity(_found("qemu-system-x86_64"))
+    version = qemu_version()
     boot = Boot(kernel(image), image.folder / "initrd.gz", image.folder / "root.squashfs", accel or "tcg")
     why = "asked for"
     if accel is None:
@@ -190,8 +190,13 @@ def stop(guest: Guest) -> None:
 
 def alive(guest: Guest) -> None:
     """Raise LabError, with the end of its console, when a guest is gone."""
-    if select.select([guest.life], [], [], 0)[0]:
-        raise LabError(_gone(guest))
+    try:
+        with _connect(guest.name) as connection:
+            connection.settimeout(10)
+            send(connection, ("status",))
+            receive(connection)
+    except (LabError, EOFError, OSError) as e:
+        raise LabError(_gone(guest)) from e
 
 
 def call(
@@ -343,8 +348,9 @@ def _found(tool: str) -> str:
     return path
 
 
-def _identity(program: str) -> str:
-    """Return what changes when a program is replaced; asking QEMU for its version takes as long as a restore."""
+def qemu_version() -> str:
+    """Return what changes when QEMU is replaced; asking it for its version takes as long as a restore."""
+    program = _found("qemu-system-x86_64")
     found = os.stat(program)
     return f"{os.path.realpath(program)} {found.st_size} {found.st_mtime_ns}"
 

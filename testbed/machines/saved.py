@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_KEPT = 4  # of other sizes, or of a QEMU that was since replaced; each is some 300 MB
+
 
 def find(beside: Path, digest: str) -> Path | None:
     """Return the saved guest of that digest."""
@@ -36,6 +38,8 @@ def make(beside: Path, digest: str, fill: Callable[[Path], None], waits: Callabl
             fill(work)
             target = beside / f"saved-{digest}"
             work.rename(target)
+            for old in sorted(beside.glob("saved-*"), key=lambda f: f.stat().st_mtime)[:-_KEPT]:
+                remove(old)
         finally:
             shutil.rmtree(work, ignore_errors=True)
         return target

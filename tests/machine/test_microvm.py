@@ -22,7 +22,7 @@ from uuid import uuid4
 import pytest
 
 from testbed.errors import LabError
-from testbed.machines import keeper, kvm, microvm, qemu
+from testbed.machines import keeper, kvm, microvm, qemu, saved
 from testbed.machines.microvm import Guest
 from testbed.machines.qemu import Boot, Share, Size
 from tests.conftest import ROOT
@@ -299,10 +299,11 @@ def _qemu(guest: Guest) -> int:
 
 
 def test_a_damaged_saved_guest_is_told_removed_and_not_used(
-    image: microvm.Image, begin: Callable[..., Guest], guest: Guest
+    image: microvm.Image, boot: Boot, begin: Callable[..., Guest], guest: Guest
 ) -> None:
     assert guest.restored
-    (folder,) = [f for f in image.folder.glob("saved-*") if (f / "ram").stat().st_size == SMALL.memory << 20]
+    folder = saved.find(image.folder, qemu.digest(boot, SMALL, image.digest, microvm.qemu_version(), ""))
+    assert folder is not None
     (folder / "state").write_bytes(b"nonsense")
     told: list[str] = []
     other = begin(told=told.append)
@@ -327,7 +328,7 @@ def test_kvm_is_judged_by_booting_with_it(boot: Boot, tmp_path: Path) -> None:
 def test_a_guest_is_emulated_with_the_reason_when_kvm_does_not_work(
     image: microvm.Image, boot: Boot, begin: Callable[..., Guest]
 ) -> None:
-    version = microvm._identity(microvm._found("qemu-system-x86_64"))
+    version = microvm.qemu_version()
     works, why = kvm.works(boot, version, image.folder / "kvm.json")
     if works:
         pytest.skip("KVM works here")

@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 WORKERS ?= 4
 TOOLS := iperf3:iperf3 dumpcap:wireshark-common tshark:tshark mptcpize:mptcpize ping:iputils-ping tc:iproute2 git:git
+MACHINE_TOOLS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap zstd:zstd ssh:openssh-client sshd:openssh-server
 PEERS := cc:gcc mn:mininet brctl:bridge-utils
 
-.PHONY: setup tools peers demo test lint bench clean
+.PHONY: setup tools peers machine demo test lint bench clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -41,7 +42,11 @@ $(VENV)/.done: pyproject.toml constraints.txt
 demo: setup ## two shaped paths: MPTCP against TCP, measured and judged
 	@$(BIN)/testbed run experiments/mptcp-aggregation.yaml
 
-test: setup ## every test
+machine: setup ## what a microVM takes: QEMU, and the guest's image (some minutes, once)
+	$(call install,$(MACHINE_TOOLS))
+	@$(BIN)/testbed image build || [ $$? = 4 ]
+
+test: machine ## every test
 	@$(BIN)/pytest -q -n $(WORKERS) --dist loadgroup
 
 lint: setup ## ruff and mypy --strict

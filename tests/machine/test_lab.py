@@ -1,0 +1,243 @@
+"""The command line on a microVM: what works here works there, by the same words and with the same statuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from testbed import features, sandbox
+from testbed.machines import here, microvm
+from tests.conftest import ROOT, testbed
+
+pytestmark = [pytest.mark.machine, pytest.mark.xdist_group("measure")]
+
+TWO = ROOT / "topologies/two-hosts.yaml"
+CLI = (sys.executable, "-m", "testbed")
+PATIENCE = 300  # s: the first guest is saved for the others
+
+
+def results(folder: Path, topology: str) -> tuple[dict[str, float], dict[str, object]]:
+    """Return the metrics and the manifest of the last run."""
+    latest = folder / topology / "latest"
+    metrics = json.loads((latest / "metrics.json").read_text())
+    return {k: v["value"] for k, v in metrics.items()}, json.loads((latest / "manifest.json").read_text())
+
+
+def has_netem() -> bool:
+    return here.probe((features.QDISCS["netem"],))[0].present
+
+
+@pytest.fixture(scope="module")
+def lab(guests: None) -> Iterator[str]:
+    name = f"t{uuid4().hex[:10]}"
+    done = testbed("up", str(TWO), "--name", name, "--machine", "microvm", timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert f"lab {name} up in" in done.stdout
+    yield name
+    testbed("down", name)
+    assert name not in sandbox.names(microvm.FAMILY)
+
+
+def said(lab: str, *argv: str, node: str = "client") -> str:
+    done = testbed("exec", lab, node, "--", *argv)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_netem_goes_to_the_microvm_by_itself_and_is_accurate(tmp_path: Path, name: str, guests: None) -> None:
+    file = str(ROOT / "topologies/netem-demo.yaml")
+    where = ("--machine", "microvm") if has_netem() else ()
+    done = testbed("run", file, "--name", name, "--results", str(tmp_path), *where, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr + done.stdout
+    metrics, manifest = results(tmp_path, "netem-demo")
+    assert metrics["distance.rtt_p50_ms"] == pytest.approx(200, rel=0.05)
+    assert 8.4 <= metrics["loss.loss_pct"] <= 11.6, "99 % of the samples of 2500 packets of which 10 % are lost"
+    assert metrics["order.reorder_packets"] > 100
+    assert manifest["machine"] == "microvm"
+    assert manifest["accelerator"] in ("kvm", "tcg")
+    assert name not in sandbox.names(microvm.FAMILY), "the guest ended with the run"
+    assert has_netem() or "machine microvm: this kernel lacks netem" in done.stderr
+
+
+def test_the_same_file_here_names_what_is_missing(tmp_path: Path, name: str) -> None:
+    if has_netem():
+        pytest.skip("this kernel has netem")
+    file = str(ROOT / "topologies/netem-demo.yaml")
+    done = testbed("run", file, "--name", name, "--results", str(tmp_path / "r"), "--machine", "here")
+    assert done.returncode == 4
+    assert "feature netem" in done.stderr
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("status", [0, 1, 7, 127, 255])
+def test_the_exit_status_is_that_of_the_command(lab: str, status: int) -> None:
+    assert testbed("exec", lab, "client", "--", "sh", "-c", f"exit {status}").returncode == status
+
+
+def test_a_command_that_a_signal_ended_has_128_and_its_number(lab: str) -> None:
+    assert testbed("exec", lab, "client", "--", "sh", "-c", "kill -KILL $$").returncode == 128 + 9
+
+
+def test_input_and_both_outputs_pass_through_byte_by_byte(lab: str) -> None:
+    data = bytes(range(256)) * 1024
+    words = (*CLI, "exec", lab, "client", "--", "sh", "-c", "cat; echo told >&2")
+    done = subprocess.run(words, input=data, capture_output=True, check=True)
+    assert done.stdout == data
+    assert done.stderr == b"told\n"
+
+
+def test_a_node_is_a_node_and_reaches_its_neighbour(lab: str) -> None:
+    assert said(lab, "hostname") == "client\n"
+    assert sorted(said(lab, "ls", "/sys/class/net").split()) == ["eth0", "lo"]
+    assert " 0% packet loss" in said(lab, "ping", "-c2", "-i0.2", "-q", "server")
+
+
+def test_ctrl_c_ends_the_command_there(lab: str) -> None:
+    words = (*CLI, "exec", lab, "client", "--", "sleep", "4322")
+    with subprocess.Popen(words, start_new_session=True) as process:
+        deadline = time.monotonic() + 30
+        while "sleep 4322" not in said(lab, "ps", "-e", "-o", "args=").splitlines():
+            assert time.monotonic() < deadline
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+    assert "sleep 4322" not in said(lab, "ps", "-e", "-o", "args=").splitlines()
+
+
+def test_a_command_ends_with_the_command_line_that_is_killed(lab: str) -> None:
+    with subprocess.Popen((*CLI, "exec", lab, "client", "--", "sleep", "4323")) as process:
+        deadline = time.monotonic() + 30
+        while "sleep 4323" not in said(lab, "ps", "-e", "-o", "args=").splitlines():
+            assert time.monotonic() < deadline
+        process.kill()
+    deadline = time.monotonic() + 15
+    while "sleep 4323" in said(lab, "ps", "-e", "-o", "args=").splitlines():
+        assert time.monotonic() < deadline
+
+
+def test_a_shell_has_a_terminal(lab: str) -> None:
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(sys.executable, (*CLI, "shell", lab, "server"))
+    os.write(terminal, b"test -t 0 && hostname && exit 5\n")
+    seen, deadline = b"", time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if select.select([terminal], [], [], 1)[0]:
+            try:
+                seen += os.read(terminal, 4096)
+            except OSError:
+                break  # the other end is closed
+    assert b"\nserver\r" in seen, seen
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
+
+
+def test_up_again_changes_nothing_and_another_file_changes_in_place(lab: str, tmp_path: Path) -> None:
+    done = testbed("up", str(TWO), "--name", lab)
+    assert (done.returncode, "unchanged" in done.stdout) == (0, True), done.stderr
+    other = tmp_path / "other.yaml"
+    other.write_text(TWO.read_text().replace("rate: 50mbit", "rate: 50mbit, delay: 20ms"))
+    done = testbed("up", str(other), "--name", lab, "--dry-run")
+    assert "+ [client] tc qdisc replace dev eth0" in done.stdout
+    done = testbed("up", str(other), "--name", lab)
+    assert (done.returncode, "changed" in done.stdout) == (0, True), done.stderr
+    assert "delay 20ms" in said(lab, "tc", "qdisc", "show", "dev", "eth0")
+    rows = json.loads(testbed("status", "--json").stdout)
+    assert [r["machine"] for r in rows if r["name"] == lab] == ["microvm"]
+    assert "client" in testbed("status", lab).stdout
+
+
+def test_a_lab_is_on_one_machine(lab: str) -> None:
+    done = testbed("up", str(TWO), "--name", lab, "--machine", "here")
+    assert done.returncode == 3
+    assert f"lab {lab}: it is up on machine microvm" in done.stderr
+
+
+def test_a_check_that_fails_and_a_node_that_is_not_there(lab: str, tmp_path: Path, name: str) -> None:
+    words: tuple[str, ...] = ("--set", "workloads.bulk.iperf3.seconds=1", "--set", "workloads.rtt.ping.seconds=1")
+    words += ("--set", "checks=[{metric: bulk.goodput_mbps, min: 500}]", "--results", str(tmp_path))
+    done = testbed("run", str(TWO), "--name", name, "--machine", "microvm", *words, timeout=PATIENCE)
+    assert done.returncode == 1, done.stderr
+    assert "FAIL  bulk.goodput_mbps" in done.stdout
+    assert str(tmp_path / "two-hosts") in done.stdout, "the folder as it is called here"
+    metrics, _ = results(tmp_path, "two-hosts")
+    assert metrics["bulk.goodput_mbps"] == pytest.approx(48, rel=0.1)
+    assert testbed("report", str(tmp_path / "two-hosts/latest")).returncode == 1
+    assert testbed("exec", lab, "nobody", "--", "true").returncode == 3
+
+
+def test_ctrl_c_of_a_run_leaves_nothing(tmp_path: Path, name: str, guests: None) -> None:
+    words = (*CLI, "run", str(TWO), "--name", name, "--results", str(tmp_path), "--machine", "microvm")
+    with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        assert process.stderr is not None
+        while "iperf3 -c" not in (row := process.stderr.readline()):
+            assert row, "it has begun"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    assert name not in sandbox.names(microvm.FAMILY)
+    assert (tmp_path / "two-hosts").is_dir()
+
+
+def test_a_guest_that_is_killed_in_mid_run_is_told_with_the_end_of_its_console(
+    tmp_path: Path, name: str, guests: None
+) -> None:
+    words = (*CLI, "run", str(TWO), "--name", name, "--results", str(tmp_path), "--machine", "microvm")
+    with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        assert process.stderr is not None
+        while "iperf3 -c" not in (row := process.stderr.readline()):
+            assert row, "it has begun"
+        began = time.monotonic()
+        for entry in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                words_there = entry.read_bytes()
+                if words_there.startswith(b"qemu-system") and f"results,path={tmp_path}".encode() in words_there:
+                    os.kill(int(entry.parent.name), signal.SIGKILL)
+        assert process.wait(timeout=60) == 3
+        assert time.monotonic() - began < 10
+        told = process.stderr.read()
+    assert "QEMU was killed by SIGKILL" in told
+    assert "the end of its console" in told
+    assert name not in sandbox.names(microvm.FAMILY)
+    [console] = (tmp_path / "two-hosts").glob("2*/console.log")
+    assert console.read_bytes()
+
+
+def test_a_warning_of_the_guests_kernel_fails_the_run(tmp_path: Path, name: str, guests: None) -> None:
+    file = tmp_path / "warned.yaml"
+    says = "<4>WARNING: CPU: 0 PID: 1 at net/mptcp/protocol.c:1 test"
+    file.write_text(
+        "name: warned\nnodes: {a: {}}\nlinks: []\n"
+        f"workloads:\n  w: {{command: {{node: a, argv: [sh, -c, 'echo \"{says}\" >/dev/kmsg'], seconds: 2}}}}\n"
+    )
+    done = testbed(
+        "run", str(file), "--name", name, "--results", str(tmp_path), "--machine", "microvm", timeout=PATIENCE
+    )
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "the guest's kernel says: WARNING: CPU: 0" in done.stderr
+    assert "net/mptcp/protocol.c" in (tmp_path / "warned/latest/dmesg.log").read_text()
+
+
+def test_doctor_in_the_guest_shows_every_feature(guests: None) -> None:
+    done = testbed("doctor", "--machine", "microvm", "--json", timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    absent = [f"{f['feature']}: {f['known']}" for f in json.loads(done.stdout)["features"] if not f["present"]]
+    assert not absent
+
+
+@pytest.mark.parametrize("experiment", ["mptcp-aggregation", "mptcp-handover", "mptcp-backup"])
+def test_an_experiment_has_the_verdict_that_it_has_here(
+    experiment: str, tmp_path: Path, name: str, guests: None
+) -> None:
+    file = str(ROOT / "experiments" / f"{experiment}.yaml")
+    done = testbed("run", file, "--name", name, "--results", str(tmp_path), "--machine", "microvm", timeout=PATIENCE)
+    assert done.returncode == 0, done.stdout + done.stderr

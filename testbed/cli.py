@@ -428,7 +428,7 @@ def doctor(
             print("partly remembered of this boot: `testbed doctor --fresh` probes all again")
         if file is not None:
             print(present.paragraph(str(choice)))
-    if file is not None and choice.missing:
+    if file is not None and choice.missing and choice.machine == choose.HERE:
         raise typer.Exit(4)
 
 

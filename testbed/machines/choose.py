@@ -32,7 +32,8 @@ def choose(requires: Iterable[Feature], machine: str = AUTO) -> Choice:
     if machine not in (AUTO, HERE):
         return Choice(machine, "as asked for")  # it is asked for its features itself
     found = pick(here.probe(here.with_namespaces(requires)), machine)
-    if found.machine == HERE and found.missing:
+    nowhere = bool(found.missing) and found.missing[0].feature == USERNS  # a guest's keeper lives in them as well
+    if found.missing and (found.machine == HERE or nowhere):
         raise here.refusal(found.missing)
     return found
 

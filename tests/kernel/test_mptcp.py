@@ -152,7 +152,7 @@ def test_limits_endpoints_and_sysctls_are_what_the_kernel_reports(name: str, nee
 def test_a_scheduler_that_the_kernel_does_not_have_is_refused_by_name(tmp_path: Path, name: str, need: Need) -> None:
     need("mptcp")
     file = str(ROOT / "topologies/mptcp-two-path.yaml")
-    done = testbed("up", file, "--name", name, "--set", "nodes.client.mptcp.scheduler=bpf_rr")
+    done = testbed("up", file, "--name", name, "--machine", "here", "--set", "nodes.client.mptcp.scheduler=bpf_rr")
     assert done.returncode == 4
     assert "feature mptcp-scheduler-bpf_rr (scheduler: bpf_rr): net.mptcp.scheduler refuses bpf_rr" in done.stderr
     assert testbed("status", name).returncode == 3, "and nothing is left"

@@ -166,7 +166,8 @@ def test_a_missing_feature_is_named_with_its_cure_and_nothing_is_created(tmp_pat
     if netem.present:
         pytest.skip("this kernel has netem: nothing is missing")
     file = str(ROOT / "topologies/two-hosts.yaml")
-    done = testbed("run", file, "--name", name, "--results", str(tmp_path / "r"), "--set", "links.cable.delay=10ms")
+    delayed = ("--set", "links.cable.delay=10ms")
+    done = testbed("run", file, "--name", name, "--results", str(tmp_path / "r"), "--machine", "here", *delayed)
     assert done.returncode == 4
     assert "feature netem" in done.stderr
     assert "modprobe sch_netem" in done.stderr

@@ -76,7 +76,7 @@ def enter(place: Place, argv: Sequence[str], *, terminal: bool = False, quiet: b
         out = null.fileno() if quiet else 1
         if isinstance(place, Target):
             return remote.call(place, argv, terminal=terminal, out=out)
-        env = {"TERM": os.environ.get("TERM", "dumb")}
+        env = {"TERM": os.environ.get("TERM", "dumb"), "SHELL": "/bin/bash"}
         return microvm.call(place, ("testbed", *argv), env=env, tty=terminal, streams=(0, out, 2))
 
 

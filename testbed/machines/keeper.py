@@ -98,33 +98,44 @@ def serve(order: Order) -> Callable[[socket.socket, socket.socket], None]:
     """Return the body of a sandbox that runs a guest; tells the owner when it can be used, or why it can't."""
 
     def body(listener: socket.socket, owner: socket.socket) -> None:
-        keeper = _start(order, Line(owner))
-        with keeper.phase("qemu"):
-            keeper.qmp.say({"execute": "qmp_capabilities"})
-            _ask(keeper, "migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": True}])
-        if order.save is not None:
-            _save(keeper, order.save)
-            send(owner, ("done", keeper.phases))
+        try:
+            keeper = _begin(order, owner)
+        except (LabError, OSError) as e:
+            send(owner, ("error", e if isinstance(e, LabError) else LabError(f"guest {order.name}: {e}")))
             return
-        keys = [_spawn("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(FOLDER / k)) for k in _KEYS]
-        if order.restore is not None:
-            with keeper.phase("restore"):
-                _restore(keeper, order.restore)
-        else:
-            with keeper.phase("boot"):
-                _await(keeper, keeper.agent, lambda m: m.get("event") == "hello", _BOOT, "boot")
-        for key in keys:
-            os.waitpid(key, 0)
-        with keeper.phase("activate"):
-            _activate(keeper)
-        with keeper.phase("ssh"):
-            _connect(keeper)
-        send(owner, ("done", _told(keeper)))
-        if order.restore is None:
-            _warm(keeper)
-        _watch(keeper, listener)
+        if order.save is None:
+            _watch(keeper, listener)
 
     return body
+
+
+def _begin(order: Order, owner: socket.socket) -> Keeper:
+    """Start a guest, or save one, and tell the owner."""
+    keeper = _start(order, Line(owner))
+    with keeper.phase("qemu"):
+        keeper.qmp.say({"execute": "qmp_capabilities"})
+        _ask(keeper, "migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": True}])
+    if order.save is not None:
+        _save(keeper, order.save)
+        send(owner, ("done", keeper.phases))
+        return keeper
+    keys = [_spawn("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(FOLDER / k)) for k in _KEYS]
+    if order.restore is not None:
+        with keeper.phase("restore"):
+            _restore(keeper, order.restore)
+    else:
+        with keeper.phase("boot"):
+            _await(keeper, keeper.agent, lambda m: m.get("event") == "hello", _BOOT, "boot")
+    for key in keys:
+        os.waitpid(key, 0)
+    with keeper.phase("activate"):
+        _activate(keeper)
+    with keeper.phase("ssh"):
+        _connect(keeper)
+    if order.restore is None:
+        _warm(keeper)
+    send(owner, ("done", _told(keeper)))
+    return keeper
 
 
 def _start(order: Order, owner: Line) -> Keeper:

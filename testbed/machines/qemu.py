@@ -129,7 +129,7 @@ _FAULTS = re.compile(
     """,
     re.VERBOSE,
 )
-_STAMP = re.compile(r"^(?:<\d+>)?\[\s*\d+\.\d+\](?:\[\s*[CT]\d+\])?\s*")
+_STAMP = re.compile(r"^\s*(?:<\d+>)?\[\s*\d+\.\d+\](?:\[\s*[CT]\d+\])?\s*")
 
 
 def kernel_faults(log: str | Iterable[str]) -> list[str]:

@@ -162,7 +162,7 @@ def test_a_machine_that_lacks_tools_is_told_which_and_how_to_get_them(tmp_path: 
     environment = {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     done = testbed("image", "build", env=environment)
     assert done.returncode == 4
-    assert "apt-get install mmdebstrap util-linux" in done.stderr
+    assert re.search(r"apt-get install .*mmdebstrap util-linux", done.stderr)
     assert not [f for f in tmp_path.rglob("*") if f.is_file() and f.name != ".lock"]
 
 

@@ -17,6 +17,7 @@ from testbed.machines import recipe
 
 Progress = Callable[[str, float], None]
 _TOOLS = {"mmdebstrap": "mmdebstrap", "unshare": "util-linux", "setpriv": "util-linux"}
+_SUITES = Path("/usr/share/distro-info/ubuntu.csv")  # by it mmdebstrap knows whose suite is whose, and so the mirror
 _SPACE = 4 << 30  # a build at its fullest, with the toolchain's root beside the image's
 _PATH = os.pathsep.join(filter(None, (os.environ.get("PATH"), "/usr/local/sbin:/usr/sbin:/sbin")))
 _SAYS, _FAULT, _GONE = "testbed: ", "testbed: fault: ", "testbed: gone: "
@@ -86,9 +87,9 @@ def require(cache: Path) -> None:
     missing = []
     if platform.machine() != "x86_64":
         missing.append(f"an x86_64 machine, for which the guest is built: this one is {platform.machine()}")
-    packages = sorted({p for tool, p in _TOOLS.items() if shutil.which(tool, path=_PATH) is None})
-    if packages:
-        missing.append(f"tools: apt-get install {' '.join(packages)}")
+    packages = {p for tool, p in _TOOLS.items() if shutil.which(tool, path=_PATH) is None}
+    if lacking := packages | (set() if _SUITES.exists() else {"distro-info-data"}):
+        missing.append(f"tools: apt-get install {' '.join(sorted(lacking))}")
     if importlib.util.find_spec("pip") is None:
         missing.append(f"pip: {sys.executable} -m ensurepip")
     if (free := shutil.disk_usage(cache).free) < _SPACE:

@@ -73,7 +73,8 @@ inside() { chroot "$build" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC
 # shellcheck disable=SC2046
 inside apt-get -q install -y --no-install-recommends $(section build) $(section image) "linux-headers-$kernel"
 versions "$build" | comm -13 "$out/packages" - >"$out/build-packages"
-inside sh /mnt/recipe/provision.sh hostapd amt
+inside sh /mnt/recipe/provision.sh hostapd
+inside sh /mnt/recipe/provision.sh amt
 
 say "kernel modules"
 modules=$root/usr/lib/modules/$kernel
@@ -108,7 +109,7 @@ say "what a guest does not need"
 rm -rf "${root:?}"/boot/* "$root"/vmlinuz* "$root"/initrd* "$root"/var/cache/* "$root"/var/lib/apt/lists/* "$root"/var/log/* \
     "$root"/usr/share/doc/* "$root"/usr/share/man/* "$root"/usr/share/locale/* "$root"/usr/share/info/* \
     "$root"/usr/lib/x86_64-linux-gnu/gconv "$root"/usr/lib/firmware/[!r]* "$root"/etc/ssh/ssh_host_* \
-    "$root"/etc/apt/preferences.d/lock "$root"/etc/apt/apt.conf.d/99host "$root"/var/lib/dpkg/*-old "$root"/run/* "$root"/tmp/* "$root"/dev/*
+    "$root"/etc/apt/preferences.d/lock "$root"/etc/apt/apt.conf.d/99host "$root"/var/lib/dpkg/*-old "$root"/run/* "$root"/tmp/* "${root:?}"/dev/*
 cp "$build/boot/vmlinuz-$kernel" "$out/vmlinuz"
 : >"$root/etc/machine-id"
 echo testbed >"$root/etc/hostname"

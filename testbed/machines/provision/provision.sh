@@ -2,16 +2,20 @@
 # Make a Debian machine ready for labs: packages, hostapd with IEEE 802.11be, amt.ko. The same recipe makes the image
 # of the microVM's guest (image.sh), a Vagrant box and any Debian host.
 #
-#   provision.sh [packages] [sources] [hostapd] [amt]      all four without a word; as root
+#   provision.sh               all that follows, as far as it goes; exit status 1 when something is missing at the end
+#   provision.sh packages      Debian's packages, without the services that some of them start
+#   provision.sh sources       pinned source tarballs, into SOURCES
+#   provision.sh hostapd       hostapd with multi-link operation, unless the one in PATH has it
+#   provision.sh amt           the amt driver, unless the kernel has it
 #
-# What is there already stays as it is, so that it may be run again. SOURCES is the folder of pinned tarballs,
+# Needs root. What is there already stays as it is, so that it may be run again. SOURCES is the folder of pinned tarballs,
 # DESTDIR where to install, KERNEL the kernel that amt.ko is for.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 SOURCES=${SOURCES:-/var/cache/testbed/sources}
 DESTDIR=${DESTDIR:-}
 KERNEL=${KERNEL:-$(uname -r)}
-PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+PATH=/usr/local/sbin:$PATH:/usr/sbin:/sbin
 export DEBIAN_FRONTEND=noninteractive SOURCES
 
 say() { echo "testbed: $*"; }
@@ -36,10 +40,16 @@ install_packages() {
     apt-get -q install -y --no-install-recommends $missing
 }
 
-packages() {
+step_packages() {
     say "packages for labs"
+    had=" $(dpkg-query -W -f '${Package} ' 2>/dev/null)"
     # shellcheck disable=SC2046
     install_packages $(section lab)
+    # Labs start their daemons themselves, each in its node. The machine's own are left alone where they were before.
+    for service in hostapd smcroute wpa_supplicant:wpasupplicant; do
+        case $had in *" ${service#*:} "*) continue ;; esac
+        [ ! -d /run/systemd/system ] || systemctl --quiet disable --now "${service%:*}" || true
+    done
 }
 
 # Fetch one tarball of a suite's source package, through the mirror that mmdebstrap knows for that suite. The pinned
@@ -70,7 +80,7 @@ download() {
 }
 
 # Leave a tarball with one of its pinned sums in SOURCES, from there or from the first suite that has it.
-sources() {
+step_sources() {
     say "sources"
     mkdir -p "$SOURCES"
     for name in $(awk '!/^#/ { print $1 }' "$here/sources.txt" | sort -u); do
@@ -78,6 +88,9 @@ sources() {
         for sum in $(awk -v name="$name" '$1 == name { print $2 }' "$here/sources.txt"); do
             echo "$sum  $SOURCES/$name" | sha256sum --check --status 2>/dev/null && continue 2
         done
+        # distro-info-data: by it mmdebstrap knows whose suite is whose, and so the mirror.
+        command -v mmdebstrap >/dev/null && [ -e /usr/share/distro-info/ubuntu.csv ] ||
+            install_packages mmdebstrap distro-info-data
         work=$(mktemp -d)
         awk -v name="$name" '$1 == name { print $2, $3, $4 }' "$here/sources.txt" >"$work/pins"
         while read -r sum package suites; do
@@ -105,12 +118,13 @@ workshop() {
     echo /usr/src/testbed-build
 }
 
-hostapd() {
+step_hostapd() {
     program=$(command -v hostapd || true)
     if [ -n "$program" ] && grep -qa mld_ap "$program"; then
         say "hostapd: $program knows mld_ap"
         return
     fi
+    step_sources
     say "hostapd with IEEE 802.11be"
     # shellcheck disable=SC2046
     install_packages $(section build)
@@ -125,7 +139,8 @@ hostapd() {
 
 # Debian's kernels have the amt driver's source and not the driver (CONFIG_AMT is not set): its one file is built
 # against the kernel's headers, from the package of exactly that kernel's source.
-amt() {
+step_amt() {
+    command -v modinfo >/dev/null || install_packages kmod
     if modinfo -k "$KERNEL" amt >/dev/null 2>&1; then
         say "amt: kernel $KERNEL has it"
         return
@@ -152,11 +167,15 @@ amt() {
     rm -rf "$work"
 }
 
-case ${1:-} in apt_as_here | download) "$@"; exit ;; esac
-[ $# -gt 0 ] || set -- packages sources hostapd amt
-for step in "$@"; do
-    case $step in
-        packages | sources | hostapd | amt) "$step" ;;
-        *) fail "there is no step $step" ;;
-    esac
-done
+case ${1:-} in
+    packages | sources | hostapd | amt) "step_$1" ;;
+    apt_as_here | download) "$@" ;;
+    "")
+        lacking=""
+        for step in packages hostapd amt; do
+            sh "$0" "$step" || lacking="$lacking $step" # a process of its own: `set -e` does not hold left of ||
+        done
+        [ -z "$lacking" ] || fail "not everything is there:$lacking (\`testbed doctor\` says what that costs)"
+        ;;
+    *) fail "there is no step $1" ;;
+esac

@@ -91,6 +91,7 @@ def test_processes_are_started_in_few_places() -> None:
         "machines.kvm",  # QEMU, to see whether KVM serves
         "machines.microvm",  # ssh to a guest
         "machines.remote",  # ssh to a machine
+        "pytest_plugin",  # the command line
         "machines.request",  # the command line that another machine asked for
     }
 

@@ -199,6 +199,16 @@ def _keep_console(found: Guest, out: Path) -> None:
         (newest / "console.log").write_bytes(found.console.read())
 
 
+def require_guest() -> None:
+    """Raise Unsupported when no guest can be had here, as far as that is known without starting one."""
+    from testbed.machines import building, image
+
+    microvm.require_programs()
+    if image.find() is None:
+        image.cache().mkdir(parents=True, exist_ok=True)
+        building.require(image.cache())
+
+
 def same_version(place: Target) -> str:
     """Return the version there; Unsupported when it is not ours."""
     version = remote.version(place)

@@ -338,6 +338,11 @@ def _check(shares: Mapping[str, Share]) -> None:
             raise LabError(f"{share.folder}: no such folder to share with a guest")
         if share.folder.resolve().is_relative_to("/run"):
             raise LabError(f"{share.folder}: a guest has a /run of its own; folders below /run can't be shared with it")
+    require_programs()
+
+
+def require_programs() -> None:
+    """Raise Unsupported when a program is missing that a guest needs, and say how to get it."""
     for tool in _TOOLS:
         _found(tool)
 

@@ -1,0 +1,404 @@
+"""The pytest plugin: the fixture `lab`, and the mark `testbed_feature` (docs/pytest.md).
+
+Labs are made by the command line, so that here, a guest and a machine that ssh reaches are the same to a test. What
+this module imports, every pytest of this Python pays for: the rest is imported by the test that needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from subprocess import CompletedProcess
+from tempfile import TemporaryFile
+from typing import Any, NoReturn, Protocol
+from uuid import uuid4
+
+import pytest
+
+from testbed.errors import InputError, LabError, TestbedError
+
+MARK = "testbed_feature(*names, machine='here'): skip where the machine lacks a feature (see `testbed doctor`)"
+PATIENCE = 30.0  # seconds in which a command line that was told to end may take its lab along
+_ROWS = 20  # of what the command line said, in the report of a test that failed
+
+OURS = ("auto", "here", "microvm")  # machines that nobody has to make known
+# A line on its input is an orderly end; the end of its input without one is that of whoever held it.
+_LEASH = "import os, sys; os.read(0, 1) or os.execv(sys.argv[1], sys.argv[1:])"
+
+Findings = Mapping[str, Mapping[str, Any]]  # what `testbed doctor --json` says, by name of feature
+Tell = Callable[[str, str], None]  # title, text
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One run of an experiment: its results folder, and what is there of verdict and metrics."""
+
+    folder: Path
+    verdict: str  # passed, failed, error, no checks
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What `testbed run` of a file came to; an experiment with a matrix has several cases."""
+
+    status: int  # 0, 1: a check failed, 3: a workload or a step failed
+    cases: tuple[Case, ...]
+
+    @property
+    def verdict(self) -> str:
+        """Return the worst verdict of all cases."""
+        return min((c.verdict for c in self.cases), key=("error", "failed", "passed", "no checks").index)
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Return the metrics of the only case."""
+        return self._only().metrics
+
+    @property
+    def folder(self) -> Path:
+        """Return the results folder of the only case."""
+        return self._only().folder
+
+    def _only(self) -> Case:
+        if len(self.cases) != 1:
+            raise InputError(f"the file has {len(self.cases)} cases: take those of `cases`, one by one")
+        return self.cases[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Lab:
+    """A lab that is up until its test ends."""
+
+    name: str
+    machine: str  # here, microvm, or a machine that ssh reaches
+    nodes: tuple[str, ...]
+    _file: Path = field(repr=False)
+    _sets: tuple[str, ...] = field(repr=False)
+    _results: Path = field(repr=False)
+    _find: Callable[[str | Path], Path] = field(repr=False)
+    _tell: Tell = field(repr=False)
+    _runs: list[Run] = field(repr=False, default_factory=list)
+
+    def exec(
+        self,
+        node: str,
+        argv: Sequence[str],
+        *,
+        input: bytes = b"",  # noqa: A002 (subprocess's name for it)
+        timeout: float = 60,
+    ) -> CompletedProcess[str]:
+        """Run a command in a node to its end; both outputs are captured as text."""
+        __tracebackhide__ = True
+        if node not in self.nodes:
+            raise InputError(f"lab {self.name}: there is no node {node}{_close(node, self.nodes)}")
+        done = _call(("exec", self._called, node, "--", *argv), input, timeout)
+        return CompletedProcess(tuple(argv), done.returncode, done.stdout, done.stderr)
+
+    def run(self, file: str | Path | None = None, sets: Sequence[str] = ()) -> Run:
+        """Run an experiment, or the lab's own file, in a lab of its own on the same machine; return what came of it.
+
+        A check that failed is no error here; a lab that could not be made is one.
+        """
+        __tracebackhide__ = True
+        chosen, given = (self._file, (*self._sets, *sets)) if file is None else (self._find(file), tuple(sets))
+        name = _unique("run")
+        words = ("run", str(chosen), "--json", "--name", name, "--machine", self.machine, *_options(given))
+        done = _tidily((*words, "--results", str(self._results)), name)
+        cases = json.loads(done.stdout) if done.stdout and done.returncode in (0, 1, 3) else []
+        self._tell(f"run {chosen.name}", "\n".join([*_rows(done), *(row for c in cases for row in _missed(c))]))
+        if not cases:
+            _refused(done, self.machine, chosen, given)
+        self._runs.append(Run(done.returncode, tuple(map(_case, cases))))
+        return self._runs[-1]
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Return the metrics of the last run."""
+        if not self._runs:
+            raise InputError(f"lab {self.name}: there are no metrics yet: `lab.run()` measures them")
+        return self._runs[-1].metrics
+
+    def down(self) -> None:
+        """Take the lab down before its test ends; once is enough."""
+        __tracebackhide__ = True
+        if self.machine in OURS and not _is_up(self.name):
+            return
+        done = _call(("down", self._called))
+        if done.returncode and (self.machine not in OURS or _is_up(self.name)):
+            self._tell(f"down {self.name}", "\n".join(_rows(done)))
+            raise LabError(_words(done))
+
+    @property
+    def _called(self) -> str:
+        return self.name if self.machine in OURS else f"{self.name}@{self.machine}"
+
+
+class Labs(Protocol):
+    """The type of the fixture `lab`."""
+
+    def __call__(
+        self, file: str | Path, machine: str = "auto", sets: Sequence[str] = (), name: str | None = None
+    ) -> Lab:
+        """Bring a lab up."""
+
+
+@pytest.fixture
+def lab(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Labs]:
+    """Yield a function that brings a lab up; what it brought up is taken down when the test ends.
+
+    A path counts from the test's file, then from the root directory. Skips where no machine offers what is required.
+    """
+    find = partial(_found, folders=(request.path.parent, request.config.rootpath))
+    ending = ExitStack()
+
+    def tell(title: str, text: str) -> None:
+        request.node.add_report_section("call", f"testbed {title}", text)
+
+    def up(file: str | Path, machine: str = "auto", sets: Sequence[str] = (), name: str | None = None) -> Lab:
+        __tracebackhide__ = True
+        path, unique = find(file), _unique(name or "pytest")
+        ending.enter_context(_leashed(unique if machine in OURS else f"{unique}@{machine}"))
+        words = ("up", str(path), "--json", "--name", unique, "--machine", machine, *_options(sets))
+        done = _tidily(words, unique)
+        tell(f"up {path.name}", "\n".join(_rows(done)))
+        if done.returncode:
+            _refused(done, machine, path, sets)
+        place = machine if machine != "auto" else "microvm" if unique in _guests() else "here"
+        nodes = tuple(json.loads(done.stdout)["nodes"])
+        made = Lab(unique, place, nodes, path, tuple(sets), tmp_path / "results", find, tell)
+        ending.callback(made.down)
+        return made
+
+    with ending:
+        yield up
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the mark known."""
+    config.addinivalue_line("markers", MARK)
+    config.stash[_FINDINGS] = {}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test whose machine lacks what its marks name, before its fixtures begin."""
+    __tracebackhide__ = True
+    try:
+        for mark in item.iter_markers("testbed_feature"):
+            _check(mark.args, mark.kwargs.get("machine", "here"), item.config.stash[_FINDINGS])
+    except pytest.skip.Exception as e:
+        raise pytest.skip.Exception(str(e.msg), _use_item_location=True) from e  # as pytest's own marks do
+
+
+def _check(names: Sequence[str], machine: str, findings: dict[str, Findings]) -> None:
+    """Skip or fail when a machine lacks one of some features."""
+    __tracebackhide__ = True
+    _known(names)
+    lacking = _lacking(names, machine, findings) if machine != "microvm" else []
+    if machine == "microvm" or (lacking and machine == "auto"):
+        _guest()
+    elif lacking:
+        rows = [f"feature {f['feature']}: {f['known']}; {f['get']}" for f in lacking]
+        _leave("; ".join(rows), {f["feature"] for f in lacking})
+
+
+def _lacking(names: Sequence[str], machine: str, findings: dict[str, Findings]) -> list[Mapping[str, Any]]:
+    """Return what a machine says of the features that it lacks; it is asked once."""
+    __tracebackhide__ = True
+    if machine not in findings:
+        done = _call(("doctor", "--json", "--machine", machine))
+        if not done.stdout and done.returncode != 2 and machine not in OURS:
+            _leave(f"machine {machine}: {_line(done)}", {machine})
+        if not done.stdout:
+            raise InputError(_words(done)) if done.returncode == 2 else LabError(_words(done))
+        findings[machine] = {f["feature"]: f for f in json.loads(done.stdout)["features"]}
+    return [findings[machine][name] for name in names if not findings[machine][name]["present"]]
+
+
+def _known(names: Iterable[str]) -> None:
+    """Fail when a name is no feature's."""
+    __tracebackhide__ = True
+    from testbed import features
+
+    every = [f.name for f in features.ALL]
+    wrong = [f"{name!r}{_close(name, every)}" for name in names if name not in every]
+    if wrong:
+        pytest.fail(f"testbed_feature: no such feature: {', '.join(wrong)}; known: {', '.join(every)}", pytrace=False)
+
+
+def _guest() -> None:
+    """Skip when there can't be a guest; its image offers every feature."""
+    __tracebackhide__ = True
+    from testbed.machines import elsewhere
+
+    try:
+        elsewhere.require_guest()
+    except TestbedError as e:
+        _leave(f"machine microvm: {' '.join(str(e).split())}", {"microvm"})
+
+
+def _refused(done: CompletedProcess[str], machine: str, file: Path, sets: Sequence[str]) -> NoReturn:
+    """Skip when the command line found that a feature is missing, else raise the error that it ended with."""
+    __tracebackhide__ = True
+    words = _words(done)
+    if done.returncode == 2:
+        raise InputError(words)
+    if done.returncode != 4:
+        raise LabError(words or f"testbed ended with {done.returncode} and said nothing")
+    missing = set(re.findall(r"\bfeature ([\w-]+)", words)) or {"microvm" if machine == "auto" else machine}
+    if machine in ("auto", "here") and _required():
+        here = _call(("doctor", str(file), "--json", "--machine", "here", *_options(sets)))
+        if here.stdout:
+            missing |= {f["feature"] for f in json.loads(here.stdout)["features"] if not f["present"]}
+    _leave(_line(done), missing)
+
+
+def _leave(words: str, missing: Iterable[str]) -> NoReturn:
+    """Skip with these words, or fail where TESTBED_REQUIRE says that what is missing must be there."""
+    __tracebackhide__ = True
+    if asked := sorted(_required() & set(missing)):
+        pytest.fail(f"TESTBED_REQUIRE asks for {', '.join(asked)}: {words}", pytrace=False)
+    pytest.skip(words)
+
+
+def _required() -> set[str]:
+    return {name.strip() for name in os.environ.get("TESTBED_REQUIRE", "").split(",")} - {""}
+
+
+def _tidily(words: Sequence[str], name: str) -> CompletedProcess[str]:
+    """Run a command line that makes a lab of this name; if the test is interrupted meanwhile, nothing of it is left."""
+    try:
+        return _call(words)
+    except BaseException:
+        if _is_up(name):  # it came up just then
+            _call(("down", name))
+        raise
+
+
+@contextmanager
+def _leashed(lab: str) -> Iterator[None]:
+    """Have a lab taken down when this process ends without doing so itself (kill -9, a worker that crashed)."""
+    argv = (sys.executable, "-S", "-c", _LEASH, sys.executable, "-P", "-m", "testbed", "down", lab)
+    null = subprocess.DEVNULL
+    # In a session of its own: the terminal's Ctrl-C is for us, who still have the lab to take down.
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=null, stderr=null, start_new_session=True)
+    try:
+        yield
+    finally:
+        process.communicate(b"\n")
+
+
+def _call(words: Sequence[str], given: bytes = b"", timeout: float | None = None) -> CompletedProcess[str]:
+    """Run the command line to its end, which comes early when this process or its patience ends."""
+    argv = (
+        sys.executable,
+        "-P",
+        "-m",
+        "testbed",
+        *words,
+    )  # -P: a folder `testbed` here is the user's, not this package
+    # An orphan is known by its parent being process 1: where this process is that one, nothing can outlive it.
+    env = {**os.environ, **({"TESTBED_TIED": "1"} if os.getpid() != 1 else {})}
+    with TemporaryFile() as stdin, TemporaryFile() as stdout, TemporaryFile() as stderr:
+        # Files, not pipes: what a command leaves in the background would keep a pipe open.
+        stdin.write(given)
+        stdin.seek(0)
+        process = subprocess.Popen(argv, stdin=stdin, stdout=stdout, stderr=stderr, env=env)
+        try:
+            status = process.wait(timeout)
+        except BaseException:
+            process.terminate()
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            raise
+        texts = []
+        for stream in (stdout, stderr):
+            stream.seek(0)
+            texts.append(stream.read().decode(errors="replace"))
+    return CompletedProcess(tuple(words), status, *texts)
+
+
+def _found(file: str | Path, folders: Sequence[Path]) -> Path:
+    """Return the path of a file that counts from one of some folders."""
+    __tracebackhide__ = True
+    tried = list(dict.fromkeys(folder / file for folder in folders))
+    for path in tried:
+        if path.is_file():
+            return path
+    raise InputError(f"{file}: no such file; looked for {' and '.join(map(str, tried))}")
+
+
+def _unique(name: str) -> str:
+    """Return a lab's name that begins with this one and that no other test, process or machine has."""
+    return f"{name}-{uuid4().hex[:12]}"
+
+
+def _options(sets: Sequence[str]) -> Iterator[str]:
+    for assignment in sets:
+        yield from ("--set", assignment)
+
+
+def _is_up(name: str) -> bool:
+    from testbed import sandbox
+
+    return name in sandbox.names() or name in _guests()
+
+
+def _guests() -> list[str]:
+    from testbed.machines import microvm
+
+    return microvm.guests()
+
+
+def _case(summary: Mapping[str, Any]) -> Case:
+    folder = Path(summary["folder"])
+    metrics = json.loads((folder / "metrics.json").read_text())
+    return Case(folder, summary["verdict"], {name: float(m["value"]) for name, m in metrics.items()})
+
+
+def _missed(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each check of a run that failed, and for each thing that went wrong."""
+    for check in summary["checks"]:
+        if not check["passed"]:
+            value = check["why"] or f"it is {check['value']:g} {check['unit']}"
+            yield f"FAIL  {check['metric']} {check['expected']}: {value}"
+    yield from summary["failures"]
+
+
+def _rows(done: CompletedProcess[str]) -> list[str]:
+    """Return the end of what the command line said."""
+    return [f"$ testbed {' '.join(done.args)}", *done.stderr.splitlines()[-_ROWS:], f"(exit {done.returncode})"]
+
+
+def _words(done: CompletedProcess[str]) -> str:
+    """Return what the command line said, without its name and without the times of its progress."""
+    rows = [re.sub(r"^testbed: ", "", row) for row in done.stderr.splitlines()]
+    return "\n".join(row for row in rows if not re.match(r"\s*(\[\d+/\d+\])?\s+\d+\.\d+ s  ", row))
+
+
+def _line(done: CompletedProcess[str]) -> str:
+    """Return the same in one line, as the reason why a test is skipped."""
+    return "; ".join(_words(done).splitlines())
+
+
+def _close(word: str, known: Iterable[str]) -> str:
+    """Return " (did you mean ...?)" when a known word is close, else ""."""
+    from difflib import get_close_matches  # testbed.explain's, without its models
+
+    found = get_close_matches(word, list(known), 1, 0.6)
+    return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+_FINDINGS: pytest.StashKey[dict[str, Findings]] = pytest.StashKey()

@@ -168,10 +168,9 @@ def up(
 
         _tell(choice)
         flags = {"--dry-run": dry_run, "--recreate": recreate, "--json": as_json}
-        words = ("up", str(file), "--name", lab_name, *_set(sets), *(f for f, given in flags.items() if given))
-        errand = elsewhere.Errand(choice, words, _files(file, sets))
-        with _fraction() as progress:
-            raise typer.Exit(elsewhere.up(errand, lab_name, Size(cpus, memory), _say, progress))
+        given = (flag for flag, is_given in flags.items() if is_given)
+        errand = elsewhere.Errand(choice, ("up", file, *_there(lab_name), *_set(sets), *given), _files(file, sets))
+        raise typer.Exit(elsewhere.up(errand, lab_name, Size(cpus, memory), _say, _fraction))
     began = time.monotonic()
     what = "up"
     if lab_name in sandbox.names():
@@ -219,9 +218,9 @@ def status(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the labs that are up; or the nodes and processes of one; or the interfaces of a node."""
+    """List the labs that are up (those of a machine: @MACHINE); or what one has; or the interfaces of a node."""
     if lab is not None and (place := _elsewhere(lab)) is not None:
-        words = ("status", place.lab, *([node] if node else []), *(["--json"] if as_json else []))
+        words = ("status", *filter(None, (place.lab, node)), *(["--json"] if as_json else []))
         raise typer.Exit(place.enter(words))
     if lab is None:
         found = [s for n in sandbox.names() if (s := _status(n)) is not None]
@@ -326,10 +325,9 @@ def run(
 
         _tell(choice)
         lab = name or experiment.cases[0].topology.name
-        words = ("run", str(file), "--name", lab, *_set(sets), *(["--json"] if as_json else []))
+        words = ("run", file, *_there(lab), *_set(sets), *(["--json"] if as_json else []))
         errand = elsewhere.Errand(choice, words, _files(file, sets))
-        with _fraction() as progress:
-            raise typer.Exit(elsewhere.run(errand, lab, Size(cpus, memory), _say, progress, out))
+        raise typer.Exit(elsewhere.run(errand, lab, Size(cpus, memory), _say, _fraction, out))
     reports = []
     for n, case in enumerate(experiment.cases):
         title = f"{case.topology.name} {case.label}".strip()
@@ -392,12 +390,12 @@ def doctor(
         from testbed.machines import elsewhere
         from testbed.machines.qemu import Size
 
-        named = [str(file)] if file is not None else []
         flags = {"--fresh": fresh, "--json": as_json}
-        words = ("doctor", *named, "--machine", "here", *_set(sets), *(f for f, given in flags.items() if given))
-        errand = elsewhere.Errand(choose.choose((), machine), words, _files(file, sets) if file is not None else {})
-        with _fraction() as progress:
-            raise typer.Exit(elsewhere.once(errand, f"doctor-{os.getpid()}", Size(), _say, progress))
+        given = (flag for flag, is_given in flags.items() if is_given)
+        named, files = ((file,), _files(file, sets)) if file is not None else ((), {})
+        words = ("doctor", *named, "--machine", "here", *_set(sets), *given)
+        errand = elsewhere.Errand(choose.choose((), machine), words, files)
+        raise typer.Exit(elsewhere.once(errand, f"doctor-{os.getpid()}", Size(), _say, _fraction))
     wanted = features.ALL
     if file is not None:
         from testbed import schedule
@@ -446,9 +444,8 @@ def machine_add(
 
     known.checked(name, url)
     made = known.Known(name, url, program, tuple(options or ()))
-    there = known.machines()
     version = elsewhere.same_version(elsewhere.target_of(made))
-    known.keep({**there, name: made})
+    known.add(made)
     print(f"machine {name}: {url}, testbed {version}")
 
 
@@ -470,8 +467,7 @@ def machine_rm(name: Annotated[str, typer.Argument(help="Its name")]) -> None:
     """Forget a machine; nothing on it changes."""
     from testbed.machines import known
 
-    known.find(name)
-    known.keep({n: k for n, k in known.machines().items() if n != name})
+    known.remove(name)
     print(f"machine {name} is forgotten")
 
 
@@ -552,8 +548,11 @@ def _planned(file: Path, sets: list[str] | None) -> Plan:
 
 def _choice(machine: str, lab: str, requires: Sequence[Feature]) -> Choice:
     """Return where a lab is to be: where one of its name is already, else where what it requires is."""
-    from testbed.machines import choose
+    from testbed.machines import choose, known
 
+    if machine not in known.RESERVED:
+        known.find(machine)
+        return choose.choose((), machine)  # which has labs of its own
     if lab in sandbox.names():
         there = choose.HERE
     elif lab in sandbox.names(GUESTS):
@@ -581,6 +580,11 @@ def _tell(choice: Choice) -> None:
 
 def _say(text: str) -> None:
     print(f"testbed: {text}", file=sys.stderr)
+
+
+def _there(lab: str) -> tuple[str, ...]:
+    """Return what another machine is told of a lab: it is not to look for a third one."""
+    return ("--name", lab, "--machine", "here")
 
 
 def _set(sets: list[str] | None) -> Iterator[str]:
@@ -738,7 +742,7 @@ def main() -> NoReturn:
     gc.set_threshold(200_000)  # a short life: collecting what imports and plans make would cost as much as making it
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupted)
-    if "TESTBED_TIED" in os.environ:
+    if os.environ.pop("TESTBED_TIED", None):
         sandbox.end_with_parent()
     try:
         app()

@@ -7,7 +7,7 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,21 +18,21 @@ from testbed.machines.choose import MICROVM, Choice
 from testbed.machines.known import Known
 from testbed.machines.microvm import Guest
 from testbed.machines.qemu import Share, Size
-from testbed.machines.remote import Target
+from testbed.machines.remote import NotReachedError, Target
 from testbed.machines.request import Request
 
 Place = Target | Guest
 Told = Callable[[str], None]
-Progress = Callable[[str, float], None]
+Progress = Callable[[], AbstractContextManager[Callable[[str, float], None]]]  # entered where something takes long
 _RESULTS = "/results"  # in a guest: the results folder of the host
 
 
 @dataclass(frozen=True, slots=True)
 class Errand:
-    """A command line for another machine, and the files that it reads."""
+    """A command line for another machine, where a Path is one of the files that it reads."""
 
     choice: Choice
-    words: tuple[str, ...]
+    words: Sequence[str | Path]
     files: dict[Path, str]
 
 
@@ -107,13 +107,7 @@ def run(errand: Errand, lab: str, size: Size, told: Told, progress: Progress, ou
     """Run an experiment elsewhere; its results are in the folder where they would be had it run here."""
     facts: dict[str, object] = {"git": here.commit(next(iter(errand.files)).parent)}
     if errand.choice.machine != MICROVM:
-        place = target_of(known.find(errand.choice.machine))
-        made = asked(place, errand, facts, results=request.RESULTS)
-        shown = f"{request.folder(made.token)}/{request.RESULTS}={out}"
-        try:
-            return perform(place, replace(made, env={**made.env, request.SHOWN: shown}, fetched=True))
-        finally:
-            remote.fetch(place, made.token, out)
+        return _run_there(target_of(known.find(errand.choice.machine)), errand, facts, told, out)
     with guest(lab, size, told, progress, out) as found:
         made = asked(found, errand, {**about(found), **facts}, results=_RESULTS)
         try:
@@ -121,6 +115,25 @@ def run(errand: Errand, lab: str, size: Size, told: Told, progress: Progress, ou
         except LabError:
             _keep_console(found, out)
             raise
+
+
+def _run_there(place: Target, errand: Errand, facts: dict[str, object], told: Told, out: Path) -> int:
+    made = replace(asked(place, errand, facts, results=request.RESULTS), shown=str(out))
+    broken: BaseException | None = None
+    try:
+        return perform(place, made)
+    except BaseException as e:
+        broken = e
+        raise
+    finally:
+        if not isinstance(broken, NotReachedError):
+            try:
+                for name, folder in remote.fetch(place, made.token, out):
+                    told(f"{out / name} was there already: the results are in {folder}")
+            except LabError as e:
+                if broken is None:
+                    raise
+                told(str(e))
 
 
 def perform(place: Place, asked: Request) -> int:
@@ -140,8 +153,8 @@ def perform(place: Place, asked: Request) -> int:
 def asked(place: Place, errand: Errand, facts: dict[str, object], results: str = "") -> Request:
     """Return a request: the words of an errand, with the paths that its files have there."""
     there = _below({Path(os.path.abspath(path)): text for path, text in errand.files.items()})
-    paths = {str(path): there[Path(os.path.abspath(path))][0] for path in errand.files}
-    words = [paths.get(word, word) for word in errand.words] + (["--results", results] if results else [])
+    words = [there[Path(os.path.abspath(word))][0] if isinstance(word, Path) else word for word in errand.words]
+    words += ["--results", results] if results else []
     told: dict[str, object] = {"arguments": sys.argv[1:], **facts}
     env = {}
     if isinstance(place, Target):
@@ -163,7 +176,9 @@ def guest(name: str, size: Size, told: Told, progress: Progress, results: Path |
     """Yield a guest for one lab; it is gone afterwards unless it was kept."""
     from testbed.machines import image
 
-    made = image.find() or image.build(progress)
+    if (made := image.find()) is None:
+        with progress() as say:
+            made = image.build(say)
     shares = {"code": Share(Path(__file__).parents[2], "/testbed")}
     if results is not None:
         results.mkdir(parents=True, exist_ok=True)
@@ -213,5 +228,7 @@ def same_version(place: Target) -> str:
     """Return the version there; Unsupported when it is not ours."""
     version = remote.version(place)
     if version != __version__:
-        raise Unsupported(f"machine {place.name}: it has testbed {version}, this is {__version__}; install the same")
+        raise Unsupported(
+            f"machine {place.name}: it has testbed {version}, this is {__version__}: install the same version"
+        )
     return version

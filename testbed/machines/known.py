@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from testbed.errors import InputError
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
+# As ssh(1) takes it. A user or a host that begins with a dash is none, and no path or password is.
+_URL = re.compile(
+    r"ssh://([^-@:/?#\s][^@:/?#\s]*@)?([^-@:/?#\s\[\]][^@:/?#\s\[\]]*|\[[0-9A-Fa-f:.]+(%\w+)?\])(:\d{1,5})?/?"
+)
+_PATIENCE = ("ConnectTimeout=10", "ServerAliveInterval=5", "ServerAliveCountMax=2")
 RESERVED = ("auto", "here", "microvm")
 
 
@@ -26,13 +31,10 @@ class Known:
     options: tuple[str, ...] = ()
 
     def words(self) -> tuple[str, ...]:
-        """Return the words of ssh(1) before a command: no question is asked, and a dead host is noticed in 10 s."""
-        url = urlsplit(self.url)
-        options = ("BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=5", "ServerAliveCountMax=2")
-        words = [w for option in (*self.options, *options) for w in ("-o", option)]
-        port = ("-p", str(url.port)) if url.port else ()
-        host = url.hostname or ""
-        return ("ssh", *words, *port, f"{url.username}@{host}" if url.username else host)
+        """Return the words of ssh(1) before a command: no question is asked, and a dead host is noticed in 15 s."""
+        # A connection of its own, and not one that others share: the command there ends when it does.
+        options = (*self.options, "BatchMode=yes", "ControlPath=none", *_PATIENCE)
+        return ("ssh", *(w for option in options for w in ("-o", option)), self.url)
 
 
 def checked(name: str, url: str) -> None:
@@ -42,14 +44,7 @@ def checked(name: str, url: str) -> None:
             f"{name!r} is no name for a machine: lower-case letters, digits and -, a letter first; "
             f"and {', '.join(RESERVED)} are taken"
         )
-    try:
-        found = urlsplit(url)
-        port = found.port
-    except ValueError as e:
-        raise InputError(f"{url!r} is no address: {e}") from e
-    # A host that begins with a dash would be an option of ssh.
-    bad = not found.hostname or found.hostname.startswith("-") or (found.username or "").startswith("-")
-    if found.scheme != "ssh" or bad or found.path not in ("", "/") or found.query or found.password or port == 0:
+    if not _URL.fullmatch(url):
         raise InputError(f"{url!r} is no address of a machine: write ssh://user@host or ssh://user@host:port")
 
 
@@ -69,22 +64,42 @@ def find(name: str) -> Known:
     there = machines()
     if name not in there:
         names = ", ".join((*RESERVED, *there))
-        raise InputError(
-            f"--machine: there is no machine {name!r} (machines: {names}); `testbed machine add` makes one known"
-        )
+        raise InputError(f"there is no machine {name!r} (machines: {names}); `testbed machine add` makes one known")
     return there[name]
 
 
-def keep(there: Mapping[str, Known]) -> None:
-    """Write the list, whole or not at all."""
+def add(made: Known) -> None:
+    """Keep a machine; InputError when another one has its name."""
+    if _change(lambda there: {**there, made.name: there.get(made.name, made)})[made.name] != made:
+        raise InputError(
+            f"machine {made.name}: another one has this name (`testbed machine ls`); "
+            f"`testbed machine rm {made.name}` forgets it"
+        )
+
+
+def remove(name: str) -> None:
+    """Forget a machine."""
+    find(name)
+    _change(lambda there: {n: k for n, k in there.items() if n != name})
+
+
+def _change(change: Callable[[Mapping[str, Known]], dict[str, Known]]) -> dict[str, Known]:
+    """Write the list as it is after a change, whole or not at all, and return it; one change at a time."""
     file = _file()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        whole = file.with_suffix(f".{os.getpid()}")
-        whole.write_text(json.dumps([asdict(k) for k in there.values()], indent=1) + "\n")
-        whole.rename(file)
+        lock = os.open(file.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            there = change(machines())
+            whole = file.with_suffix(".new")
+            whole.write_text(json.dumps([asdict(k) for k in there.values()], indent=1) + "\n")
+            whole.rename(file)
+        finally:
+            os.close(lock)
     except OSError as e:
-        raise InputError(f"the machines can't be written down: {e.filename}: {e.strerror}") from e
+        raise InputError(f"the machines can't be written down: {e.filename or file}: {e.strerror}") from e
+    return there
 
 
 def _file() -> Path:

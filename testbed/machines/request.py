@@ -1,10 +1,12 @@
 """What a machine is asked over ssh: a command line with the files that it reads, and the end that performs it.
 
-The asking end writes a request on standard input and then, where `signals` says so, a line for every signal.
+The asking end writes a request on standard input and then, where `signals` says so, a byte for every signal; the end
+of its input is that of the command. What it reads in the end is the command's own output and exit status.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -12,9 +14,12 @@ import select
 import shutil
 import signal
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from testbed import __version__, linux
@@ -22,7 +27,9 @@ from testbed.errors import InputError, LabError, Unsupported
 
 _TOKEN = re.compile(r"[0-9a-f]{16}")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-RESULTS = "results"  # in the folder of a request whose results are fetched afterwards
+RESULTS = "results"  # in the folder of a request
+# s: a lab's end; for which results wait for one whose connection broke; after which nobody will come for them.
+_END, _PATIENCE, _STALE = 30.0, 30.0, 86400.0
 # Environment: end when the process that began this one does; the results folder there = as its reader knows it;
 # what a manifest says of the machine and of who asked.
 TIED, SHOWN, ABOUT = "TESTBED_TIED", "TESTBED_RESULTS", "TESTBED_MACHINE"
@@ -38,7 +45,7 @@ class Request:
     files: Mapping[str, str] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     signals: bool = True  # come on standard input, whose end is that of the command
-    fetched: bool = False  # its folder stays until `collect`
+    shown: str = ""  # where its asker will have the results, which stay here until `collect`
     version: str = __version__
 
 
@@ -49,10 +56,10 @@ def encode(request: Request) -> bytes:
 
 
 def folder(token: str) -> Path:
-    """Return the folder of a request on the machine that performs it."""
+    """Return the folder of a request, on the machine that performs it."""
     if not _TOKEN.fullmatch(token):
         raise InputError(f"{token!r} is no request's token")
-    return Path("/tmp", f"testbed-{os.geteuid()}-{token}")
+    return Path(os.environ.get("TMPDIR") or "/tmp").resolve() / f"testbed-{os.geteuid()}-{token}"
 
 
 def serve() -> int:
@@ -63,29 +70,37 @@ def serve() -> int:
             f"versions differ: you run testbed {request.version}, this machine has {__version__}; install the same"
         )
     place = folder(request.token)
+    gone = False
     try:
+        _sweep(place)
         place.mkdir(mode=0o700)
+        lock = os.open(place, os.O_RDONLY | os.O_CLOEXEC)  # the child has it too: it is held until both have ended
+        fcntl.flock(lock, fcntl.LOCK_EX)
         _write(request, place)
-        parent = os.pidfd_open(os.getpid())
-        if (child := os.fork()) == 0:
-            _become(request, place, parent)
-        return _relay(child, [0] if request.signals else [])
+        status, gone = _perform(request, place)
+        os.close(lock)
+        return status
     except OSError as e:
         raise LabError(f"the request can't be performed: {e}") from e
     finally:
-        if not request.fetched:
+        if gone and request.shown:  # a connection that broke may be made anew, one that was killed will not
+            _await(lambda: not place.exists(), _PATIENCE)
+        if gone or not (request.shown and (place / RESULTS).is_dir()):
             shutil.rmtree(place, ignore_errors=True)
 
 
 def collect(token: str) -> None:
-    """Write the results of a request to standard output as a tar archive, and remove its folder."""
+    """Write the results of a request to standard output as a tar archive; remove its folder when a byte says thanks."""
     import tarfile
 
     place = folder(token)
+    if place.is_dir() and not _await(lambda: _ended(place), _END):
+        raise LabError(f"the command is still running; its results are going to be in {place / RESULTS}")
     with os.fdopen(os.dup(1), "wb") as out, tarfile.open(fileobj=out, mode="w|") as archive:
         if (place / RESULTS).is_dir():
             archive.add(place / RESULTS, ".")
-    shutil.rmtree(place, ignore_errors=True)
+    if os.read(0, 1):
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _read(fd: int) -> Request:
@@ -110,6 +125,38 @@ def _some(fd: int, most: int) -> bytes:
     return found
 
 
+def _sweep(place: Path) -> None:
+    """Remove the folders of requests whose results nobody has fetched within a day."""
+    for other in place.parent.glob(f"testbed-{os.geteuid()}-*"):
+        with suppress(OSError):  # another one removes it
+            found = other.lstat()
+            old = time.time() - found.st_mtime > _STALE and found.st_uid == os.geteuid()
+            if old and _TOKEN.fullmatch(other.name.rpartition("-")[2]) and _ended(other):
+                shutil.rmtree(other, ignore_errors=True)
+
+
+def _ended(place: Path) -> bool:
+    """Say whether the request of a folder is not performed any more."""
+    try:
+        lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    return True
+
+
+def _await(fact: Callable[[], bool], patience: float) -> bool:
+    deadline = time.monotonic() + patience
+    while not (true := fact()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return true
+
+
 def _write(request: Request, place: Path) -> None:
     for name, text in request.files.items():
         file = place / name
@@ -119,7 +166,29 @@ def _write(request: Request, place: Path) -> None:
         file.write_text(text)
 
 
-def _become(request: Request, place: Path, parent: int) -> NoReturn:
+def _perform(request: Request, place: Path) -> tuple[int, bool]:
+    """Run the command line in a child; return its exit status, and whether its asker went away meanwhile."""
+    parent = os.pidfd_open(os.getpid())
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until each of both has handlers of its own
+    if (child := os.fork()) == 0:
+        _become(request, place, parent, mask)
+    life = os.pidfd_open(child)
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        with suppress(OSError):  # ssh may be gone, and the child at its end
+            signal.pidfd_send_signal(life, number)
+
+    for number in SIGNALS:
+        signal.signal(number, pass_on)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    gone = _relay(life, listens=request.signals)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # there is nobody left to pass them on to
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return status if status >= 0 else 128 - status, gone
+
+
+def _become(request: Request, place: Path, parent: int, mask: Iterable[int]) -> NoReturn:
     """Be the command line that was asked for; it ends with its parent, and that with the connection."""
     try:
         from testbed import cli
@@ -127,28 +196,29 @@ def _become(request: Request, place: Path, parent: int) -> NoReturn:
         os.setpgrp()  # a signal to the group of its parent comes from that, once
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGTERM)
         if select.select([parent], [], [], 0)[0]:
-            os._exit(143)  # it ended before that
+            os._exit(128 + signal.SIGTERM)  # it ended before that
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.chdir(place)
         os.environ.update(request.env)
+        if request.shown:
+            os.environ[SHOWN] = f"{place / RESULTS}={request.shown}"
         sys.argv = ["testbed", *request.argv]
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         cli.script()
     finally:
         os._exit(3)  # this is a child: it must not go on as its parent
 
 
-def _relay(child: int, wanted: list[int]) -> int:
-    """Pass signals on, those that come as signals and those that come as lines, until the child has ended."""
-    for number in SIGNALS:
-        signal.signal(number, lambda n, _: os.kill(child, n))
-    life = os.pidfd_open(child)
-    while life not in (ready := select.select([*wanted, life], [], [])[0]):
-        if 0 in ready:
-            said = os.read(0, 64).split()
-            for word in said or [b"%d" % signal.SIGTERM]:
-                if word in [b"%d" % number for number in SIGNALS]:
-                    os.kill(child, int(word))
-            if not said:
-                wanted = []  # whoever asked is gone; the command ends in its own way
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return status if status >= 0 else 128 - status
+def _relay(life: int, listens: bool) -> bool:
+    """Pass on the signals that come as bytes until the child has ended; say whether their sender went away."""
+    sources = [life, 0] if listens else [life]
+    while life not in select.select(sources, [], [])[0]:
+        said = os.read(0, 64)
+        for number in said or (signal.SIGTERM,):  # the command ends in its own way
+            if number in SIGNALS:
+                signal.pidfd_send_signal(life, number)
+        if not said:
+            sources = [life]
+    return listens and len(sources) == 1

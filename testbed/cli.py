@@ -325,7 +325,7 @@ def run(
 
         _tell(choice)
         lab = name or experiment.cases[0].topology.name
-        words = ("run", file, *_there(lab), *_set(sets), *(["--json"] if as_json else []))
+        words: tuple[str | Path, ...] = ("run", file, *_there(lab), *_set(sets), *(["--json"] if as_json else []))
         errand = elsewhere.Errand(choice, words, _files(file, sets))
         raise typer.Exit(elsewhere.run(errand, lab, Size(cpus, memory), _say, _fraction, out))
     reports = []

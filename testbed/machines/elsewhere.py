@@ -133,7 +133,7 @@ def _run_there(place: Target, errand: Errand, facts: dict[str, object], told: To
             except LabError as e:
                 if broken is None:
                     raise
-                told(str(e))
+                told(f"no results came: {e}")
 
 
 def perform(place: Place, asked: Request) -> int:

@@ -29,7 +29,7 @@ _TOKEN = re.compile(r"[0-9a-f]{16}")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 RESULTS = "results"  # in the folder of a request
 # s: a lab's end; for which results wait for one whose connection broke; after which nobody will come for them.
-_END, _PATIENCE, _STALE = 30.0, 30.0, 86400.0
+_END, _PATIENCE, _STALE = 30.0, 20.0, 86400.0
 # Environment: end when the process that began this one does; the results folder there = as its reader knows it;
 # what a manifest says of the machine and of who asked.
 TIED, SHOWN, ABOUT = "TESTBED_TIED", "TESTBED_RESULTS", "TESTBED_MACHINE"

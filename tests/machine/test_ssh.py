@@ -98,11 +98,17 @@ class Place:
         # What comes first holds: an option of a test's own goes before these.
         return self.run("machine", "add", name, url, *program, *more, *options)
 
+    def sessions(self) -> list[int]:
+        """The process ids of sshd's children, a connection each."""
+        children = Path(f"/proc/{self.sshd.pid}/task/{self.sshd.pid}/children")
+        return [int(pid) for pid in children.read_text().split()] if children.exists() else []
+
     def left(self) -> list[str]:
         """What is there of command lines and labs in the end: processes, labs and files."""
         deadline = time.monotonic() + 45
         while time.monotonic() < deadline:
-            found = [p.words for p in marked(self.mark) if not p.words.startswith("sshd: /usr/sbin/sshd")]
+            found = [p.words for p in marked(self.mark) if p.pid != self.sshd.pid]
+            found += [f"sshd, process {pid}" for pid in self.sessions()]
             found += [str(f) for f in self.temporary.iterdir()]
             found += [str(f) for f in self.work.glob("results/.*")]
             if not found:
@@ -142,14 +148,17 @@ def place(tmp_path: Path) -> Iterator[Place]:
     env["PATH"] += ":/usr/sbin:/sbin"
     with (tmp_path / "sshd.log").open("wb") as log:
         sshd = subprocess.Popen(words, env=env, stderr=log)
+    made = Place(tmp_path, mark, sshd, env)
     try:
         deadline = time.monotonic() + 20
         while f"Server listening on 127.0.0.1 port {PORT}." not in (tmp_path / "sshd.log").read_text():
             assert sshd.poll() is None, (tmp_path / "sshd.log").read_text()
             assert time.monotonic() < deadline, "sshd does not listen"
             time.sleep(0.02)
-        yield Place(tmp_path, mark, sshd, env)
+        yield made
     finally:
+        for session in made.sessions():
+            os.kill(session, signal.SIGKILL)
         sshd.kill()
         sshd.wait()
         for process in marked(mark):
@@ -364,9 +373,9 @@ def test_a_command_line_that_is_killed_leaves_nothing_there(server: Place) -> No
 def test_a_connection_that_breaks_is_said_and_what_there_is_of_results_comes_all_the_same(server: Place) -> None:
     process = begin(server, "run", topology(server, seconds=60), "--machine", "server")
     awaited(server, "ping ")
-    (session,) = (p for p in marked(server.mark) if p.words.startswith("sshd: root@notty"))
+    (session,) = server.sessions()
     began = time.monotonic()
-    os.kill(session.pid, signal.SIGKILL)
+    os.kill(session, signal.SIGKILL)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 3
     assert time.monotonic() - began < 15
@@ -380,8 +389,8 @@ def test_a_machine_that_is_gone_is_said(server: Place) -> None:
     process = begin(server, "run", topology(server, seconds=60), "--machine", "server")
     awaited(server, "ping ")
     began = time.monotonic()
-    for part in [p for p in marked(server.mark) if p.words.startswith("sshd")]:
-        os.kill(part.pid, signal.SIGKILL)
+    for part in (server.sshd.pid, *server.sessions()):
+        os.kill(part, signal.SIGKILL)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 3
     assert time.monotonic() - began < 15
@@ -428,3 +437,60 @@ def test_another_version_there_is_refused(server: Place) -> None:
     done = server.run("up", TWO, "--machine", "server")
     assert (done.status, "can't be run there" in done.err) == (4, True), done.err
     assert server.left() == []
+
+
+@pytest.mark.xdist_group("microvm")
+def test_a_guest_is_a_machine_that_ssh_reaches(tmp_path: Path) -> None:
+    from testbed.machines import image, microvm
+    from testbed.machines.qemu import Share, Size
+
+    made = Image(Path(named)) if (named := os.environ.get("TESTBED_IMAGE")) else image.find()
+    if made is None:
+        pytest.skip("there is no image: `testbed image build` makes one")
+    program = tmp_path / "program/testbed"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\nPYTHONPATH=/srv/testbed exec python3 -m testbed "$@"\n')
+    program.chmod(0o755)
+    shares = {"code": Share(ROOT, "/srv/testbed"), "results": Share(program.parent, "/srv/program", True)}
+    guest = microvm.start(made, Size(2, 1024), f"t{uuid4().hex[:8]}", shares)
+    try:
+        words = dict(zip(guest.ssh[1:-1:2], guest.ssh[2::2], strict=False))
+        options = [w for w in guest.ssh if "=" in w and not w.startswith("ControlPath=")]
+        options.append(f"IdentityFile={words['-i']}")
+        env = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+
+        def run(*argv: str) -> Done:
+            line = (sys.executable, "-m", "testbed", *argv)
+            done = subprocess.run(line, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=120, check=False)
+            return Done(done.returncode, done.stdout, done.stderr)
+
+        url = f"ssh://root@127.0.0.1:{words['-p']}"
+        added = run("machine", "add", "guest", url, "--program", "/srv/program/testbed", *(
+            w for o in options for w in ("--ssh-option", o)
+        ))  # fmt: skip
+        assert added.status == 0, added.err
+        up = run("up", str(ROOT / "topologies/netem-demo.yaml"), "--machine", "guest", "--name", "far")
+        assert up.status == 0, up.err
+        assert run("status", "@guest", "--json").out.count('"far"') == 1
+        kernel = run("exec", "far@guest", "client", "--", "uname", "-r").out.strip()
+        assert kernel != os.uname().release
+        assert run("exec", "far@guest", "client", "--", "sh", "-c", "exit 255").status == 255
+        assert run("down", "far@guest").out == "lab far@guest is down\n"
+        (tmp_path / "short.yaml").write_text(SHORT.replace("SECONDS", "1").replace("MOST", "0"))
+        done = run("run", "short.yaml", "--machine", "guest")
+        assert done.status == 0, done.err
+        manifest = json.loads((tmp_path / "results/short/latest/manifest.json").read_text())
+        assert (manifest["machine"], manifest["kernel"]["release"]) == ("guest", kernel)
+    finally:
+        microvm.stop(guest)
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image that is named by its folder."""
+
+    folder: Path
+
+    @property
+    def digest(self) -> str:
+        return str((self.folder / "root.squashfs").stat().st_mtime_ns)

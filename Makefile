@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 WORKERS ?= 4
 TOOLS := iperf3:iperf3 dumpcap:wireshark-common tshark:tshark mptcpize:mptcpize ping:iputils-ping tc:iproute2 git:git
-MACHINE_TOOLS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap zstd:zstd ssh:openssh-client sshd:openssh-server
+MACHINE_TOOLS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap debian-distro-info:distro-info \
+  newuidmap:uidmap unsquashfs:squashfs-tools zstd:zstd ssh:openssh-client sshd:openssh-server
 PEERS := cc:gcc mn:mininet brctl:bridge-utils
 
 .PHONY: setup tools peers machine demo test lint bench clean

@@ -4,7 +4,7 @@ A comment before a fenced block says what is done with it; readers do not see it
 
     <!-- run -->  or  <!-- run: mptcp tbf -->   a console block: each `$ ` command runs, in order, and needs features
     <!-- check -->                              a yaml block: `testbed check` finds no error
-    <!-- file: docs/examples/event.yaml -->     a yaml block: the content of that file
+    <!-- file: docs/examples/event.yaml -->     a yaml or python block: the content of that file
 
 A command ends with status 0, or with that of a following line `(exit 1)`. The lines shown below it are lines of its
 real output, in that order; numbers may differ, and a line `...` stands for those left out.
@@ -148,7 +148,9 @@ def test_examples_are_right(file: Path) -> None:
 def test_every_mark_is_one_that_is_known(page: str) -> None:
     for mark, kind, body in blocks(TEXTS[page]):
         word = mark.partition(":")[0]
-        assert word in {"console": ("", "run"), "yaml": ("", "check", "file")}.get(kind, ("",)), mark
+        assert word in {"console": ("", "run"), "yaml": ("", "check", "file"), "python": ("", "file")}.get(
+            kind, ("",)
+        ), mark
         assert kind != "console" or body.startswith("$ "), body
 
 

@@ -24,7 +24,6 @@ def test_a_pytest_that_uses_no_lab_imports_nothing_of_it() -> None:
 def test_pytest_knows_the_fixture_and_the_mark(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(MARKED.format(""))
     pytester.runpytest_subprocess("--strict-markers").assert_outcomes(passed=1)
-    pytester.runpytest_subprocess("--markers").stdout.fnmatch_lines(["@pytest.mark.testbed_feature(*"])
     pytester.runpytest_subprocess("--fixtures").stdout.fnmatch_lines(["lab -- *"])
 
 
@@ -58,39 +57,63 @@ def test_where_the_environment_requires_a_feature_its_absence_fails(
     done.stdout.fnmatch_lines(["TESTBED_REQUIRE asks for iperf3: feature iperf3: not in PATH; *"])
 
 
-@pytest.mark.parametrize(("required", "outcome"), [("", "skipped"), ("iperf3", "skipped"), ("microvm", "errors")])
+@pytest.mark.parametrize(
+    ("machine", "required", "outcome"),
+    [
+        ("microvm", "", "skipped"),
+        ("microvm", "iperf3", "skipped"),  # a guest would have it
+        ("microvm", "microvm", "errors"),
+        ("auto", "", "skipped"),
+        ("auto", "microvm", "errors"),
+    ],
+)
 def test_a_mark_may_ask_whether_there_can_be_a_guest(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, required: str, outcome: str
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, machine: str, required: str, outcome: str
 ) -> None:
-    monkeypatch.setenv("PATH", str(pytester.path))  # and so no QEMU
+    monkeypatch.setenv("PATH", str(pytester.path))  # and so neither iperf3 nor QEMU
     monkeypatch.setenv("TESTBED_REQUIRE", required)
-    pytester.makepyfile(MARKED.format("'netem', machine='microvm'"))
+    pytester.makepyfile(MARKED.format(f"'iperf3', machine={machine!r}"))
     done = pytester.runpytest_subprocess("-rs")
     done.assert_outcomes(**{outcome: 1})
     done.stdout.fnmatch_lines(["*machine microvm: a microVM needs qemu-system-x86_64, which is not in PATH: *"])
 
 
+def test_a_machine_that_nobody_made_known_is_an_error_and_no_reason_to_skip(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(MARKED.format("'veth', machine='lab7'"))
+    done = pytester.runpytest_subprocess()
+    done.assert_outcomes(errors=1)
+    done.stdout.fnmatch_lines(["*lab7*testbed machine *"])
+
+
 @pytest.mark.parametrize(
-    ("machine", "required", "outcome"),
+    ("required", "outcomes"),
     [
-        ("here", "", "skipped"),
-        ("auto", "", "skipped"),
-        ("here", "mptcp-scheduler-no_such", "failed"),
-        ("auto", "mptcp-scheduler-no_such", "failed"),
-        ("auto", "microvm", "failed"),
-        ("here", "microvm", "skipped"),
+        ("", {"skipped": 2}),
+        ("mptcp-scheduler-no_such", {"failed": 2}),
+        ("microvm", {"skipped": 1, "failed": 1}),  # of `here` nobody requires a guest
     ],
 )
 def test_a_lab_that_no_machine_can_have_skips_its_test_or_fails_it_where_that_is_required(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, machine: str, required: str, outcome: str
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, required: str, outcomes: dict[str, int]
 ) -> None:
     monkeypatch.setenv("PATH", str(pytester.path))
     monkeypatch.setenv("TESTBED_REQUIRE", required)
     pytester.path.joinpath("t.yaml").write_text(f"name: t\nnodes: {{a: {{{NOWHERE}}}}}\n")
-    pytester.makepyfile(f"def test_it(lab):\n    lab('t.yaml', machine={machine!r})\n    assert False\n")
+    pytester.makepyfile(
+        """
+        def test_here(lab):
+            lab("t.yaml", machine="here")
+            assert False
+
+        def test_auto(lab):
+            lab("t.yaml")
+            assert False
+        """
+    )
     done = pytester.runpytest_subprocess("-ra")
-    done.assert_outcomes(**{outcome: 1})
-    done.stdout.fnmatch_lines(["*mptcp-scheduler-no_such*"])
+    done.assert_outcomes(**outcomes)
+    done.stdout.fnmatch_lines(["*feature mptcp-scheduler-no_such (scheduler: no_such): *"])
+    done.stdout.fnmatch_lines(["*this kernel lacks mptcp-scheduler-no_such *"])
 
 
 def test_what_is_wrong_with_a_file_is_an_error_in_the_command_lines_words(pytester: pytest.Pytester) -> None:

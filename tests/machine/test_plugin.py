@@ -24,9 +24,7 @@ def cached(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip("there is no image: `testbed image build` makes one")
 
 
-def test_a_lab_in_a_guest_is_used_and_measured_as_one_here(
-    pytester: pytest.Pytester, cached: None, tmp_path: Path
-) -> None:
+def test_a_lab_in_a_guest_is_used_and_measured_as_one_here(pytester: pytest.Pytester, cached: None) -> None:
     pytester.makepyfile(
         f"""
         import os
@@ -46,7 +44,6 @@ def test_a_lab_in_a_guest_is_used_and_measured_as_one_here(
             run = net.run(sets=["workloads.distance.ping.seconds=2"])
             assert 180 < run.metrics["distance.rtt_p50_ms"] < 260, run
             assert net.metrics == run.metrics
-            assert run.folder.is_relative_to(Path("{tmp_path}").anchor)
             assert (run.folder / "client/distance.ping.txt").exists()
         """
     )

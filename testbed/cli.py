@@ -622,7 +622,7 @@ def _count(number: int, what: str) -> str:
 
 def _status(name: str) -> dict[str, Any] | None:
     try:
-        return {**control.find(name).status(), "machine": "here"}
+        return {**control.find(name).status(), "machine": os.environ.get("TESTBED_AT", "@here")[1:]}
     except control.SilentError:
         return {**_unknown(name, "here"), "state": "does not answer"}
     except LabError:

@@ -155,13 +155,9 @@ def asked(place: Place, errand: Errand, facts: dict[str, object], results: str =
     there = _below({Path(os.path.abspath(path)): text for path, text in errand.files.items()})
     words = [there[Path(os.path.abspath(word))][0] if isinstance(word, Path) else word for word in errand.words]
     words += ["--results", results] if results else []
-    told: dict[str, object] = {"arguments": sys.argv[1:], **facts}
-    env = {}
-    if isinstance(place, Target):
-        told["machine"] = place.name
-        env[request.AT] = f"@{place.name}"
-    env[request.ABOUT] = json.dumps(told)
     tied = isinstance(place, Target)
+    told = {"arguments": sys.argv[1:], **facts, **({"machine": place.name} if tied else {})}
+    env = {request.ABOUT: json.dumps(told)}
     return Request(tuple(words), secrets.token_hex(8), dict(there.values()), env, signals=tied)
 
 

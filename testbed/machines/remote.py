@@ -153,7 +153,8 @@ def _ssh(
     log = os.memfd_create("ssh.log", os.MFD_CLOEXEC)  # ssh's own words, apart from what the command says
     first, *options = target.words
     # What ssh passes on is one line for a shell, which is to become the command. TIED: that ends with the connection.
-    there = "exec " + shlex.join(("env", f"{request.TIED}=1", *target.program, *argv))
+    tied = (f"{request.TIED}=1", f"{request.AT}=@{target.name}")
+    there = "exec " + shlex.join(("env", *tied, *target.program, *argv))
     tell = ("-E", f"/proc/{os.getpid()}/fd/{log}", "-o", "LogLevel=DEBUG1")
     try:
         process = subprocess.Popen(

@@ -75,8 +75,13 @@ MachineName = Annotated[
         help="Where: auto (here if this kernel offers all that is required, else microvm), here, microvm, or a name",
     ),
 ]
-Cpus = Annotated[int, typer.Option("--cpus", min=1, max=64, help="Processors of a microVM")]
-Memory = Annotated[int, typer.Option("--memory", min=512, max=65536, help="Memory of a microVM in MiB")]
+Cpus = Annotated[int | None, typer.Option("--cpus", min=1, max=64, help="Processors of a microVM; 2 when left out")]
+Memory = Annotated[
+    int | None,
+    typer.Option(
+        "--memory", min=512, max=65536, help="Memory of a microVM in MiB; as the topology needs when left out"
+    ),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -151,8 +156,8 @@ def up(
         typer.Option("--recreate", help="Take a lab down that can't be changed in place, and make it anew"),
     ] = False,
     machine: MachineName = "auto",
-    cpus: Cpus = 2,
-    memory: Memory = 2048,
+    cpus: Cpus = None,
+    memory: Memory = None,
     as_json: AsJson = False,
 ) -> None:
     """Bring a lab up, or change the one of this name in place; return when it is ready."""
@@ -307,8 +312,8 @@ def run(
     name: Name = None,
     out: Annotated[Path, typer.Option("--results", help="Folder for results")] = Path("results"),
     machine: MachineName = "auto",
-    cpus: Cpus = 2,
-    memory: Memory = 2048,
+    cpus: Cpus = None,
+    memory: Memory = None,
     as_json: AsJson = False,
 ) -> None:
     """Bring a lab up, run its workloads and events, keep everything, take it down, and judge."""

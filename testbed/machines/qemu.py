@@ -25,6 +25,11 @@ class Size:
     cpus: int = 2
     memory: int = 2048
 
+    @classmethod
+    def of(cls, nodes: int, cpus: int | None = None, memory: int | None = None) -> Size:
+        """Return what was asked for, else what labs need: 2 GiB up to 500 nodes, for larger ones twice that."""
+        return cls(cpus or 2, memory or (2048 if nodes <= 500 else 4096))
+
 
 @dataclass(frozen=True, slots=True)
 class Boot:

@@ -175,7 +175,7 @@ def up(
         flags = {"--dry-run": dry_run, "--recreate": recreate, "--json": as_json}
         given = (flag for flag, is_given in flags.items() if is_given)
         errand = elsewhere.Errand(choice, ("up", file, *_there(lab_name), *_set(sets), *given), _files(file, sets))
-        raise typer.Exit(elsewhere.up(errand, lab_name, Size(cpus, memory), _say, _fraction))
+        raise typer.Exit(elsewhere.up(errand, lab_name, Size.of(len(made.topology.nodes), cpus, memory), _say, _fraction))
     began = time.monotonic()
     what = "up"
     if lab_name in sandbox.names():
@@ -332,7 +332,8 @@ def run(
         lab = name or experiment.cases[0].topology.name
         words: tuple[str | Path, ...] = ("run", file, *_there(lab), *_set(sets), *(["--json"] if as_json else []))
         errand = elsewhere.Errand(choice, words, _files(file, sets))
-        raise typer.Exit(elsewhere.run(errand, lab, Size(cpus, memory), _say, _fraction, out))
+        size = Size.of(max(len(case.topology.nodes) for case in experiment.cases), cpus, memory)
+        raise typer.Exit(elsewhere.run(errand, lab, size, _say, _fraction, out))
     reports = []
     for n, case in enumerate(experiment.cases):
         title = f"{case.topology.name} {case.label}".strip()

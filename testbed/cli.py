@@ -171,7 +171,7 @@ def up(
         from testbed.machines import elsewhere
         from testbed.machines.qemu import Size
 
-        _tell(choice)
+        _tell(choice, machine)
         flags = {"--dry-run": dry_run, "--recreate": recreate, "--json": as_json}
         given = (flag for flag, is_given in flags.items() if is_given)
         errand = elsewhere.Errand(choice, ("up", file, *_there(lab_name), *_set(sets), *given), _files(file, sets))
@@ -200,7 +200,7 @@ def up(
         return
     if what in ("up", "recreated"):
         with _progress(f"lab {lab_name}") as say:
-            lab = start.up(made, lab_name, say=say, about={"file": str(file.resolve())})
+            lab = start.up(made, lab_name, say=say, about={"file": os.environ.get("TESTBED_FILE", str(file.resolve()))})
             _commit()
             lab.keep()
     seconds = time.monotonic() - began
@@ -328,7 +328,7 @@ def run(
         from testbed.machines import elsewhere
         from testbed.machines.qemu import Size
 
-        _tell(choice)
+        _tell(choice, machine)
         lab = name or experiment.cases[0].topology.name
         words: tuple[str | Path, ...] = ("run", file, *_there(lab), *_set(sets), *(["--json"] if as_json else []))
         errand = elsewhere.Errand(choice, words, _files(file, sets))
@@ -580,8 +580,9 @@ def _elsewhere(lab: str) -> Elsewhere | None:
     return elsewhere.find(lab)
 
 
-def _tell(choice: Choice) -> None:
-    print(choice, file=sys.stderr)
+def _tell(choice: Choice, asked: str) -> None:
+    if asked == "auto":  # else it is known
+        print(choice, file=sys.stderr)
 
 
 def _say(text: str) -> None:

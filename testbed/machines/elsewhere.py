@@ -158,6 +158,8 @@ def asked(place: Place, errand: Errand, facts: dict[str, object], results: str =
     tied = isinstance(place, Target)
     told = {"arguments": sys.argv[1:], **facts, **({"machine": place.name} if tied else {})}
     env = {request.ABOUT: json.dumps(told)}
+    if errand.files:
+        env[request.FILE] = os.path.abspath(next(iter(errand.files)))
     return Request(tuple(words), secrets.token_hex(8), dict(there.values()), env, signals=tied)
 
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from io import FileIO
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from testbed import linux
@@ -259,6 +260,7 @@ def enter(holder: int, life: int, node: str, argv: tuple[str, ...]) -> int:
     with suppress(OSError):
         os.chdir(here)
     parent = os.pidfd_open(os.getpid())
+    tied = bool(os.environ.pop("TESTBED_TIED", ""))
     terminal = -1
     with suppress(OSError):  # there may be none
         terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
@@ -268,8 +270,15 @@ def enter(holder: int, life: int, node: str, argv: tuple[str, ...]) -> int:
         _become(node, argv, parent)
     for number in (signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)  # the terminal sends these to the child as well: it decides
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        os.kill(child, number)
+        if tied:  # whoever asked is gone, and nobody is left to insist
+            signal.alarm(3)
+
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda n, _: os.kill(child, n))
+        signal.signal(number, pass_on)
+    signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if in_front:
         # A shell takes the terminal for its own jobs; our process group, which it can't see, gets it back from us.

@@ -65,6 +65,7 @@ def folder(token: str) -> Path:
 
 def serve() -> int:
     """Perform the request on standard input in a child and return its exit status."""
+    os.environ.pop(TIED, None)  # of this process, and not of the lab's
     request = _read(0)
     if request.version != __version__:
         raise Unsupported(

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
@@ -181,9 +182,11 @@ def topology(place: Place, seconds: int = 1, most: int = 0) -> str:
     return file.name
 
 
-def awaited(place: Place, words: str) -> int:
-    """The process id of a process with these words, as soon as there is one."""
-    return until(lambda: next((p.pid for p in marked(place.mark) if words in p.words), None), words)
+def awaited(place: Place, words: str, but: str = "\0") -> int:
+    """The process id of a process with these words, and without those, as soon as there is one."""
+    return until(
+        lambda: next((p.pid for p in marked(place.mark) if words in p.words and but not in p.words), None), words
+    )
 
 
 def until(look: Callable[[], T | None], what: str) -> T:
@@ -367,11 +370,17 @@ def test_a_command_line_that_is_killed_leaves_nothing_there(server: Place) -> No
     process.wait()
     assert server.left() == []
     assert server.run("up", topology(server), "--machine", "server").status == 0
-    process = begin(server, "exec", "short@server", "a", "--", "sleep", "987")
-    awaited(server, "sleep 987")
-    process.kill()
-    process.wait()
-    until(lambda: None if any("sleep 987" in p.words for p in marked(server.mark)) else True, "the command ends")
+    stubborn = ("python3", "-c", "import signal; signal.signal(15, signal.SIG_IGN); print(flush=True); signal.pause()")
+    for words in (("sleep", "987"), stubborn):
+        process = begin(server, "exec", "short@server", "a", "--", *words)
+        command = awaited(server, " ".join(words), but="testbed")
+        if words == stubborn:
+            assert process.stdout is not None
+            process.stdout.readline()
+        process.kill()
+        process.wait()
+        ended = partial(lambda folder: None if folder.exists() else True, Path(f"/proc/{command}"))
+        until(ended, "the command ends")
     assert server.run("down", "short@server").status == 0
     assert server.left() == []
 
@@ -403,6 +412,25 @@ def test_a_machine_that_is_gone_is_said(server: Place) -> None:
     assert b"testbed: machine server: the connection broke: " in said
     assert b"Connection refused" in said
     assert server.left() == []
+
+
+def test_a_network_that_swallows_packets_is_noticed(server: Place) -> None:
+    process = begin(server, "run", topology(server, seconds=60), "--machine", "server")
+    awaited(server, "ping ")
+
+    def loopback(state: str) -> None:
+        enter = ("nsenter", f"--net=/proc/{server.sshd.pid}/ns/net")
+        subprocess.run((*enter, "ip", "link", "set", "lo", state), check=True)
+
+    began = time.monotonic()
+    loopback("down")
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert time.monotonic() - began < 30
+    assert b"the connection broke: Timeout, server 127.0.0.1 not responding." in said
+    assert not (server.work / "results/short").exists()
+    loopback("up")
+    assert server.left() == [], "what is there hears of it then"
 
 
 def test_what_can_not_be_reached_says_why(place: Place) -> None:

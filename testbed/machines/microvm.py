@@ -16,7 +16,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -83,11 +83,11 @@ def start(
     """
     _check(shares)
     version = qemu_version()
-    boot = Boot(kernel(image), image.folder / "initrd.gz", image.folder / "root.squashfs", accel or "tcg")
+    boot = booted(image, accel or "tcg")
     why = "asked for"
     if accel is None:
         works, why = kvm.works(boot, version, image.folder / "kvm.json")
-        boot = Boot(boot.kernel, boot.initrd, boot.root, "kvm" if works else "tcg")
+        boot = replace(boot, accel="kvm" if works else "tcg")
         if not works:
             told(f"KVM is not used: {why}; the guest's processor is emulated, some ten times slower")
     order = Order(name, boot, size, shares, sources(shares["code"].folder) if "code" in shares else "")
@@ -371,6 +371,11 @@ def sources(folder: Path) -> str:
     for file in sorted((folder / "testbed").rglob("*.py")):
         found.update(str(file.relative_to(folder)).encode() + b"\0" + file.read_bytes() + b"\0")
     return found.hexdigest()[:16]
+
+
+def booted(image: Image, accel: str) -> Boot:
+    """Return what of an image is booted."""
+    return Boot(kernel(image), image.folder / "initrd.gz", image.folder / "root.squashfs", accel)
 
 
 def kernel(image: Image) -> Path:

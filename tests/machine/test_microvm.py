@@ -53,7 +53,7 @@ def image() -> microvm.Image:
 
 @pytest.fixture(scope="module")
 def boot(image: microvm.Image) -> Boot:
-    return Boot(microvm.kernel(image), image.folder / "initrd.gz", image.folder / "root.squashfs", "tcg")
+    return microvm.booted(image, "tcg")
 
 
 @pytest.fixture(scope="module")

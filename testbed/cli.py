@@ -175,8 +175,8 @@ def up(
         flags = {"--dry-run": dry_run, "--recreate": recreate, "--json": as_json}
         given = (flag for flag, is_given in flags.items() if is_given)
         errand = elsewhere.Errand(choice, ("up", file, *_there(lab_name), *_set(sets), *given), _files(file, sets))
-        size = Size.of(len(made.topology.nodes), cpus, memory)
-        raise typer.Exit(elsewhere.up(errand, lab_name, size, _say, _fraction))
+        guest = Size.of(len(made.topology.nodes), cpus, memory)
+        raise typer.Exit(elsewhere.up(errand, lab_name, guest, _say, _fraction))
     began = time.monotonic()
     what = "up"
     if lab_name in sandbox.names():

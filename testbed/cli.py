@@ -769,7 +769,7 @@ def script() -> NoReturn:
         main()
     except SystemExit as e:
         status = e.code if isinstance(e.code, int) else int(e.code is not None)
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: the caller closed it
         with suppress(BrokenPipeError):
             stream.flush()
     os._exit(status)

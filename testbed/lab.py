@@ -29,7 +29,15 @@ from testbed.steps import LAB, Configure, Netlink, Run, Spawn, Step, Wait, Write
 Waiting = Generator[float, None, None]
 Say = Callable[[dict[str, object]], None]
 # What this process, or Python, ignores: a command would inherit that.
-_DEFAULT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD, signal.SIGXFSZ)
+_DEFAULT = (
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGPIPE,
+    signal.SIGCHLD,
+    signal.SIGXFSZ,
+)
 _BATCH = 32768  # bytes in one send: well under the smallest default socket buffer
 
 

@@ -53,9 +53,9 @@ def test_a_lab_in_a_guest_is_used_and_measured_as_one_here(pytester: pytest.Pyte
             done = net.exec("client", ["ping", "-c", "3", "-i", "0.2", "-q", "far"])
             assert done.returncode == 0, done
             shortest = float(done.stdout.rpartition(" = ")[2].split("/")[0])
-            assert shortest > 170, done.stdout  # 100 ms there and back, less jitter
+            assert shortest > 360, done.stdout  # 200 ms there and back, less jitter
             run = net.run(sets=["workloads.distance.ping.seconds=2"])
-            assert 180 < run.metrics["distance.rtt_p50_ms"] < 260, run
+            assert 380 < run.metrics["distance.rtt_p50_ms"] < 440, run
             assert net.metrics == run.metrics
             assert (run.folder / "client/distance.ping.txt").exists()
         """

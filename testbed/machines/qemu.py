@@ -14,7 +14,8 @@ _PROGRAM = "qemu-system-x86_64"
 # Warnings of the kernel reach the console: they are faults of a run.
 _KERNEL = (
     "console=ttyS0 panic=-1 quiet loglevel=5 random.trust_cpu=on mitigations=off init_on_alloc=0 nokaslr audit=0 "
-    "lsm=capability no_timer_check tsc=reliable no5lvl cryptomgr.notests 8250.nr_uarts=1 rcupdate.rcu_expedited=1 net.ifnames=0"
+    "lsm=capability no_timer_check "
+    "tsc=reliable no5lvl cryptomgr.notests 8250.nr_uarts=1 rcupdate.rcu_expedited=1 net.ifnames=0"
 )
 
 

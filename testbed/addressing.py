@@ -12,7 +12,7 @@ from ipaddress import IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IP
 
 from testbed.drivers.link import MTU
 from testbed.drivers.route import MAIN, RouteAdd, RuleAdd
-from testbed.nodes.place import Interface, Place
+from testbed.nodes.place import Bss, Interface, Kind, Place
 from testbed.topology import Topology
 
 # RFC 1918 and RFC 3849: nothing that a lab's packets could be mistaken for outside of it.
@@ -20,15 +20,32 @@ _POOLS = {4: ip_network("10.0.0.0/8"), 6: ip_network("2001:db8::/32")}
 _FIRST_TABLE = 100
 _LINK_LOCAL = b"\xfe\x80" + bytes(6)
 Net = IPv4Network | IPv6Network
+At = tuple[str | int, ...]
 
 
 class NoRoom(ValueError):
-    """A network has no address left, or the pool no network; `link` is the one that wants it."""
+    """A network has no address left, or the pool no network; `at` is the end that wants it."""
 
-    def __init__(self, message: str, link: int) -> None:
-        """Take a sentence and the number of a link."""
+    def __init__(self, message: str, at: tuple[str | int, ...]) -> None:
+        """Take a sentence and the place in the file."""
         super().__init__(message)
-        self.link = link
+        self.at = at
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """An interface as the file states it: its place there, what it is joined to, and its addresses (None: planned).
+
+    Media are numbered: links in the order of the file, then BSSs, then bridges that have addresses.
+    """
+
+    at: tuple[str | int, ...]
+    node: str
+    name: str
+    kind: Kind
+    medium: int
+    mtu: int
+    stated: tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -55,7 +72,21 @@ class Network:
 
     def place(self, node: str) -> Place:
         """Return what a role may know of its node."""
-        return Place(node, self.interfaces[node], self.families)
+        bridge = self.topology.nodes[node].bridge
+        return Place(node, self.interfaces[node], self.families, self.air, bridge.name if bridge is not None else "")
+
+    @cached_property
+    def air(self) -> tuple[Bss, ...]:
+        """Return what every access point offers."""
+        taken = {i.mac for interfaces in self.interfaces.values() for i in interfaces}
+        found = []
+        for name, node in self.topology.nodes.items():
+            if (ap := node.access_point) is not None:
+                own = next(i for i in self.interfaces[name] if i.kind == "wlan" and i.name == ap.name)
+                # Without MLO the interface's address is the BSSID.
+                links = tuple(mac(name, f"{ap.name}.{n}", taken) for n, _ in ap.freqs()) if ap.mlo() else (own.mac,)
+                found.append(ap.bss(name, links))
+        return tuple(found)
 
     def router(self, node: str) -> bool:
         """Say whether a node forwards."""
@@ -104,19 +135,27 @@ def link_local(address: str) -> str:
 
 def network(topology: Topology) -> Network:
     """Return the planned interfaces of a consistent topology; NoRoom when a segment does not fit."""
-    segment = _segments(topology)
-    found: dict[str, list[Interface]] = {name: [] for name in topology.nodes}
+    found = tuple(ends(topology))
+    segment = _segments(topology, found)
+    # What is joined to a BSS takes no longer frames than that; a bridge takes what all of its ports do.
+    caps: dict[int, int] = {}
+    for end in found:
+        if end.kind == "wlan":
+            caps[segment[end.medium]] = min(caps.get(segment[end.medium], MTU), end.mtu)
+    made: dict[str, list[Interface]] = {name: [] for name in topology.nodes}
     taken: set[str] = set()
-    for n, link in enumerate(topology.links):
-        for e, text in enumerate(link.ends):
-            node, ifname = end_of(text)
-            bridge = topology.nodes[node].bridge
-            port = bridge is not None and bridge.is_port(ifname)
-            stated = link.stated(e) or ()
-            made = Interface(node, ifname, mac(node, ifname, taken), link.mtu or MTU, n, segment[n], stated, port)
-            found[node].append(made)
-    bare = Network(topology, {name: tuple(i) for name, i in found.items()})
-    given = _addresses(bare)
+    for end in found:
+        mtu = min(end.mtu, caps.get(segment[end.medium], end.mtu))
+        if end.kind == "bridge":
+            mtu = min((i.mtu for i in made[end.node] if i.port), default=mtu)
+        address = mac(end.node, end.name, taken)
+        port = is_port(topology, end.node, end.name)
+        stated = end.stated or ()
+        made[end.node].append(
+            Interface(end.node, end.name, address, mtu, end.at, segment[end.medium], stated, port, end.kind)
+        )
+    bare = Network(topology, {name: tuple(i) for name, i in made.items()})
+    given = _addresses(bare, {(e.node, e.name) for e in found if e.stated is None})
     done = {
         name: tuple(replace(i, addresses=given.get((i.node, i.name), i.addresses)) for i in interfaces)
         for name, interfaces in bare.interfaces.items()
@@ -124,9 +163,35 @@ def network(topology: Topology) -> Network:
     return Network(topology, done)
 
 
-def _segments(topology: Topology) -> list[int]:
-    """Return the segment of each link: links that meet in a bridge are one."""
-    parent = list(range(len(topology.links)))
+def ends(topology: Topology) -> Iterator[End]:
+    """Yield every interface that has a place in the network: ends of links, of radios, and bridges of routers."""
+    for n, link in enumerate(topology.links):
+        for e, text in enumerate(link.ends):
+            yield End(("links", n, "ends", e), *end_of(text), "veth", n, link.mtu or MTU, link.stated(e))
+    aps = [(name, node.access_point) for name, node in topology.nodes.items() if node.access_point is not None]
+    media = {ap.ssid: len(topology.links) + n for n, (_, ap) in reversed(list(enumerate(aps)))}
+    mtu = {ap.ssid: ap.mtu() for _, ap in aps}
+    spare = len(topology.links) + len(aps)
+    for name, node in topology.nodes.items():
+        for role, wlan in (("access_point", node.access_point), ("station", node.station)):
+            if wlan is not None and wlan.ssid in media:
+                at = ("nodes", name, role)
+                yield End(at, name, wlan.name, "wlan", media[wlan.ssid], mtu[wlan.ssid], wlan.addresses)
+    for name, node in topology.nodes.items():
+        if (bridge := node.bridge) is not None and (node.router is not None or bridge.addresses is not None):
+            yield End(("nodes", name, "bridge"), name, bridge.name, "bridge", spare, MTU, bridge.addresses)
+            spare += 1
+
+
+def is_port(topology: Topology, node: str, ifname: str) -> bool:
+    """Say whether an interface is a port of its node's bridge."""
+    bridge = topology.nodes[node].bridge
+    return bridge is not None and ifname != bridge.name and bridge.is_port(ifname)
+
+
+def _segments(topology: Topology, found: tuple[End, ...]) -> dict[int, int]:
+    """Return the segment of each medium, its lowest: media that meet in a bridge are one."""
+    parent = {end.medium: end.medium for end in found}
 
     def root(n: int) -> int:
         while parent[n] != n:
@@ -135,22 +200,17 @@ def _segments(topology: Topology) -> list[int]:
         return n
 
     first: dict[str, int] = {}
-    for n, link in enumerate(topology.links):
-        for text in link.ends:
-            node, ifname = end_of(text)
-            bridge = topology.nodes[node].bridge
-            if bridge is not None and bridge.is_port(ifname):
-                low, high = sorted((root(n), root(first.setdefault(node, n))))
-                parent[high] = low
-    return [root(n) for n in range(len(topology.links))]
+    for end in found:
+        bridge = topology.nodes[end.node].bridge
+        if end.kind == "bridge" or (bridge is not None and is_port(topology, end.node, end.name)):
+            low, high = sorted((root(end.medium), root(first.setdefault(end.node, end.medium))))
+            parent[high] = low
+    return {n: root(n) for n in parent}
 
 
-def _addresses(bare: Network) -> dict[tuple[str, str], tuple[str, ...]]:
+def _addresses(bare: Network, left_out: set[tuple[str, str]]) -> dict[tuple[str, str], tuple[str, ...]]:
     """Give every interface without stated addresses the next of its segment's network, in the order of the file."""
-    links = bare.topology.links
-    left_out = {
-        (i.node, i.name) for members in bare.segments.values() for i in members if links[i.link].addresses is None
-    }
+    left_out = {(i.node, i.name) for members in bare.segments.values() for i in members} & left_out
     stated = [interface_of(a) for members in bare.segments.values() for i in members for a in i.addresses]
     given: dict[tuple[str, str], list[str]] = {key: [] for key in left_out}
     for version in bare.families:
@@ -163,10 +223,10 @@ def _addresses(bare: Network) -> dict[tuple[str, str], tuple[str, ...]]:
             # one link changes those of no other.
             if own or not wanting:
                 with suppress(NoRoom):
-                    take(len(members), members[0].link)
+                    take(len(members), members[0].at)
             if not wanting:
                 continue
-            subnet = own[0].network if own else take(len(members), wanting[0].link)
+            subnet = own[0].network if own else take(len(members), wanting[0].at)
             taken = {int(o.ip) for o in own}
             base = int(subnet.network_address)
             room = subnet.num_addresses - (2 if version == 4 else 1)
@@ -175,13 +235,13 @@ def _addresses(bare: Network) -> dict[tuple[str, str], tuple[str, ...]]:
                 while base + host in taken:
                     host += 1
                 if host > room:
-                    raise NoRoom(f"{subnet} has no address left for {i.node}:{i.name}", i.link)
+                    raise NoRoom(f"{subnet} has no address left for {i.node}:{i.name}", i.at)
                 given[i.node, i.name].append(f"{subnet[host]}/{subnet.prefixlen}")
                 host += 1
     return {key: tuple(addresses) for key, addresses in given.items()}
 
 
-def _allocator(version: int, used: list[Net]) -> Callable[[int, int], Net]:
+def _allocator(version: int, used: list[Net]) -> Callable[[int, At], Net]:
     """Return a function from a number of members to the next free network of the pool.
 
     Each IPv4 network begins at a /24 of its own: 10.0.3.0/30 is the third segment, which a person can read.
@@ -191,7 +251,7 @@ def _allocator(version: int, used: list[Net]) -> Callable[[int, int], Net]:
     ahead = sorted({(int(u.network_address), int(u.broadcast_address)) for u in used}, reverse=True)
     cursor = int(pool.network_address) + (1 << stride)
 
-    def take(members: int, link: int) -> Net:
+    def take(members: int, at: At) -> Net:
         nonlocal cursor
         bits = 64 if version == 6 else max(2, (members + 1).bit_length())
         size = 1 << max(stride, bits)
@@ -201,7 +261,7 @@ def _allocator(version: int, used: list[Net]) -> Callable[[int, int], Net]:
                 break  # the next network in use is further on
             cursor = max(cursor, ahead.pop()[1] + 1)
         if cursor + size - 1 > int(pool.broadcast_address):
-            raise NoRoom(f"the pool {pool} has no network left: state addresses", link)
+            raise NoRoom(f"the pool {pool} has no network left: state addresses", at)
         found = ip_network((cursor, pool.max_prefixlen - bits))
         cursor += size
         return found

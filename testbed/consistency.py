@@ -14,7 +14,7 @@ from functools import lru_cache
 from glob import escape as glob
 from ipaddress import IPv4Interface, IPv6Interface, ip_address
 
-from testbed.addressing import Net, Network, NoRoom, end_of, interface_of, network
+from testbed.addressing import Net, Network, NoRoom, ends, interface_of, network
 from testbed.document import Path
 from testbed.explain import suggest
 from testbed.nodes.place import misnamed
@@ -50,10 +50,11 @@ def faults(topology: Topology, written: Written) -> Iterator[Fault]:
     try:
         net = network(topology.model_copy(update={"links": tuple(map(_sound, links))}))
     except NoRoom as e:
-        yield ("links", index[e.link], "ends"), str(e), "a shorter prefix length has room for more"
+        at = ("links", index[int(e.at[1])], "ends") if e.at[0] == "links" else e.at
+        yield at, str(e), "a shorter prefix length has room for more"
         return
     for path, message, hint in _addresses(net, links):
-        yield ("links", index[int(path[1])], *path[2:]), message, hint
+        yield ("links", index[int(path[1])], *path[2:]) if path[0] == "links" else path, message, hint
     yield from _nodes(net, doubt)
     yield from _workloads(net, nodes, doubt)
     yield from _captures(net, nodes, doubt)
@@ -187,41 +188,45 @@ def _addresses(net: Network, links: Sequence[Link]) -> Iterator[Fault]:
     """Yield what is wrong between addresses; `links` are those of the network as they were written."""
     owners: dict[str, str] = {}
     stated: dict[tuple[int, int], list[Stated]] = {}
-    for n, link in enumerate(links):
-        for e, text in enumerate(link.ends if link.addresses else ()):
-            node, ifname = end_of(text)
-            interface = next(i for i in net.interfaces[node] if i.name == ifname)
-            firsts = set()
-            for k, address in enumerate(link.stated(e) or ()):
-                if _address(address):
-                    continue  # that is said already
-                place = ("links", n, "addresses", e, k)
-                parsed = interface_of(address)
-                mine = Stated(parsed.network, text, n)
-                known = stated.setdefault((interface.segment, parsed.version), [])
-                if interface.port:
-                    yield place, f"{text} is a port of a bridge, which has no address: give it to the other end", ""
-                elif parsed.version not in net.families:
-                    yield place, f"{parsed.ip} is an IPv{parsed.version} address, and `families` leaves these out", ""
-                elif (other := owners.setdefault(str(parsed.ip), text)) is not text:
-                    yield place, f"{parsed.ip} is the address of {other} already", ""
-                elif known and parsed.version not in firsts and known[0].network != mine.network:
-                    joined = f"{known[0].end}, to which a link or bridge joins it, is on {known[0].network}"
-                    yield place, f"{text} is on {mine.network}, but {joined}", ""
-                elif mine.network not in [other.network for other in known]:
-                    known.append(mine)
-                firsts.add(parsed.version)
+    for end in ends(net.topology):
+        text, on_link = f"{end.node}:{end.name}", end.at[0] == "links"
+        interface = next(i for i in net.interfaces[end.node] if i.name == end.name and i.kind == end.kind)
+        # Those of links were judged by themselves, and the network is without the bad ones.
+        given = (links[int(end.at[1])].stated(int(end.at[3])) if on_link else end.stated) or ()
+        firsts = set()
+        for k, address in enumerate(given):
+            place = ("links", end.at[1], "addresses", end.at[3], k) if on_link else (*end.at, "addresses", k)
+            if problem := _address(address):
+                if not on_link:
+                    yield place, problem, ""
+                continue
+            parsed = interface_of(address)
+            mine = Stated(parsed.network, text, end.medium, place[: 3 if on_link else 4])
+            known = stated.setdefault((interface.segment, parsed.version), [])
+            if interface.port:
+                yield place, f"{text} is a port of a bridge, which has no address: give it to the other end", ""
+            elif parsed.version not in net.families:
+                yield place, f"{parsed.ip} is an IPv{parsed.version} address, and `families` leaves these out", ""
+            elif (other := owners.setdefault(str(parsed.ip), text)) is not text:
+                yield place, f"{parsed.ip} is the address of {other} already", ""
+            elif known and parsed.version not in firsts and known[0].network != mine.network:
+                joined = f"{known[0].end}, to which a link or bridge joins it, is on {known[0].network}"
+                yield place, f"{text} is on {mine.network}, but {joined}", ""
+            elif mine.network not in [other.network for other in known]:
+                known.append(mine)
+            firsts.add(parsed.version)
     for version in (4, 6):
         yield from _overlaps([s for (_, v), found in stated.items() if v == version for s in found])
 
 
 @dataclass(frozen=True, slots=True)
 class Stated:
-    """A network that the author gave to an end of a link."""
+    """A network that the author gave to an end, the number of its medium, and where."""
 
     network: Net
     end: str
-    link: int
+    medium: int
+    at: Path
 
 
 def _overlaps(stated: list[Stated]) -> Iterator[Fault]:
@@ -231,9 +236,9 @@ def _overlaps(stated: list[Stated]) -> Iterator[Fault]:
         if widest is None or int(mine.network.network_address) > int(widest.network.broadcast_address):
             widest = mine
             continue
-        late, early = sorted((widest, mine), key=lambda s: -s.link)
+        late, early = sorted((widest, mine), key=lambda s: -s.medium)
         what = f"{late.network} of {late.end} overlaps {early.network} of {early.end}"
-        yield ("links", late.link, "addresses"), f"{what}: a link has a network of its own, or a bridge joins them", ""
+        yield late.at, f"{what}: a link has a network of its own, or a bridge joins them", ""
         widest = max(widest, mine, key=lambda s: int(s.network.broadcast_address))
 
 
@@ -366,6 +371,7 @@ def captured(net: Network, pattern: str) -> list[tuple[str, str]]:
     """Return the (node, interface) pairs that a pattern matches."""
     pairs = [(i.node, i.name) for interfaces in net.interfaces.values() for i in interfaces]
     pairs += [(n, x.bridge.name) for n, x in net.topology.nodes.items() if x.bridge is not None]
+    pairs = list(dict.fromkeys(pairs))
     return [(n, i) for n, i in pairs if fnmatchcase(f"{n}:{i}", pattern)]
 
 

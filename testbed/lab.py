@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,7 +20,9 @@ from typing import TextIO, cast
 
 from testbed import linux, netlink, sandbox, wire
 from testbed.drivers.link import LinkSet, NamespaceAdd
+from testbed.drivers.nl80211 import LOOKING
 from testbed.drivers.sysctl import SysctlSet
+from testbed.drivers.wpa_ctrl import Control
 from testbed.errors import LabError
 from testbed.mptcp import diag
 from testbed.netlink import Namespace
@@ -67,7 +70,6 @@ class Lab:
     nodes: dict[str, Namespace] = field(default_factory=dict)
     processes: list[Process] = field(default_factory=list)
     done: list[Step] = field(default_factory=list)  # what stands: the plan as far as it is performed
-    families: dict[str, int] = field(default_factory=dict)
     indexes: Iterator[int] = field(default_factory=lambda: count(2))  # of interfaces; 1 is lo
     log: TextIO | None = None
 
@@ -121,7 +123,7 @@ def configure(lab: Lab, steps: Iterable[Configure]) -> None:
     def flush() -> None:
         nonlocal size
         if batch:
-            _send(lab, batch, lab.nodes[inside])
+            _send(lab, batch)
             batch.clear()
             size = 0
 
@@ -139,7 +141,13 @@ def configure(lab: Lab, steps: Iterable[Configure]) -> None:
                     linux.setns(lab.place(step.node).fd, linux.CLONE_NEWNET)
                     inside = step.node
                 _set_sysctl(step.node, request)
+            elif isinstance(request, Control):
+                flush()
+                control(step.node, request)
             else:
+                if isinstance(request, LOOKING):
+                    flush()
+                    lab.place(step.node).stale = True  # the kernel chooses the index of a wireless interface
                 message = cast(Netlink, request).encode(lab.place(step.node))
                 if batch and (batch[0][0].node != step.node or batch[0][1].family != message.family or size > _BATCH):
                     flush()
@@ -150,22 +158,12 @@ def configure(lab: Lab, steps: Iterable[Configure]) -> None:
         flush()
 
 
-def _send(lab: Lab, batch: Sequence[tuple[Configure, wire.Message]], inside: Namespace) -> None:
+def _send(lab: Lab, batch: Sequence[tuple[Configure, wire.Message]]) -> None:
     first, message = batch[0]
     here = lab.place(first.node)
     kind, sock = 0, here.route
     if message.family:
-        if here.genl is None:
-            linux.setns(here.fd, linux.CLONE_NEWNET)
-            try:
-                here.genl = netlink.connect(wire.NETLINK_GENERIC)
-            finally:
-                linux.setns(inside.fd, linux.CLONE_NEWNET)
-        sock = here.genl
-        if message.family not in lab.families:
-            lab.families[message.family] = netlink.family(sock, message.family)
-        if not (kind := lab.families[message.family]):
-            raise LabError(f"{first}: this kernel has no generic netlink family {message.family}")
+        kind, sock = here.family(message.family), here.generic()
     refused = netlink.transact(sock, [m for _, m in batch], kind)
     failed = {r.at for r in refused}
     for at, (step, _) in enumerate(batch):
@@ -268,29 +266,82 @@ def run(lab: Lab, step: Run) -> Waiting:
 
 
 def wait(lab: Lab, waits: Sequence[Wait]) -> Waiting:
-    """Wait until every probe holds; a process that dies while something waits for it is reported at once."""
+    """Wait until every probe holds, first of those that only need time, then of those that are urged."""
+    yield from _hold(lab, [s for s in waits if not s.urge])
+    yield from _urge(lab, [s for s in waits if s.urge])
+
+
+def _hold(lab: Lab, waits: Sequence[Wait]) -> Waiting:
+    """Wait until probes hold; a process that dies while something waits for it is reported at once."""
     began = time.monotonic()
     pending = list(waits)
     pause = 0.001
     while pending:
-        seen = []
-        for step in pending:
-            seen.append((step, holds(step.probe, lab.place(step.node), lab.home, lab.folder)))
+        seen = [(step, _unmet(lab, step)) for step in pending]
         for step in (s for s, unmet in seen if not unmet):
             note(lab, step)
-        elapsed = time.monotonic() - began
         for step, unmet in seen:
-            waited = [p for p in lab.processes if step.process and p.name == step.process and p.node == step.node]
-            if unmet and waited and waited[-1].status is not None:
-                dead = waited[-1]
-                raise LabError(f"{step}: {dead.name} ended with {describe(waited[-1].status)}{tail(dead.log)}")
-            if unmet and elapsed > step.within:
-                logs = tail(waited[-1].log) if waited else ""
-                raise LabError(f"{step}: not after {elapsed:.1f} s: {unmet}{logs}")
+            _fail(lab, step, unmet, time.monotonic() - began)
         pending = [s for s, unmet in seen if unmet]
         if pending:
             yield pause
             pause = min(pause * 2, 0.05)
+
+
+def _urge(lab: Lab, waits: Sequence[Wait]) -> Waiting:
+    """Take up as many waits at once as there are processors; what does not hold in time is urged again."""
+    queue, began, due = list(waits), dict[Wait, float](), dict[Wait, float]()
+    while queue or due:
+        while queue and len(due) < (os.cpu_count() or 1):
+            step = queue.pop(0)
+            began[step], due[step] = time.monotonic(), 0.0
+        for step in list(due):
+            now = time.monotonic()
+            if due[step] == 0.0:
+                configure(lab, [Configure(step.node, r) for r in step.urge])
+                due[step] = now + step.every
+            if not (unmet := _unmet(lab, step)):
+                note(lab, step)
+                del due[step]
+                continue
+            _fail(lab, step, unmet, now - began[step])
+            if now > due[step]:
+                configure(lab, [Configure(step.node, r) for r in step.again])
+                due[step] = now + step.every
+        if due:
+            yield 0.03
+
+
+def _unmet(lab: Lab, step: Wait) -> str:
+    return holds(step.probe, lab.place(step.node), lab.home, lab.folder)
+
+
+def _fail(lab: Lab, step: Wait, unmet: str, elapsed: float) -> None:
+    """Raise LabError when what is awaited can't come any more, or is late."""
+    waited = [p for p in lab.processes if step.process and p.name == step.process and p.node == step.node]
+    if unmet and waited and waited[-1].status is not None:
+        dead = waited[-1]
+        raise LabError(f"{step}: {dead.name} ended with {describe(dead.status)}{tail(dead.log)}")
+    if unmet and elapsed > step.within:
+        logs = tail(waited[-1].log) if waited else ""
+        raise LabError(f"{step}: not after {elapsed:.1f} s: {unmet}{logs}")
+
+
+def control(node: str, request: Control, patience: float = 3.0) -> str:
+    """Send a command to a daemon's control socket and return its answer; LabError unless that is OK (or PONG)."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        sock.settimeout(patience)
+        try:
+            sock.bind("")  # an abstract address of the kernel's choice: nothing of it is in a file system
+            sock.connect(request.path())
+            sock.send(request.command.encode())
+            while (answer := sock.recv(4096).decode(errors="replace").strip()).startswith("<"):
+                pass  # an event
+        except OSError as e:
+            raise LabError(f"[{node}] {request}: {e.strerror or 'no answer'}") from e
+    if answer not in ("OK", "PONG"):
+        raise LabError(f"[{node}] {request}: the daemon answers {answer or 'nothing'}")
+    return answer
 
 
 def stop(processes: Sequence[Process], patience: float = 3.0) -> Waiting:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from testbed import linux, wire
+from testbed.drivers import nl80211
 from testbed.drivers.link import IFLA_IFNAME
 from testbed.errors import LabError
 from testbed.wire import Message
@@ -32,6 +33,7 @@ class Namespace:
     stale: bool = False  # the kernel may have interfaces that we did not make: look before choosing an index
     genl: socket.socket | None = None
     mounts: int = -1  # a mount namespace whose /sys is this node's, made when its first process starts
+    families: dict[str, int] = field(default_factory=dict)  # message types of generic netlink families
 
     def index(self, ifname: str) -> int:
         """Return an interface's index, looked up only where it was not chosen here."""
@@ -59,6 +61,32 @@ class Namespace:
     def namespace(self, node: str) -> int:
         """Return another node's namespace."""
         return self.peers[node].fd
+
+    def generic(self) -> socket.socket:
+        """Return a generic netlink socket of this namespace, made when it is first needed; we stay where we are."""
+        if self.genl is None:
+            back = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                with inside(self.fd, back):
+                    self.genl = connect(wire.NETLINK_GENERIC)
+            finally:
+                os.close(back)
+        return self.genl
+
+    def family(self, name: str) -> int:
+        """Return the message type of a generic netlink family; LabError when this kernel does not have it."""
+        if not self.families.get(name):
+            self.families[name] = family(self.generic(), name)
+        if not self.families[name]:
+            raise LabError(f"{self.name}: this kernel has no generic netlink family {name}")
+        return self.families[name]
+
+    def wiphy(self, name: str) -> int:
+        """Return the number of a radio of this namespace (nl80211 names it a wiphy)."""
+        for entry in dump(self.generic(), self.family(nl80211.FAMILY), nl80211.GET_WIPHYS):
+            if (found := nl80211.parse_wiphy(entry)).name == name:
+                return found.index
+        raise LabError(f"{self.name}: there is no radio {name}; `iw phy` lists what is there")
 
     def look(self) -> None:
         """Learn every interface's index from the kernel."""
@@ -128,7 +156,8 @@ def transact(sock: socket.socket, batch: Sequence[Message], kind: int = 0) -> li
             if got != _NLMSG_ERROR:
                 continue
             (error,) = struct.unpack_from("=i", body)
-            if error:
+            # Above zero it is no error: hwsim answers NEW_RADIO with the radio's number (mac80211_hwsim.c).
+            if error < 0:
                 why = wire.attributes(body, 20).get(1, b"").rstrip(b"\0").decode(errors="replace")
                 refused.append(Refusal(seq, -error, why))
             if seq == last:

@@ -9,6 +9,7 @@ from ipaddress import ip_address, ip_interface
 from testbed import addressing, features
 from testbed.addressing import Network, link_local
 from testbed.drivers import tc
+from testbed.drivers.hwsim import RadioAdd
 from testbed.drivers.link import (
     MTU,
     AddressAdd,
@@ -20,6 +21,7 @@ from testbed.drivers.link import (
     PortAdd,
     VethAdd,
 )
+from testbed.drivers.nl80211 import ChannelSet, CountrySet, WiphyMove, WlanAdd
 from testbed.drivers.route import RouteAdd
 from testbed.drivers.sysctl import SysctlSet
 from testbed.features import Feature
@@ -76,6 +78,7 @@ def plan(topology: Topology) -> Plan:
     steps = (
         *_namespaces(net, early),
         *_links(net),
+        *_radios(net),
         *_interfaces(net),
         *_routes(net),
         *_shaping(net),
@@ -123,7 +126,8 @@ def _links(net: Network) -> Iterator[Step]:
     taken = {i.mac for interfaces in net.interfaces.values() for i in interfaces}
     for name, node in net.topology.nodes.items():
         if (bridge := node.bridge) is not None:
-            address = addressing.mac(name, bridge.name, taken)
+            own = next((i.mac for i in net.interfaces[name] if i.kind == "bridge"), "")
+            address = own or addressing.mac(name, bridge.name, taken)
             yield Configure(name, BridgeAdd(bridge.name, address, bridge.mcast_snooping, bridge.stp))
     by_maker: dict[str, list[Step]] = {}
     ports: list[Step] = []
@@ -154,12 +158,53 @@ def _master(net: Network, interface: Interface) -> str:
     return bridge.name if bridge is not None and interface.port else ""
 
 
+def _radios(net: Network) -> Iterator[Step]:
+    """Yield radios and their interfaces, and one monitor a channel that counts the frames on the medium.
+
+    Radios are made in the lab's own namespace, for that decides who hears them, and then go to their nodes.
+    """
+    for country in dict.fromkeys(bss.country for bss in net.air):
+        yield Configure(LAB, CountrySet(country))
+    for name, node in net.topology.nodes.items():
+        for i in net.interfaces[name]:
+            if i.kind != "wlan":
+                continue
+            station = node.station if node.station is not None and node.station.name == i.name else None
+            mlo = station.mlo(net.place(name)) if station else node.access_point is not None and node.access_point.mlo()
+            radio = f"{name}-{i.name}"
+            yield Configure(LAB, RadioAdd(radio, mlo))
+            yield Configure(LAB, WiphyMove(radio, name))
+            yield Configure(name, WlanAdd(radio, i.name, "managed" if station else "AP", i.mac))
+    for freq in frequencies(net):
+        yield Configure(LAB, RadioAdd(air(freq), mlo=False))
+        yield Configure(LAB, WlanAdd(air(freq), air(freq), "monitor"))
+        yield Configure(LAB, LinkSet(air(freq), up=True))
+        yield Configure(LAB, ChannelSet(air(freq), freq))
+
+
+def frequencies(net: Network) -> list[int]:
+    """Return every frequency (MHz) that is used, also after an event."""
+    moved = [event.freq for event in net.topology.events if event.freq is not None]
+    return sorted({freq for bss in net.air for _, freq in bss.freqs} | set(moved if net.air else ()))
+
+
+def air(freq: int) -> str:
+    """Return the name of the monitor interface of a frequency."""
+    return f"air{freq}"
+
+
 def _interfaces(net: Network) -> Iterator[Step]:
     for name, interfaces in net.interfaces.items():
         bridge = net.topology.nodes[name].bridge
         yield Configure(name, LinkSet("lo", up=True))
         for i in interfaces:
+            if i.kind == "bridge":
+                continue
+            if i.kind == "wlan":
+                yield from _wlan(net, i)
+                continue
             if not i.port:
+                yield from _enabled(net, i)
                 yield Configure(name, AutoAddressOff(i.name))  # before an MTU below 1280 takes IPv6 off the interface
             if i.mtu != MTU:
                 yield Configure(name, LinkSet(i.name, mtu=i.mtu))
@@ -169,7 +214,37 @@ def _interfaces(net: Network) -> Iterator[Step]:
                 yield Configure(name, address)
             yield Configure(name, LinkSet(i.name, up=True))
         if bridge is not None:
+            for i in (i for i in interfaces if i.kind == "bridge"):
+                yield from _enabled(net, i)
+                yield Configure(name, AutoAddressOff(i.name))
+                for address in _addresses(i):
+                    yield Configure(name, address)
             yield Configure(name, LinkSet(bridge.name, up=True))  # last: each port of a running bridge costs more
+
+
+def _enabled(net: Network, i: Interface) -> Iterator[Step]:
+    """Yield IPv6 for an interface of a bridging node that is no port: there it is off unless said otherwise."""
+    if net.topology.nodes[i.node].bridge is not None and 6 in net.families:
+        yield Configure(i.node, SysctlSet(f"net.ipv6.conf.{i.name.replace('.', '/')}.disable_ipv6", "0"))
+
+
+def _wlan(net: Network, i: Interface) -> Iterator[Step]:
+    """Yield a wireless interface that is up: hostapd and wpa_supplicant find it as they leave it.
+
+    They may take it down and up again, and IPv6 addresses stay only if told so; the link-local one comes back by
+    itself, without duplicate address detection, and nobody asks for routers.
+    """
+    if i.mtu != MTU:
+        yield Configure(i.node, LinkSet(i.name, mtu=i.mtu))
+    if not i.port:
+        if 6 in net.families:
+            yield from _enabled(net, i)
+            conf = f"net.ipv6.conf.{i.name.replace('.', '/')}"
+            for key, value in (("accept_dad", 0), ("router_solicitations", 0), ("keep_addr_on_down", 1)):
+                yield Configure(i.node, SysctlSet(f"{conf}.{key}", str(value)))
+        yield Configure(i.node, LinkSet(i.name, up=True))
+        for address in i.addresses:
+            yield Configure(i.node, AddressAdd(address, i.name))
 
 
 def _addresses(interface: Interface) -> Iterator[AddressAdd]:

@@ -7,8 +7,9 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from testbed import netlink, wire
-from testbed.drivers import link, mptcp
+from testbed.drivers import link, mptcp, nl80211
 from testbed.drivers.facts import Capturing, FileHas, Listening
+from testbed.drivers.wpa_ctrl import Controlled
 from testbed.errors import LabError
 from testbed.netlink import Namespace
 from testbed.steps import Probe
@@ -26,6 +27,10 @@ def holds(probe: Probe, here: Namespace, home: int, folder: Path) -> str:
         case FileHas(path):
             file = folder / path
             return "" if file.exists() and file.stat().st_size else f"{path} is empty"
+        case Controlled(tool, control, ifname):
+            return "" if Path(control, ifname).is_socket() else f"{tool}: no control socket in {control}"
+        case nl80211.LinksAre(name):
+            return probe.unmet(wlan(here, name), _running(here, name))
     with netlink.inside(here.fd, home):
         match probe:
             case Listening(port):
@@ -41,6 +46,16 @@ def holds(probe: Probe, here: Namespace, home: int, folder: Path) -> str:
             case mptcp.PathManagerHas(limits, endpoints):
                 return _path_manager(limits, endpoints)
     raise LabError(f"no way to observe: {probe}")
+
+
+def wlan(here: Namespace, name: str) -> nl80211.Wlan | None:
+    """Return a wireless interface of a namespace as nl80211 describes it."""
+    entries = netlink.dump(here.generic(), here.family(nl80211.FAMILY), nl80211.GET_INTERFACES)
+    return next((w for w in map(nl80211.parse_interface, entries) if w.name == name), None)
+
+
+def _running(here: Namespace, name: str) -> bool:
+    return bool(netlink.link_flags(here.route).get(here.index(name), 0) & link.IFF_RUNNING)
 
 
 def _sockets() -> list[str]:

@@ -111,15 +111,23 @@ class Spawn:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Repeat a probe until it holds, at most `within` seconds; `process` names who must live for it."""
+    """Repeat a probe until it holds, at most `within` seconds; `process` names who must live for it.
+
+    One with `urge` is taken up when those without hold: requests that are made first, and `again` every `every`
+    seconds that it does not hold after that. No more of these are under way at once than there are processors.
+    """
 
     node: str
     probe: Probe
     within: float = 15.0
     process: str = ""
+    urge: tuple[Request, ...] = ()
+    again: tuple[Request, ...] = ()
+    every: float = 5.0
 
     def __str__(self) -> str:
-        return f"[{self.node}]? {self.probe}  (within {self.within:g} s)"
+        urged = f"  by {self.urge[-1]}" if self.urge else ""
+        return f"[{self.node}]? {self.probe}  (within {self.within:g} s){urged}"
 
 
 Step = Configure | Write | Run | Spawn | Wait

@@ -145,6 +145,14 @@ class Capture(Spec):
     snaplen: int | None = Field(None, ge=14, le=262144, description="Bytes kept of each packet")
 
 
+class Readdress(Spec):
+    """Addresses that an interface loses and gets, in this order."""
+
+    interface: str
+    remove: Address | None = None
+    add: Address | None = None
+
+
 class Event(Spec):
     """Something that happens at a time of the run: to a link (`set`, `down`) or at a node."""
 
@@ -157,6 +165,11 @@ class Event(Spec):
     sysctl: dict[str, str | int] | None = None
     endpoint: Endpoint | None = Field(None, description="An MPTCP endpoint to add, remove or change (see action)")
     action: Literal["add", "remove", "set"] = "add"
+    mlo_link: int | None = Field(None, description="Link ID of an access point: remove it, let it return, or set freq")
+    remove: bool | None = Field(None, description="Announce the end of the mlo_link and end it; false: it returns")
+    freq: int | None = Field(None, description="The mlo_link goes to this channel (MHz), announced in its beacons")
+    rejoin: bool | None = Field(None, description="A station leaves and joins anew, with all of its links")
+    address: Readdress | None = None
 
 
 class Check(Spec):

@@ -33,6 +33,9 @@ class Here(Protocol):
     def namespace(self, node: str) -> int:
         """Return a file descriptor of another node's network namespace."""
 
+    def wiphy(self, radio: str) -> int:
+        """Return the number of a radio that is in this namespace."""
+
 
 @dataclass(frozen=True, slots=True)
 class Message:

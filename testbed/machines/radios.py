@@ -1,21 +1,14 @@
-"""Whether mac80211_hwsim makes a radio, and one that knows MLO: tried in the namespace that this process is in.
-
-Sources: drivers/net/wireless/virtual/mac80211_hwsim.h, include/uapi/linux/nl80211.h.
-"""
+"""Whether mac80211_hwsim makes a radio, and one that knows MLO: tried in the namespace that this process is in."""
 
 from __future__ import annotations
 
 import errno
 import os
 import socket
-import struct
 
 from testbed import netlink, wire
-from testbed.wire import Message, attr, text, u32
-
-_NEW_RADIO, _DEL_RADIO, _GET_WIPHY = 4, 5, 1
-_CHANNELS, _DESTROY_ON_CLOSE, _RADIO_NAME, _NO_VIF, _MLO_SUPPORT = 9, 16, 17, 18, 25
-_WIPHY_NAME, _SPLIT_DUMP, _WIPHY_MLO_SUPPORT = 2, 174, 315
+from testbed.drivers import hwsim, nl80211
+from testbed.wire import Message, text
 
 
 def made(mlo: bool) -> str:
@@ -25,14 +18,13 @@ def made(mlo: bool) -> str:
     """
     name = f"testbed-probe{os.getpid()}"
     with netlink.connect(wire.NETLINK_GENERIC) as sock:
-        hwsim = _family(sock, "MAC80211_HWSIM")
-        wanted = text(_RADIO_NAME, name) + u32(_CHANNELS, 1) + attr(_NO_VIF, b"") + attr(_DESTROY_ON_CLOSE, b"")
-        _request(sock, hwsim, _NEW_RADIO, wanted + (attr(_MLO_SUPPORT, b"") if mlo else b""))
+        family = _family(sock, hwsim.FAMILY)
+        _request(sock, family, hwsim.NEW_RADIO, hwsim.radio(name, mlo))
         try:
-            flags = _wiphy(sock, name)
+            told = _wiphy(sock, name)
         finally:
-            _request(sock, hwsim, _DEL_RADIO, text(_RADIO_NAME, name))
-    if mlo and _WIPHY_MLO_SUPPORT not in flags:
+            _request(sock, family, hwsim.DEL_RADIO, text(hwsim.RADIO_NAME, name))
+    if mlo and nl80211.MLO_SUPPORT not in told:
         raise OSError(errno.EOPNOTSUPP, "a radio was made with MLO_SUPPORT, and nl80211 reports none of its wiphy")
     return "a radio was made" + (", and nl80211 reports MLO_SUPPORT of it" if mlo else "")
 
@@ -43,24 +35,15 @@ def _family(sock: socket.socket, name: str) -> int:
     return found
 
 
-def _command(cmd: int, body: bytes) -> bytes:
-    return struct.pack("=BBH", cmd, 1, 0) + body
-
-
 def _request(sock: socket.socket, family: int, cmd: int, body: bytes) -> None:
-    for refusal in netlink.transact(sock, [Message(0, 0, _command(cmd, body))], family):
-        # NEW_RADIO answers with the radio's number in place of an error: that is a refusal only below zero.
-        if refusal.errno > 0:
-            raise OSError(refusal.errno, f"hwsim refuses command {cmd}: {refusal}")
+    for refusal in netlink.transact(sock, [Message(0, 0, hwsim.command(cmd, body))], family):
+        raise OSError(refusal.errno, f"hwsim refuses command {cmd}: {refusal}")
 
 
-def _wiphy(sock: socket.socket, name: str) -> set[int]:
+def _wiphy(sock: socket.socket, name: str) -> frozenset[int]:
     """Return which attributes nl80211 reports of a wiphy; it takes several messages to tell all (SPLIT_WIPHY_DUMP)."""
-    found: set[int] = set()
-    for entry in netlink.dump(sock, _family(sock, "nl80211"), _command(_GET_WIPHY, attr(_SPLIT_DUMP, b""))):
-        seen = wire.attributes(entry, 4)
-        if seen.get(_WIPHY_NAME, b"").rstrip(b"\0").decode() == name:
-            found |= seen.keys()
+    entries = netlink.dump(sock, _family(sock, nl80211.FAMILY), nl80211.GET_WIPHYS)
+    found = frozenset[int]().union(*(w.told for w in map(nl80211.parse_wiphy, entries) if w.name == name))
     if not found:
         raise OSError(errno.ENODEV, f"hwsim made a radio, and nl80211 lists no wiphy {name}")
     return found

@@ -11,6 +11,7 @@ from testbed.features import BRIDGE, Feature
 from testbed.nodes.place import Place, misnamed
 from testbed.spec import Spec
 from testbed.steps import Step
+from testbed.units import Address
 
 
 class Bridge(Spec):
@@ -20,6 +21,9 @@ class Bridge(Spec):
     ports: tuple[str, ...] | None = Field(None, description="Interfaces that are ports; all when left out")
     mcast_snooping: bool = Field(False, description="IGMP and MLD snooping")
     stp: bool = Field(False, description="Spanning tree protocol (IEEE 802.1D)")
+    addresses: tuple[Address, ...] | None = Field(
+        None, description="Of the bridge itself; planned where the node is a router too"
+    )
 
     def requires(self) -> tuple[Feature, ...]:
         """Return what the kernel must offer."""
@@ -38,7 +42,7 @@ class Bridge(Spec):
             )
         if problem := misnamed(self.name):
             yield ("name",), problem
-        if here.interface(self.name) is not None:
+        if any(i.name == self.name and i.kind != "bridge" for i in here.interfaces):
             yield ("name",), f"{self.name} is an interface of {here.node} already: the bridge needs a name of its own"
 
     def is_port(self, ifname: str) -> bool:

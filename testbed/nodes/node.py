@@ -6,10 +6,12 @@ from typing import Annotated
 
 from pydantic import Field
 
+from testbed.nodes.access_point import AccessPoint
 from testbed.nodes.bridge import Bridge
 from testbed.nodes.mptcp import Mptcp
 from testbed.nodes.place import Role
 from testbed.nodes.router import Router
+from testbed.nodes.station import Station
 from testbed.spec import Spec
 from testbed.units import Address, Host
 
@@ -28,6 +30,8 @@ class Node(Spec):
 
     bridge: Bridge | None = None
     router: Router | None = None
+    access_point: AccessPoint | None = None
+    station: Station | None = None
     mptcp: Mptcp | None = None
     routes: tuple[Route, ...] = Field((), description="Static routes; any here replace the planned ones")
     sysctl: dict[str, str | int] = Field(
@@ -37,5 +41,6 @@ class Node(Spec):
 
     def roles(self) -> dict[str, Role]:
         """Return the roles that this node has, by field name."""
-        found = {"bridge": self.bridge, "router": self.router, "mptcp": self.mptcp}
+        found: dict[str, Role | None] = {"bridge": self.bridge, "router": self.router}
+        found |= {"access_point": self.access_point, "station": self.station, "mptcp": self.mptcp}
         return {name: role for name, role in found.items() if role is not None}

@@ -6,24 +6,30 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_interface
-from typing import Protocol
+from typing import Literal, Protocol
 
 from testbed.features import Feature
 from testbed.steps import Step
 
+Kind = Literal["veth", "wlan", "bridge", "amt"]
+
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """One end of a link: addresses are `address/length`, of both families, without link-local ones."""
+    """One end of a link, or what a role brings: addresses are `address/length`, without link-local ones.
+
+    `at` is where the file says it: an end of a link, or a role of a node.
+    """
 
     node: str
     name: str
     mac: str
     mtu: int
-    link: int
+    at: tuple[str | int, ...]
     segment: int
     addresses: tuple[str, ...]
     port: bool = False
+    kind: Kind = "veth"
 
     def hosts(self) -> tuple[str, ...]:
         """Return the addresses without their prefix length."""
@@ -40,12 +46,38 @@ class Interface:
 
 
 @dataclass(frozen=True, slots=True)
+class Bss:
+    """What an access point offers: its links (link_id, MHz of the centre), addresses of these, and how to join.
+
+    `mlo`: an AP MLD (IEEE 802.11be), whose MLD address is that of the interface and of no link.
+    """
+
+    node: str
+    ifname: str
+    ssid: str
+    country: str
+    mlo: bool
+    freqs: tuple[tuple[int, int], ...]
+    bssids: tuple[str, ...]
+    akm: str
+    pairwise: str
+    password: str
+    pmf: bool
+    beacon_protection: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
-    """A node's name, its interfaces in the order of the file, and the families of the topology (4, 6)."""
+    """A node's name, its interfaces in the order of the file, the families of the topology (4, 6), every BSS.
+
+    `bridge` is the name of the node's bridge, "" when it has none.
+    """
 
     node: str
     interfaces: tuple[Interface, ...]
     families: tuple[int, ...]
+    air: tuple[Bss, ...] = ()
+    bridge: str = ""
 
     def interface(self, name: str) -> Interface | None:
         """Return an interface by name."""

@@ -1,0 +1,41 @@
+"""Simulated radios of mac80211_hwsim as requests (drivers/net/wireless/virtual/mac80211_hwsim.h)."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from testbed.wire import Here, Message, attr, text, u32
+
+FAMILY = "MAC80211_HWSIM"
+NEW_RADIO, DEL_RADIO = 4, 5
+CHANNELS, DESTROY_ON_CLOSE, RADIO_NAME, NO_VIF, PERM_ADDR, MLO_SUPPORT = 9, 16, 17, 18, 22, 25
+
+
+@dataclass(frozen=True, slots=True)
+class RadioAdd:
+    """A radio without an interface, in the lab's own medium: it hears no radio of another lab, and goes with its own.
+
+    One channel also with MLO: the kernel does not count the links of one MLD, and more would bar a userspace medium.
+    """
+
+    name: str
+    mlo: bool
+
+    def __str__(self) -> str:
+        return f"hwsim radio add {self.name} channels 1{' mlo' if self.mlo else ''}"
+
+    def encode(self, here: Here) -> Message:
+        """Encode; the answer is the radio's number in place of an error."""
+        return Message(0, 0, command(NEW_RADIO, radio(self.name, self.mlo)), FAMILY)
+
+
+def radio(name: str, mlo: bool) -> bytes:
+    """Encode what a radio is."""
+    body = text(RADIO_NAME, name) + u32(CHANNELS, 1) + attr(NO_VIF, b"") + attr(DESTROY_ON_CLOSE, b"")
+    return body + (attr(MLO_SUPPORT, b"") if mlo else b"")
+
+
+def command(cmd: int, body: bytes) -> bytes:
+    """Encode struct genlmsghdr before attributes."""
+    return struct.pack("=BBH", cmd, 1, 0) + body

@@ -1,0 +1,255 @@
+"""Wireless interfaces and their MLO links: nl80211 requests, and what it says, decoded (include/uapi/linux/nl80211.h).
+
+pyroute2 knows no attribute of multi-link operation (IEEE 802.11be), so that this reads them itself.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Literal
+
+from testbed.wire import Here, Message, attr, attributes, text, u32
+
+FAMILY = "nl80211"
+GET_WIPHY, GET_INTERFACE, NEW_INTERFACE, REQ_SET_REG, GET_SCAN = 1, 5, 7, 27, 32
+SET_WIPHY_NETNS, SET_CHANNEL = 49, 65
+CONNECT, DISCONNECT, CH_SWITCH_NOTIFY, LINKS_REMOVED = 46, 48, 88, 154
+_WIPHY, _WIPHY_NAME, _IFINDEX, _IFNAME, _IFTYPE, _MAC, _REG_ALPHA2, _FREQ, _BSS = 1, 2, 3, 4, 5, 6, 33, 38, 47
+_WIDTH, _SPLIT_WIPHY_DUMP, _NETNS_FD, _MLO_LINKS, _MLO_LINK_ID = 159, 174, 219, 312, 313
+MLO_SUPPORT = 315
+_BSSID, _BSS_FREQ, _BSS_SIGNAL, _BSS_STATUS, _BSS_SEEN, _BSS_LINK, _BSS_MLD = 1, 2, 7, 9, 10, 21, 22
+_ASSOCIATED = 1  # NL80211_BSS_STATUS_ASSOCIATED
+Mode = Literal["managed", "AP", "monitor"]
+_MODES: dict[Mode, int] = {"managed": 2, "AP": 3, "monitor": 6}
+_WIDTHS = {0: 20, 1: 20, 2: 40, 3: 80, 4: 160, 5: 160, 13: 320}  # enum nl80211_chan_width, MHz
+
+
+def _command(cmd: int, *parts: bytes) -> bytes:
+    return struct.pack("=BBH", cmd, 0, 0) + b"".join(parts)
+
+
+GET_WIPHYS = _command(GET_WIPHY, attr(_SPLIT_WIPHY_DUMP, b""))
+GET_INTERFACES = _command(GET_INTERFACE)
+
+
+def get_scan(index: int) -> bytes:
+    """Encode the question which BSSs an interface knows (a dump)."""
+    return _command(GET_SCAN, u32(_IFINDEX, index))
+
+
+@dataclass(frozen=True, slots=True)
+class WiphyMove:
+    """A radio goes from the lab's own namespace, whose medium it keeps, into a node's."""
+
+    radio: str
+    node: str
+
+    def __str__(self) -> str:
+        return f"iw phy {self.radio} set netns name {self.node}"
+
+    def encode(self, here: Here) -> Message:
+        """Encode."""
+        body = u32(_WIPHY, here.wiphy(self.radio)) + u32(_NETNS_FD, here.namespace(self.node))
+        return Message(0, 0, _command(SET_WIPHY_NETNS, body), FAMILY)
+
+
+@dataclass(frozen=True, slots=True)
+class WlanAdd:
+    """An interface of a radio; of an MLD its address is the MLD address, which no link has."""
+
+    radio: str
+    name: str
+    mode: Mode
+    mac: str = ""
+
+    def __str__(self) -> str:
+        address = f" addr {self.mac}" if self.mac else ""
+        return f"iw phy {self.radio} interface add {self.name} type {self.mode}{address}"
+
+    def encode(self, here: Here) -> Message:
+        """Encode."""
+        body = u32(_WIPHY, here.wiphy(self.radio)) + text(_IFNAME, self.name) + u32(_IFTYPE, _MODES[self.mode])
+        body += attr(_MAC, bytes.fromhex(self.mac.replace(":", ""))) if self.mac else b""
+        return Message(0, 0, _command(NEW_INTERFACE, body), FAMILY)
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelSet:
+    """A monitor interface listens on a 20 MHz channel (MHz of its centre)."""
+
+    name: str
+    freq: int
+
+    def __str__(self) -> str:
+        return f"iw dev {self.name} set freq {self.freq} HT20"
+
+    def encode(self, here: Here) -> Message:
+        """Encode."""
+        return Message(0, 0, _command(SET_CHANNEL, u32(_IFINDEX, here.index(self.name)), u32(_FREQ, self.freq)), FAMILY)
+
+
+@dataclass(frozen=True, slots=True)
+class CountrySet:
+    """The regulatory domain (ISO 3166 alpha-2): there is one for a whole kernel."""
+
+    country: str
+
+    def __str__(self) -> str:
+        return f"iw reg set {self.country}"
+
+    def encode(self, here: Here) -> Message:
+        """Encode."""
+        return Message(0, 0, _command(REQ_SET_REG, text(_REG_ALPHA2, self.country)), FAMILY)
+
+
+# Encoding these asks the kernel for what earlier requests made.
+LOOKING = (WiphyMove, WlanAdd, ChannelSet)
+
+
+@dataclass(frozen=True, slots=True)
+class Wiphy:
+    """A radio as the kernel numbers it, and the attributes that it told of it in this message."""
+
+    index: int
+    name: str
+    told: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One link of a wireless interface: its id (0 without MLO), own address, MHz (0: set up and not active), width."""
+
+    id: int
+    mac: str
+    freq: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wlan:
+    """A wireless interface; `mlo` says whether its links are those of an MLD, whose address `mac` then is."""
+
+    index: int
+    name: str
+    mode: int
+    mac: str
+    mlo: bool
+    links: tuple[Link, ...]
+
+    def freqs(self) -> dict[int, int]:
+        """Return the frequency (MHz) of each link by its id."""
+        return {link.id: link.freq for link in self.links}
+
+
+@dataclass(frozen=True, slots=True)
+class Bss:
+    """A BSS that a station is associated with, one for each link: signal in dBm, ms since its last beacon."""
+
+    link_id: int
+    bssid: str
+    freq: int
+    signal: float
+    seen_ms: int
+    mld: str
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An event of nl80211: its command, the interface's index, and the link ids that it is about."""
+
+    command: int
+    index: int
+    links: tuple[int, ...]
+    freq: int = 0
+
+
+def parse_wiphy(entry: bytes) -> Wiphy:
+    """Decode one message of a dump of GET_WIPHYS."""
+    found = attributes(entry, 4)
+    return Wiphy(_number(found, _WIPHY), found.get(_WIPHY_NAME, b"").rstrip(b"\0").decode(), frozenset(found))
+
+
+def parse_interface(entry: bytes) -> Wlan:
+    """Decode one message of a dump of GET_INTERFACES."""
+    found = attributes(entry, 4)
+    nests = [attributes(nest) for nest in attributes(found.get(_MLO_LINKS, b"")).values()]
+    links = [Link(n[_MLO_LINK_ID][0], mac(n[_MAC]), _number(n, _FREQ), _width(n)) for n in nests]
+    if not nests and _FREQ in found:
+        links = [Link(0, mac(found[_MAC]), _number(found, _FREQ), _width(found))]
+    name = found.get(_IFNAME, b"").rstrip(b"\0").decode()
+    address = mac(found.get(_MAC, b""))
+    links.sort(key=lambda link: link.id)
+    return Wlan(_number(found, _IFINDEX), name, _number(found, _IFTYPE), address, bool(nests), tuple(links))
+
+
+def parse_bss(entry: bytes) -> Bss | None:
+    """Decode one message of a dump of `get_scan`; None for a BSS that the interface is not associated with."""
+    found = attributes(attributes(entry, 4).get(_BSS, b""))
+    if _BSS_STATUS not in found or _number(found, _BSS_STATUS) != _ASSOCIATED:
+        return None
+    signal = struct.unpack("=i", found[_BSS_SIGNAL])[0] / 100 if _BSS_SIGNAL in found else 0.0
+    link = found.get(_BSS_LINK, b"\0")[0]
+    mld = mac(found[_BSS_MLD]) if _BSS_MLD in found else ""
+    return Bss(link, mac(found[_BSSID]), _number(found, _BSS_FREQ), signal, _number(found, _BSS_SEEN), mld)
+
+
+def parse_event(entry: bytes) -> Told:
+    """Decode an event; of CONNECT and LINKS_REMOVED the links are those in MLO_LINKS, of a channel switch its own."""
+    found = attributes(entry, 4)
+    nests = [attributes(nest) for nest in attributes(found.get(_MLO_LINKS, b"")).values()]
+    links = [n[_MLO_LINK_ID][0] for n in nests if _MLO_LINK_ID in n]
+    links += [found[_MLO_LINK_ID][0]] if _MLO_LINK_ID in found else []
+    return Told(entry[0], _number(found, _IFINDEX), tuple(sorted(links)), _number(found, _FREQ))
+
+
+def mac(raw: bytes) -> str:
+    """Return an address as people write it."""
+    return raw.hex(":")
+
+
+def _number(found: dict[int, bytes], kind: int) -> int:
+    return int(struct.unpack("=I", found[kind])[0]) if kind in found else 0
+
+
+def _width(found: dict[int, bytes]) -> int:
+    return _WIDTHS.get(_number(found, _WIDTH), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class LinksAre:
+    """A wireless interface has exactly these links, each on its frequency (MHz), and is operationally up.
+
+    Of a station that means: associated on all of them, and the 4-way handshake done (wpa_supplicant lets the
+    interface be up then). `mlo` is whether they are the links of an MLD.
+    """
+
+    name: str
+    freqs: tuple[tuple[int, int], ...]
+    mlo: bool
+
+    def __str__(self) -> str:
+        if not self.mlo:
+            return f"{self.name} up on {self.freqs[0][1]} MHz"
+        valid = sum(1 << n for n, _ in self.freqs)
+        words = " ".join(f"{n}:{freq}" for n, freq in self.freqs)
+        return f"{self.name} valid_links = {valid:#x} ({words} MHz)"
+
+    def unmet(self, seen: Wlan | None, running: bool) -> str:
+        """Say what is missing of it, "" when nothing is (pure)."""
+        if seen is None:
+            return f"there is no wireless interface {self.name}"
+        wanted = {n if self.mlo else 0: freq for n, freq in self.freqs}
+        have = seen.freqs()
+        rows = [f"link {n} ({freq} MHz) is missing" for n, freq in wanted.items() if n not in have]
+        rows += [
+            f"link {n} is on {have[n]} MHz, not {freq}" if have[n] else f"link {n} ({freq} MHz) is not active"
+            for n, freq in wanted.items()
+            if n in have and have[n] != freq
+        ]
+        rows += [f"link {n} ({freq} MHz) is there and not planned" for n, freq in have.items() if n not in wanted]
+        if not have:
+            rows = [f"{self.name} has no link"]
+        if not rows and seen.mlo != self.mlo:
+            rows = [f"{self.name} is {'an' if seen.mlo else 'no'} MLD"]
+        return ", ".join(rows) or ("" if running else f"{self.name} is not up: not authorized yet")

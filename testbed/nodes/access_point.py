@@ -1,0 +1,173 @@
+"""Role `access_point`: an AP MLD of one to three links, or an access point without MLO (IEEE 802.11be, hostapd)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from testbed import features
+from testbed.drivers import hostapd
+from testbed.drivers.channels import channel
+from testbed.drivers.hostapd import Ap
+from testbed.drivers.nl80211 import LinksAre
+from testbed.drivers.wpa_ctrl import Controlled
+from testbed.nodes.place import Bss, Place, misnamed
+from testbed.spec import Spec
+from testbed.steps import Spawn, Step, Wait, Write
+from testbed.units import Address
+
+_GCMP_MTU = 1400  # hwsim leaves no room behind a frame for the MIC of software GCMP: longer ones are dropped
+_MTU = 1500
+_LINKS = 3
+Akm = Literal["sae", "sae-ext-key", "owe", "open"]
+Pairwise = Literal["ccmp", "gcmp-256"]
+
+
+class Security(Spec):
+    """How stations join (IEEE 802.11-2024 clause 12): SAE with a password, OWE (RFC 8110), or not protected at all."""
+
+    akm: Akm = "sae"
+    pairwise: Pairwise = "ccmp"
+    password: str = Field("correct horse battery", min_length=8, max_length=63)
+    pmf: bool = Field(True, description="Protected management frames (IEEE 802.11w)")
+    beacon_protection: bool = Field(True, description="Beacons with a BIP MIC")
+
+
+class MloLink(Spec):
+    """One affiliated AP: its link ID and its channel of 20 MHz."""
+
+    link_id: int = Field(ge=0, le=14)
+    freq: int = Field(description="Centre of a 20 MHz channel in MHz: 2412, 5180, 5975 ...")
+
+
+class AccessPoint(Spec):
+    """An AP MLD (`mlo_links`) or an access point of one channel (`freq`); its interface may be a port of a bridge."""
+
+    ssid: str = Field(min_length=1, max_length=32)
+    country: str = Field("DE", description="ISO 3166 alpha-2; decides which frequencies are allowed")
+    security: Security = Security()
+    mlo_links: tuple[MloLink, ...] | None = Field(None, min_length=1, max_length=_LINKS)
+    freq: int | None = Field(None, description="Without MLO: its only channel")
+    name: str = Field("wlan0", description="The interface")
+    beacon_int: int = Field(100, ge=15, le=1000, description="Time units of 1.024 ms")
+    addresses: Annotated[tuple[Address, ...] | None, Field(description="Planned when left out")] = None
+
+    def mlo(self) -> bool:
+        """Say whether this is an AP MLD."""
+        return self.mlo_links is not None
+
+    def freqs(self) -> tuple[tuple[int, int], ...]:
+        """Return (link_id, MHz) of every link."""
+        if self.mlo_links is not None:
+            return tuple((link.link_id, link.freq) for link in self.mlo_links)
+        return ((0, self.freq or 0),)
+
+    def mtu(self) -> int:
+        """Return what the whole segment must keep to."""
+        return _GCMP_MTU if self.security.akm != "open" and self.security.pairwise == "gcmp-256" else _MTU
+
+    def bss(self, node: str, bssids: tuple[str, ...]) -> Bss:
+        """Return what it offers stations."""
+        s = self.security
+        common = (node, self.name, self.ssid, self.country, self.mlo(), self.freqs(), bssids)
+        return Bss(*common, s.akm, s.pairwise, s.password, s.pmf, s.beacon_protection)
+
+    def requires(self) -> tuple[features.Feature, ...]:
+        """Return what the machine must offer."""
+        own = (features.HWSIM_MLO, features.HOSTAPD_BE) if self.mlo() else (features.HWSIM, features.HOSTAPD)
+        return (*own, features.REGDB)
+
+    def faults(self, here: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Yield what can't work."""
+        if problem := misnamed(self.name):
+            yield ("name",), problem
+        if sum(i.name == self.name for i in here.interfaces) > 1:
+            yield ("name",), f"{self.name} is an interface of {here.node} already: a link ends there"
+        if (self.mlo_links is None) == (self.freq is None):
+            what = "it has both" if self.freq is not None else "it has neither"
+            yield (), f"an access point has `mlo_links` (an AP MLD) or a `freq` (without MLO), and {what}"
+        if not re.fullmatch("[A-Z]{2}", self.country):
+            yield ("country",), f"{self.country!r} is no country: two capital letters (ISO 3166), such as DE"
+        yield from _channels(self)
+        yield from _wrong_security(self)
+        if len(self.ssid.encode()) > 32 or not self.ssid.isprintable() or '"' in self.ssid:
+            yield ("ssid",), f"{self.ssid!r} is no SSID for a lab: at most 32 bytes, printable, without quotation marks"
+        if others := [b for b in here.air if b.ssid == self.ssid and b.node != here.node]:
+            yield (
+                ("ssid",),
+                f"{self.ssid!r} is the SSID of {others[0].node} as well: stations could not tell them apart",
+            )
+
+    def steps(self, here: Place) -> Iterator[Step]:
+        """Yield hostapd's files, its process, and the wait until every link is up on its channel."""
+        own = next(b for b in here.air if b.node == here.node)
+        interface = here.interface(self.name)
+        assert interface is not None
+        files = []
+        for (link_id, freq), bssid in zip(own.freqs, own.bssids, strict=True):
+            partners = tuple(f for n, f in own.freqs if n != link_id)
+            ap = Ap(
+                ifname=self.name,
+                ssid=self.ssid,
+                country=self.country,
+                freq=freq,
+                bssid=bssid,
+                mld=interface.mac if self.mlo() else "",
+                akm=own.akm,
+                pairwise=own.pairwise,
+                password=own.password,
+                pmf=own.pmf,
+                beacon_protection=own.beacon_protection,
+                beacon_int=self.beacon_int,
+                bridge=here.bridge if interface.port else "",
+                partners=partners,
+            )
+            files.append(f"{here.node}/hostapd-{link_id}.conf")
+            yield Write(files[-1], hostapd.config(ap, hostapd.folder(here.node, link_id)), here.node)
+        yield Spawn(here.node, "hostapd", hostapd.argv(tuple(files)))
+        for link_id, _ in own.freqs:
+            there = Controlled("hostapd", hostapd.folder(here.node, link_id), self.name)
+            yield Wait(here.node, there, process="hostapd")
+        yield Wait(here.node, LinksAre(self.name, own.freqs, self.mlo()), process="hostapd")
+
+
+def _channels(role: AccessPoint) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    ids: dict[int, int] = {}
+    freqs: dict[int, int] = {}
+    for n, (link_id, freq) in enumerate(role.freqs()):
+        at: tuple[Any, ...] = ("mlo_links", n) if role.mlo_links is not None else ()
+        if role.mlo_links is None and role.freq is None:
+            return
+        if link_id in ids:
+            yield (*at, "link_id"), f"link_id {link_id} is that of item {ids[link_id] + 1} already"
+        elif role.mlo_links is not None and link_id != n:
+            yield (
+                (*at, "link_id"),
+                f"hostapd numbers links in the order of the file: here link_id is {n}, not {link_id}",
+            )
+        if freq in freqs:
+            yield (*at, "freq"), f"{freq} MHz is the channel of item {freqs[freq] + 1} already: each link has its own"
+        ids.setdefault(link_id, n)
+        freqs.setdefault(freq, n)
+        if (found := channel(freq)) is None:
+            yield (*at, "freq"), f"{freq} MHz is no centre of a 20 MHz channel: such as 2412, 5180 or 5975"
+        elif found.radar:
+            why = "an access point must listen for radars there for a minute (DFS)"
+            yield (*at, "freq"), f"{freq} MHz is channel {found.number}: {why}: take 5180 to 5240, or 5745 and above"
+
+
+def _wrong_security(role: AccessPoint) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    s = role.security
+    six = [f for _, f in role.freqs() if (c := channel(f)) is not None and c.band == "6 GHz"]
+    strict = "an AP MLD" if role.mlo() else "6 GHz"
+    if (role.mlo() or six) and s.akm == "open":
+        yield ("security", "akm"), f"{strict} is always protected (IEEE 802.11be 12.12.2): take sae, sae-ext-key or owe"
+    elif s.akm != "open" and not s.pmf and (role.mlo() or six or s.akm == "owe"):
+        yield ("security", "pmf"), f"{'OWE' if s.akm == 'owe' else strict} takes protected management frames"
+    if s.beacon_protection and not s.pmf and s.akm != "open":
+        yield ("security", "beacon_protection"), "beacon protection needs protected management frames: `pmf: true`"
+    if "\n" in s.password or not s.password.isprintable():
+        yield ("security", "password"), "a password is printable"

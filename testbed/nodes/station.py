@@ -1,0 +1,113 @@
+"""Role `station`: a non-AP MLD that joins with several links, or a station without MLO (wpa_supplicant)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from pydantic import Field
+
+from testbed import features
+from testbed.drivers import wpa_supplicant
+from testbed.drivers.nl80211 import LinksAre
+from testbed.drivers.wpa_ctrl import Controlled
+from testbed.drivers.wpa_supplicant import Sta
+from testbed.nodes.place import Bss, Place, misnamed
+from testbed.spec import Spec
+from testbed.steps import Spawn, Step, Wait, Write
+from testbed.units import Address
+
+_WITHIN = 45.0  # s: on an emulated processor some scans miss beacons, and the station joins again
+STATIONS = 20  # of one access point
+
+
+class Station(Spec):
+    """A station of the access point with that SSID: with all of its links, with some, or without MLO on one."""
+
+    ssid: str
+    mlo_links: tuple[int, ...] | None = Field(
+        None, min_length=1, description="Link IDs to join with; all when left out"
+    )
+    legacy_link: int | None = Field(None, description="Without MLO: the link ID of the one that it joins")
+    password: str | None = Field(None, description="The access point's when left out")
+    name: str = Field("wlan0", description="The interface")
+    addresses: Annotated[tuple[Address, ...] | None, Field(description="Planned when left out")] = None
+
+    def mlo(self, here: Place) -> bool:
+        """Say whether it joins as an MLD."""
+        bss = self.bss(here)
+        return bss is not None and bss.mlo and self.legacy_link is None
+
+    def bss(self, here: Place) -> Bss | None:
+        """Return what it joins."""
+        return next((b for b in here.air if b.ssid == self.ssid), None)
+
+    def freqs(self, bss: Bss) -> tuple[tuple[int, int], ...]:
+        """Return (link_id, MHz) of the links that it joins with."""
+        if self.legacy_link is not None:
+            return tuple((n, f) for n, f in bss.freqs if n == self.legacy_link)
+        return tuple((n, f) for n, f in bss.freqs if self.mlo_links is None or n in self.mlo_links)
+
+    def requires(self) -> tuple[features.Feature, ...]:
+        """Return what the machine must offer."""
+        if self.legacy_link is not None:
+            return (features.HWSIM, features.WPA_SUPPLICANT, features.REGDB)
+        return (features.HWSIM_MLO, features.WPA_SUPPLICANT_MLO, features.REGDB)
+
+    def faults(self, here: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Yield what can't work."""
+        if problem := misnamed(self.name):
+            yield ("name",), problem
+        if sum(i.name == self.name for i in here.interfaces) > 1:
+            yield ("name",), f"{self.name} is an interface of {here.node} already: a link ends there"
+        bss = self.bss(here)
+        if bss is None:
+            have = ", ".join(repr(b.ssid) for b in here.air) or "none"
+            yield ("ssid",), f"no access point has the SSID {self.ssid!r} (there are: {have})"
+            return
+        if any(i.port for i in here.interfaces if i.name == self.name):
+            yield (), f"{self.name} can't be a port of a bridge: a station sends with its own address only"
+        if self.password is not None and self.password != bss.password and bss.akm.startswith("sae"):
+            yield ("password",), f"this is not the password of {bss.node}: {self.name} could never join"
+        if self.mlo_links is not None and self.legacy_link is not None:
+            yield ("legacy_link",), "a station joins with `mlo_links`, or without MLO on its `legacy_link`"
+        known = [n for n, _ in bss.freqs]
+        some = ", ".join(map(str, known))
+        for n, link_id in enumerate(self.mlo_links or ()):
+            if link_id not in known:
+                yield ("mlo_links", n), f"{bss.node} has no link {link_id} (link IDs: {some})"
+            elif link_id in (self.mlo_links or ())[:n]:
+                yield ("mlo_links", n), f"link {link_id} is here twice"
+        if self.mlo_links is not None and not bss.mlo:
+            yield ("mlo_links",), f"{bss.node} is no AP MLD: leave `mlo_links` out"
+        if self.legacy_link is not None and self.legacy_link not in known:
+            yield ("legacy_link",), f"{bss.node} has no link {self.legacy_link} (link IDs: {some})"
+
+    def steps(self, here: Place) -> Iterator[Step]:
+        """Yield wpa_supplicant's file, its process, and the wait until the negotiated links are the planned ones."""
+        bss = self.bss(here)
+        assert bss is not None
+        freqs = self.freqs(bss)
+        sta = Sta(
+            ifname=self.name,
+            ssid=self.ssid,
+            country=bss.country,
+            freqs=tuple(f for _, f in freqs),
+            akm=bss.akm,
+            pairwise=bss.pairwise,
+            password=self.password or bss.password,
+            pmf=bss.pmf,
+            beacon_protection=bss.beacon_protection,
+        )
+        file, name = f"{here.node}/wpa_supplicant.conf", "wpa_supplicant"
+        yield Write(file, wpa_supplicant.config(sta, wpa_supplicant.folder(here.node)), here.node)
+        yield Spawn(here.node, name, wpa_supplicant.argv(self.name, file))
+        yield Wait(here.node, Controlled("wpa", wpa_supplicant.folder(here.node), self.name), process=name)
+        yield Wait(
+            here.node,
+            LinksAre(self.name, freqs, self.mlo(here)),
+            within=_WITHIN,
+            process=name,
+            urge=wpa_supplicant.join(here.node, self.name),
+            again=wpa_supplicant.rejoin(here.node, self.name),
+        )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface
 
-from testbed import addressing, features
+from testbed import addressing, features, trees
 from testbed.addressing import Network, link_local
 from testbed.drivers import tc
 from testbed.drivers.hwsim import RadioAdd
@@ -83,6 +83,7 @@ def plan(topology: Topology) -> Plan:
         *_routes(net),
         *_shaping(net),
         *late,
+        *_multicast(net),
         *_commands(net),
         *_waits(net),
     )
@@ -94,9 +95,9 @@ def _roles(net: Network, name: str) -> Iterator[Step]:
     if node.bridge is not None:
         # One write before its ports exist: a switch port has no addresses and sends nothing of its own.
         yield Configure(name, SysctlSet("net.ipv6.conf.default.disable_ipv6", "1"))
-    if node.mptcp is not None:
-        # Replies and joins leave by the interface of their address; a strict reverse path filter, which a
-        # namespace may inherit from the host, would drop what comes in by another.
+    if node.mptcp is not None or name in trees.members(net):
+        # Replies and joins leave by the interface of their address, and a multicast tree need not be the way back;
+        # a strict reverse path filter, which a namespace may inherit from the host, would drop what comes in so.
         yield Configure(name, SysctlSet("net.ipv4.conf.all.rp_filter", "0"))
         yield Configure(name, SysctlSet("net.ipv4.conf.default.rp_filter", "0"))
     for role in node.roles().values():
@@ -296,6 +297,13 @@ def shape(link: Link) -> Iterator[Step]:
         node, ifname = addressing.end_of(text)
         for qdisc in tc.shape(ifname, link.shape(way)):  # type: ignore[arg-type]
             yield Configure(node, qdisc)
+
+
+def _multicast(net: Network) -> Iterator[Step]:
+    entries = trees.entries(net)
+    for name, node in net.topology.nodes.items():
+        if node.router is not None:
+            yield from node.router.forward(net.place(name), entries.get(name, ()))
 
 
 def _commands(net: Network) -> Iterator[Step]:

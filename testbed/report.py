@@ -155,6 +155,9 @@ def _doubts(
                 f"the capture of {name.removesuffix('.capture_drops')}",
                 f"{metric.value:.0f} packets were not captured",
             )
+    for name, work in topology.workloads.items():
+        if work.multicast is not None:
+            yield from (Doubt(what, seen) for what, seen in work.multicast.doubts(name, metrics))
     shaped = _shaped(topology)
     for name, metric in metrics.items():
         where, _, what = name.rpartition(".")

@@ -102,9 +102,14 @@ def _regulatory_db() -> str:
     raise OSError(errno.ENOENT, "there is no /lib/firmware/regulatory.db")
 
 
+def _smcroute() -> str:
+    return output("smcrouted", "-v").first
+
+
 _PROBES: dict[str, Callable[[], str]] = {
     "iperf3-mptcp": _iperf3_mptcp,
     "hostapd-11be": _hostapd_be,
     "wpa_supplicant-mlo": _wpa_supplicant_mlo,
     "regulatory-db": _regulatory_db,
+    "smcroute": _smcroute,
 }

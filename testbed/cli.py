@@ -256,7 +256,10 @@ def status(
         if as_json:
             print(json.dumps([{k: getattr(i, k) for k in i.__slots__} for i in seen], indent=1))
         else:
-            rows = [(i.name, i.state, f"mtu {i.mtu}", " ".join(i.qdisc), " ".join(i.addresses)) for i in seen]
+            rows = [
+                (i.name, i.state, f"mtu {i.mtu}", " ".join(i.qdisc), " ".join(filter(None, (*i.addresses, i.amt))))
+                for i in seen
+            ]
             print(present.columns(rows))
         return
     state = running.status()

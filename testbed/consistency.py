@@ -14,7 +14,7 @@ from functools import lru_cache
 from glob import escape as glob
 from ipaddress import IPv4Interface, IPv6Interface, ip_address
 
-from testbed import groups
+from testbed import groups, tunnels
 from testbed.addressing import Net, Network, NoRoom, ends, interface_of, network
 from testbed.document import Path
 from testbed.explain import suggest
@@ -57,6 +57,7 @@ def faults(topology: Topology, written: Written) -> Iterator[Fault]:
     for path, message, hint in _addresses(net, links):
         yield ("links", index[int(path[1])], *path[2:]) if path[0] == "links" else path, message, hint
     yield from _nodes(net, doubt)
+    yield from tunnels.faults(net) if not doubt & {"links", "nodes"} else ()
     yield from _workloads(net, nodes, doubt)
     yield from _captures(net, nodes, doubt)
     yield from _events(topology, net, nodes, doubt)
@@ -410,8 +411,8 @@ def _link_event(topology: Topology, event: Event, at: Path, doubt: set[str]) -> 
         ends = [end for link in topology.links for end in link.ends]
         hint = suggest(event.link, [*names, *ends]) or _known(names or ends)
         yield (*at, "link"), f"there is no link {event.link!r}", hint
-    if event.command or event.sysctl or event.endpoint:
-        yield at, "`command`, `sysctl` and `endpoint` happen at a `node`", ""
+    if event.command or event.sysctl or event.endpoint or event.restart:
+        yield at, "`command`, `sysctl`, `endpoint` and `restart` happen at a `node`", ""
     elif (event.set is None) == (event.down is None):
         example = "`set: {delay: 80ms}`, `down: true` or `down: false`"
         yield at, f"an event of a link needs exactly one of {example}", ""
@@ -433,8 +434,12 @@ def _node_event(net: Network, event: Event, at: Path, nodes: tuple[str, ...], do
         return
     if event.set is not None or event.down is not None:
         yield at, "`set` and `down` happen to a `link`", ""
-    elif sum(x is not None for x in (event.command, event.sysctl, event.endpoint)) != 1:
-        yield at, "an event at a node needs exactly one of `command`, `sysctl`, `endpoint`", ""
+    elif sum(x is not None for x in (event.command, event.sysctl, event.endpoint, event.restart)) != 1:
+        yield at, "an event at a node needs exactly one of `command`, `sysctl`, `endpoint`, `restart`", ""
+    known = (*net.topology.nodes[event.node].roles(), None)
+    if event.restart not in known and f"nodes.{event.node}" not in doubt:
+        role = str(event.restart)
+        yield (*at, "restart"), f"{event.node} is no {role.replace('amt_', 'AMT ')}", f"it has no `{role}`"
     yield from _sysctl(event.sysctl or (), (*at, "sysctl"))
     role = net.topology.nodes[event.node].mptcp
     if event.endpoint is None or doubt & {"links", f"nodes.{event.node}"}:

@@ -83,5 +83,6 @@ def _unreached(net: Network, work: Multicast, receiver: Receiver, place: Path) -
 
 def _passed(net: Network, found: trees.Found) -> Iterator[Interface]:
     """Yield every interface on the way, ports of bridges too."""
+    out = {(hop.node, hop.oif) for hop in found.hops}
     for interfaces in net.interfaces.values():
-        yield from (i for i in interfaces if i.segment in found.segments)
+        yield from (i for i in interfaces if i.segment in found.segments or (i.node, i.name) in out)

@@ -9,6 +9,8 @@ from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
+from testbed.drivers import amt
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -22,6 +24,7 @@ class Seen:
     qdisc: tuple[str, ...]
     rx_bytes: int
     tx_bytes: int
+    amt: str = ""
 
 
 def interfaces(tables: dict[str, list[bytes]]) -> list[Seen]:
@@ -34,7 +37,8 @@ def interfaces(tables: dict[str, list[bytes]]) -> list[Seen]:
     for message in (_decoded(tcmsg, body) for body in tables["qdiscs"]):
         qdiscs.setdefault(message["index"], []).append(message.get_attr("TCA_KIND"))
     found = []
-    for message in (_decoded(ifinfmsg, body) for body in tables["links"]):
+    for body in tables["links"]:
+        message, tunnel = _decoded(ifinfmsg, body), amt.parse_link(body)
         stats = message.get_attr("IFLA_STATS64") or {}
         found.append(
             Seen(
@@ -46,6 +50,7 @@ def interfaces(tables: dict[str, list[bytes]]) -> list[Seen]:
                 qdisc=tuple(qdiscs.get(message["index"], ())),
                 rx_bytes=stats.get("rx_bytes", 0),
                 tx_bytes=stats.get("tx_bytes", 0),
+                amt=str(tunnel or ""),
             )
         )
     return found

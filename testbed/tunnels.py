@@ -213,7 +213,8 @@ def _routed(net: Network, node: str, mine: list[Interface], target: Interface) -
         for _, via in sorted(fits, key=lambda f: -f[0])[:1]:
             yield from (i for i in mine if any(via in ip_interface(a).network for a in i.addresses))
     elif net.topology.routing == "static":
-        yield from (hop.interface for hop in net.ways.get(node, {}).get(target.segment, [])[:1] if hop.interface in mine)
+        best = net.ways.get(node, {}).get(target.segment, [])[:1]
+        yield from (hop.interface for hop in best if hop.interface in mine)
 
 
 def _covers(network: str, address: IPv4Address | IPv6Address) -> int:

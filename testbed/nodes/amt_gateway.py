@@ -50,7 +50,6 @@ class AmtGateway(Spec):
         tunnel, own = here.tunnel(self.name), here.interface(self.name)
         assert tunnel is not None
         assert own is not None
-        yield from any_path(here)
         add = AmtAdd(
             name=self.name,
             mac=own.mac,
@@ -85,12 +84,6 @@ def begun(here: Place, own: Interface) -> Iterator[SysctlSet | AutoAddressOff | 
     for address in own.addresses:
         yield AddressAdd(address, own.name)
     yield LinkSet(own.name, up=True)
-
-
-def any_path(here: Place) -> Iterator[Step]:
-    """Yield that multicast may come in where unicast would not: out of a tunnel, while its source is elsewhere."""
-    for scope in ("all", "default"):
-        yield Configure(here.node, SysctlSet(f"net.ipv4.conf.{scope}.rp_filter", "0"))
 
 
 def named(name: str, here: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from testbed import features
 from testbed.drivers.amt import MOST_TUNNELS, PORT, AmtAdd
-from testbed.nodes.amt_gateway import Driver, any_path, begun, driver, named
+from testbed.nodes.amt_gateway import Driver, begun, driver, named
 from testbed.nodes.place import Place
 from testbed.spec import Spec
 from testbed.steps import Configure, Step
@@ -38,7 +38,6 @@ class AmtRelay(Spec):
         tunnel, own = here.tunnel(self.name), here.interface(self.name)
         assert tunnel is not None
         assert own is not None
-        yield from any_path(here)
         add = AmtAdd(
             name=self.name,
             mac=own.mac,

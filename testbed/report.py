@@ -158,10 +158,11 @@ def _doubts(
     for name, work in topology.workloads.items():
         if work.multicast is not None:
             yield from (Doubt(what, seen) for what, seen in work.multicast.doubts(name, metrics))
-    shaped = _shaped(topology)
+    shaped, told = _shaped(topology), _told_as_drops(topology)
     for name, metric in metrics.items():
         where, _, what = name.rpartition(".")
-        if what in ("qdisc_drops", "rx_dropped", "tx_dropped") and metric.value and where not in shaped:
+        drops = what in ("qdisc_drops", "rx_dropped", "tx_dropped") and where not in shaped and name not in told
+        if drops and metric.value:
             yield Doubt(
                 f"flows through {where}",
                 f"{metric.value:.0f} packets dropped ({what}) where no shaping was asked for",
@@ -180,6 +181,12 @@ def _kernel_faults(folder: Folder) -> list[str]:
 def _shared(manifest: dict[str, Any]) -> bool:
     """Say whether others use that kernel as well: then its faults need not be of this run."""
     return bool(manifest["machine"] != "microvm")
+
+
+def _told_as_drops(topology: Topology) -> set[str]:
+    """Return counters that count something else: AMT's messages as they are sent (drivers/net/amt.c: amt_dev_xmit)."""
+    roles = [(n, role) for n, node in topology.nodes.items() for role in (node.amt_gateway, node.amt_relay)]
+    return {f"{name}.{role.name}.tx_dropped" for name, role in roles if role is not None}
 
 
 def _shaped(topology: Topology) -> set[str]:

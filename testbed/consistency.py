@@ -59,6 +59,7 @@ def faults(topology: Topology, written: Written) -> Iterator[Fault]:
     yield from _nodes(net, doubt)
     yield from tunnels.faults(net) if not doubt & {"links", "nodes"} else ()
     yield from _workloads(net, nodes, doubt)
+    yield from groups.crowded(net) if not doubt & {"links", "nodes", "workloads"} else ()
     yield from _captures(net, nodes, doubt)
     yield from _events(topology, net, nodes, doubt)
     yield from _checks(topology, net, written, doubt)
@@ -248,7 +249,9 @@ def _nodes(net: Network, doubt: set[str]) -> Iterator[Fault]:
     for name, node in net.topology.nodes.items():
         here = net.place(name)
         for field, role in node.roles().items():
-            for path, message in role.faults(here) if "links" not in doubt else ():
+            # A role of this node that is faulty may be what brings a port of its bridge.
+            unsure = "links" in doubt or (field == "bridge" and f"nodes.{name}" in doubt)
+            for path, message in role.faults(here) if not unsure else ():
                 yield ("nodes", name, field, *path), message, ""
         yield from _sysctl(node.sysctl, ("nodes", name, "sysctl"))
         own = [interface_of(a) for i in here.interfaces for a in i.addresses] if node.routes else []
@@ -438,8 +441,8 @@ def _node_event(net: Network, event: Event, at: Path, nodes: tuple[str, ...], do
         yield at, "an event at a node needs exactly one of `command`, `sysctl`, `endpoint`, `restart`", ""
     known = (*net.topology.nodes[event.node].roles(), None)
     if event.restart not in known and f"nodes.{event.node}" not in doubt:
-        role = str(event.restart)
-        yield (*at, "restart"), f"{event.node} is no {role.replace('amt_', 'AMT ')}", f"it has no `{role}`"
+        what = str(event.restart)
+        yield (*at, "restart"), f"{event.node} is no {what.replace('amt_', 'AMT ')}", f"it has no `{what}`"
     yield from _sysctl(event.sysctl or (), (*at, "sysctl"))
     role = net.topology.nodes[event.node].mptcp
     if event.endpoint is None or doubt & {"links", f"nodes.{event.node}"}:

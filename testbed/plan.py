@@ -98,9 +98,9 @@ def _roles(net: Network, name: str) -> Iterator[Step]:
         # One write before its ports exist: a switch port has no addresses and sends nothing of its own.
         yield Configure(name, SysctlSet("net.ipv6.conf.default.disable_ipv6", "1"))
     if node.mptcp is not None or name in net.tunnels or name in trees.members(net):
-        # Replies and joins leave by the interface of their address, and a multicast tree, or what comes out of a
-        # tunnel, need not be the way back;
-        # a strict reverse path filter, which a namespace may inherit from the host, would drop what comes in so.
+        # Replies and joins leave by the interface of their address, and the way of multicast, be it a tree or a
+        # tunnel, need not be the way back; a strict reverse path filter, which a namespace may inherit from the host,
+        # would drop what comes in so.
         yield Configure(name, SysctlSet("net.ipv4.conf.all.rp_filter", "0"))
         yield Configure(name, SysctlSet("net.ipv4.conf.default.rp_filter", "0"))
     for role in node.roles().values():

@@ -82,7 +82,7 @@ def hops(net: Network, version: int) -> Iterator[Hop]:
         if node.router is None or not node.router.multicast:
             continue
         mine = [i for i in net.interfaces[name] if not i.port and i.host(version)]
-        for near in mine:
+        for near in (i for i in mine if i.name not in _carriers(net, name)):
             yield from (Hop(name, near.name, near.segment, far.name, far.segment) for far in mine if far != near)
         if (relay := node.amt_relay) is not None:
             # What it sends into its pseudo-interface comes out of that of every gateway that asked for it.
@@ -96,6 +96,11 @@ def ends(net: Network, node: str, version: int) -> Iterator[End]:
     for i in net.interfaces.get(node, ()):
         if not i.port and i.host(version):
             yield End(node, i.name, i.segment)
+
+
+def _carriers(net: Network, node: str) -> frozenset[str]:
+    """Return what carries the tunnel of an AMT gateway: multicast comes to it out of the tunnel."""
+    return frozenset(t.dev for t in net.tunnels.get(node, ()) if t.discovery)
 
 
 def grow(source: End, steps: Iterable[Hop]) -> Tree:
@@ -142,7 +147,9 @@ def _reached(net: Network, work: Multicast, tree: Tree) -> Iterator[tuple[str, E
 
 
 def _wanted(net: Network, receiver: Receiver, version: int) -> Iterator[End]:
-    return (e for e in ends(net, receiver.node, version) if receiver.interface in (None, e.ifname))
+    if receiver.interface is not None:
+        return (e for e in ends(net, receiver.node, version) if e.ifname == receiver.interface)
+    return (e for e in ends(net, receiver.node, version) if e.ifname not in _carriers(net, receiver.node))
 
 
 def way(net: Network, work: Multicast) -> Way:

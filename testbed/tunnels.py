@@ -76,12 +76,23 @@ def _relay_faults(net: Network, name: str) -> Iterator[Fault]:
         yield at, "a relay is a multicast router", "give the node `router: {multicast: true}`"
     end = _relay(net, name)
     if isinstance(end, tuple):
-        yield end
-    elif end is not None:
+        # Which interface it is, a gateway would tell that names no relay.
+        yield from () if end[0] == at and any(_astray(net, n) for n in net.topology.nodes) else (end,)
+    elif end is not None and not any(list(_narrow(net, t, at)) for g in gateways(net, name) for t in _mine(net, g)):
         yield from _narrow(net, end, at)
     if (count := len(gateways(net, name))) > (most := node.amt_relay.max_tunnels):
         who = ", ".join(gateways(net, name)[:4]) + (", ..." if count > 4 else "")
         yield (*at, "max_tunnels"), f"{count} gateways have {name} as their relay ({who}), and it takes {most}", ""
+
+
+def _astray(net: Network, name: str) -> bool:
+    role = net.topology.nodes[name].amt_gateway
+    there = net.topology.nodes.get(_named(role)) if role is not None else None
+    return role is not None and (there is None or there.amt_relay is None or _named(role) == name)
+
+
+def _mine(net: Network, gateway: str) -> list[Tunnel]:
+    return [t for t in net.tunnels.get(gateway, ()) if t.discovery]
 
 
 def _narrow(net: Network, end: Tunnel, at: Path) -> Iterator[Fault]:

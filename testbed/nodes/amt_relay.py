@@ -31,7 +31,7 @@ class AmtRelay(Spec):
         """Yield what can't work, as far as this node tells: `tunnels` looks at both ends."""
         yield from named(self.name, here)
         if any(i.port for i in here.interfaces if i.name == self.name):
-            yield ("name",), f"{self.name} can't be a port of a bridge: a relay routes multicast into it"
+            yield (), f"{self.name} can't be a port of a bridge: a relay routes multicast into it"
 
     def steps(self, here: Place) -> Iterator[Step]:
         """Yield the pseudo-interface."""

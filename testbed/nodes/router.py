@@ -51,4 +51,6 @@ class Router(Spec):
         """Yield what makes a multicast router forward by these routes."""
         names = self.interfaces(here)
         if self.multicast and names:
-            yield from smcroute.steps(here.node, names, entries, here.families)
+            # Nobody asks an AMT gateway's relay for what others want: this router does.
+            tunnels = tuple(i.name for i in here.interfaces if i.kind == "amt")
+            yield from smcroute.steps(here.node, names, entries, here.families, tunnels)

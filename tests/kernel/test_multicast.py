@@ -55,7 +55,7 @@ def test_the_experiment_holds(tmp_path: Path, name: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     folder = (tmp_path / "results/multicast-tree/latest").resolve()
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["video.sent_packets"]["value"] > 2500
+    assert metrics["video.sent_packets"]["value"] > 2000
     # The kernel counted the same packets: the source's switch port saw each once, whoever listens.
     sent = sum(metrics[f"{w}.sent_packets"]["value"] for w in ("video", "video6", "radio", "late"))
     assert sent <= metrics["source.eth0.tx_packets"]["value"] <= sent + 50
@@ -157,9 +157,31 @@ def test_the_kernel_forwards_what_was_planned_and_a_change_in_place_is_refused(t
     assert "--recreate" in done.stderr
 
 
+def test_a_routing_daemon_that_dies_in_a_run_fails_it(tmp_path: Path, name: str) -> None:
+    _, metrics = ran(
+        tmp_path,
+        name,
+        "workloads:\n  v: {multicast: {source: s, receivers: [a], group: 232.1.1.1, rate: 1mbit, seconds: 2}}\n"
+        "events:\n  - {at: 1s, node: r, command: [sh, -c, 'kill -9 $(cat /run/smcroute-r.pid)']}\n",
+        status=3,
+    )
+    verdict = json.loads((tmp_path / "results/routed/latest/verdict.json").read_text())
+    assert any("[r] smcrouted ended with signal SIGKILL" in f for f in verdict["failures"])
+    assert metrics["v.a.gap_s"]["value"] > 0.5, "the kernel forgot the routes with the daemon's socket"
+
+
+def test_a_lab_of_one_family_has_multicast_of_that_one(tmp_path: Path, name: str) -> None:
+    rest = "workloads:\n  v: {multicast: {source: s, receivers: [a], group: 'ff3e::8000:1', rate: 1mbit, seconds: 1}}\n"
+    (tmp_path / "six.yaml").write_text(ROUTED.replace("name: routed", "name: six\nfamilies: [ipv6]") + rest)
+    done = testbed("run", "six.yaml", "--name", name, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "results/six/latest/metrics.json").read_text())
+    assert metrics["v.a.received_packets"]["value"] == metrics["v.sent_packets"]["value"] > 50
+
+
 def test_a_user_who_is_not_root_has_multicast_as_well(user: User, name: str) -> None:
     done = user.testbed("run", EXPERIMENT, "--name", name)
     assert done.returncode == 0, done.stdout + done.stderr
     metrics = json.loads((user.home / "results/multicast-tree/latest/metrics.json").read_text())
-    assert metrics["video.w1.received_packets"]["value"] == metrics["video.sent_packets"]["value"] > 2500
+    assert metrics["video.w1.received_packets"]["value"] == metrics["video.sent_packets"]["value"] > 2000
     assert left(name) == {}

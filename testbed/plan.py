@@ -63,7 +63,8 @@ class Plan:
             if event.set is not None:
                 kinds |= event.set.shape("forward").kinds() | event.set.shape("reverse").kinds()
         found += [features.QDISCS[k] for k in sorted(kinds)]
-        return tuple(dict.fromkeys(found))
+        versions = {features.MROUTE: 4, features.MROUTE6: 6}
+        return tuple(f for f in dict.fromkeys(found) if f not in versions or versions[f] in self.network.families)
 
     def __str__(self) -> str:
         return "".join(f"{step}\n" for step in self.steps)

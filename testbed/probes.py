@@ -51,8 +51,8 @@ def holds(probe: Probe, here: Namespace, home: int, folder: Path) -> str:
             case smcroute.Forwarding():
                 return smcroute.lacking(probe, [_multicast_routes(v) for v in probe.versions])
             case membership.Joined(ifname=ifname):
-                there = membership.member(probe, here.index(ifname), _net(probe.table()))
-                return "" if there else f"/proc/net/{probe.table()} has no such member"
+                groups, sources = map(_net, probe.tables())
+                return membership.lacking(probe, here.index(ifname), groups, sources)
     raise LabError(f"no way to observe: {probe}")
 
 

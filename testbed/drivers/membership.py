@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-TABLES = {(4, False): "igmp", (4, True): "mcfilter", (6, False): "igmp6", (6, True): "mcfilter6"}
+TABLES = {4: ("igmp", "mcfilter"), 6: ("igmp6", "mcfilter6")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,25 +24,33 @@ class Joined:
     def __str__(self) -> str:
         return f"member of ({self.source or '*'}, {self.group}) on {self.ifname}"
 
-    def table(self) -> str:
-        """Return the file below /proc/net that tells."""
-        return TABLES[6 if ":" in self.group else 4, bool(self.source)]
+    def tables(self) -> tuple[str, str]:
+        """Return the files below /proc/net that tell: of groups, and of their sources."""
+        return TABLES[6 if ":" in self.group else 4]
 
 
-def member(wanted: Joined, index: int, table: str) -> bool:
-    """Say whether a table has a member; the number of the interface stands for its name, which is cut there."""
-    if wanted.source:
-        return (index, wanted.group, wanted.source) in sources(table)
-    return (index, wanted.group) in (groups6(table) if ":" in wanted.group else groups(table))
+def lacking(wanted: Joined, index: int, joined: str, filters: str) -> str:
+    """Return "" when the tables have the member, else what is not there; `index` is the number of the interface.
+
+    The kernel begins the list of sources with the first interface whose newest group has any (igmp_mcf_get_first):
+    those before it are left out altogether. So to be absent from it says nothing, and who is in it has to have all.
+    """
+    groups, sources = wanted.tables()
+    if (index, wanted.group) not in (groups6(joined) if ":" in wanted.group else groups4(joined)):
+        return f"no such group in /proc/net/{groups}"
+    listed = {(g, s) for i, g, s in included(filters) if i == index}
+    if wanted.source and listed and (wanted.group, wanted.source) not in listed:
+        return f"no such source in /proc/net/{sources}"
+    return ""
 
 
-def sources(table: str) -> set[tuple[int, str, str]]:
+def included(table: str) -> set[tuple[int, str, str]]:
     """Return interface, group and source of every filter that includes (mcfilter and mcfilter6 alike)."""
     rows = [row.split() for row in table.splitlines()[1:]]
     return {(int(r[0]), _number(r[2]), _number(r[3])) for r in rows if int(r[4])}
 
 
-def groups(table: str) -> set[tuple[int, str]]:
+def groups4(table: str) -> set[tuple[int, str]]:
     """Return interface and group of every row of `igmp`: an interface, then its groups, indented."""
     found, index = set(), 0
     for row in table.splitlines()[1:]:

@@ -18,7 +18,7 @@ import time
 _HEADER = 24  # bytes: of records.PACKET, which is kept as it came
 _HEAD = struct.Struct("!QI")  # time of arrival and size, before it
 _TIMESPEC = struct.Struct("@ll")
-_PAUSE = 0.004  # seconds: packets are read in batches, for each has its time of arrival from the kernel
+_PAUSE = 0.01  # seconds: packets are read in batches, for each has its time of arrival from the kernel
 _FLUSH = 100_000_000  # ns: what was received is in the file after at most this, so that a drain can see it
 _BUFFER = 32 << 20
 # include/uapi/asm-generic/socket.h

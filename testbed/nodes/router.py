@@ -33,7 +33,7 @@ class Router(Spec):
         for name in filter(smcroute.unfit, names):
             yield (
                 (),
-                f"the interface name {name!r} has more than letters, digits, _ . and -: smcroute.conf(5) has no way",
+                f"smcroute.conf(5) can't name the interface {name!r}: letters, digits, _ . and - only",
             )
 
     def interfaces(self, here: Place) -> tuple[str, ...]:

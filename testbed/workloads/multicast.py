@@ -25,7 +25,6 @@ from testbed.workloads.reception import METRICS, Listening, measure
 
 LINGER = 1.0  # seconds that a timed receiver listens on when the source has ended
 HEADERS = {4: 28, 6: 48}  # bytes of IP and UDP
-_DATAGRAM = 65507
 _PATIENCE = 30.0  # seconds that a program may take longer, where it is an emulated processor that runs it
 
 
@@ -82,8 +81,6 @@ class Multicast(Spec):
         found = [("group", text)] if (text := misfit(self.group)) else []
         if self.size < PACKET.size:
             found.append(("size", f"a packet carries at least its {PACKET.size} bytes of number and time"))
-        if self.size > _DATAGRAM:
-            found.append(("size", f"UDP carries at most {_DATAGRAM} bytes"))
         return found
 
     def requires(self) -> tuple[Feature, ...]:

@@ -9,6 +9,8 @@ from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
+from testbed.drivers import nl80211
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -22,6 +24,9 @@ class Seen:
     qdisc: tuple[str, ...]
     rx_bytes: int
     tx_bytes: int
+    links: tuple[nl80211.Link, ...] = ()
+    heard: tuple[nl80211.Bss, ...] = ()
+    mld: bool = False
 
 
 def interfaces(tables: dict[str, list[bytes]]) -> list[Seen]:
@@ -33,6 +38,8 @@ def interfaces(tables: dict[str, list[bytes]]) -> list[Seen]:
     qdiscs: dict[int, list[str]] = {}
     for message in (_decoded(tcmsg, body) for body in tables["qdiscs"]):
         qdiscs.setdefault(message["index"], []).append(message.get_attr("TCA_KIND"))
+    wlans = {w.index: w for w in map(nl80211.parse_interface, tables.get("wlans", []))}
+    heard = {i: tuple(filter(None, map(nl80211.parse_bss, tables.get(f"bss {i}", [])))) for i in wlans}
     found = []
     for message in (_decoded(ifinfmsg, body) for body in tables["links"]):
         stats = message.get_attr("IFLA_STATS64") or {}
@@ -46,6 +53,9 @@ def interfaces(tables: dict[str, list[bytes]]) -> list[Seen]:
                 qdisc=tuple(qdiscs.get(message["index"], ())),
                 rx_bytes=stats.get("rx_bytes", 0),
                 tx_bytes=stats.get("tx_bytes", 0),
+                links=wlans[message["index"]].links if message["index"] in wlans else (),
+                heard=heard.get(message["index"], ()),
+                mld=message["index"] in wlans and wlans[message["index"]].mlo,
             )
         )
     return found

@@ -101,6 +101,17 @@ class Network:
                 found.append(ap.bss(name, links))
         return tuple(found)
 
+    @cached_property
+    def ears(self) -> dict[str, int]:
+        """Return the lab's monitor interfaces, one for each frequency (MHz) that is used, also after an event."""
+        moved = {event.freq for event in self.topology.events if event.freq is not None}
+        used = {freq for bss in self.air for _, freq in bss.freqs}
+        return {f"air{freq}": freq for freq in sorted(used | moved)} if used else {}
+
+    def wireless(self, node: str) -> bool:
+        """Say whether a node has a radio."""
+        return any(i.kind == "wlan" for i in self.interfaces[node])
+
     def router(self, node: str) -> bool:
         """Say whether a node forwards."""
         return self.topology.nodes[node].router is not None

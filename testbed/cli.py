@@ -250,17 +250,20 @@ def status(
         return
     running = control.find(lab)
     if node is not None:
+        from dataclasses import asdict
+
         from testbed import look
 
         seen = look.interfaces(running.ask("look", node))
         if as_json:
-            print(json.dumps([{k: getattr(i, k) for k in i.__slots__} for i in seen], indent=1))
+            print(json.dumps([asdict(i) for i in seen], indent=1))
         else:
             rows = [
                 (i.name, i.state, f"mtu {i.mtu}", " ".join(i.qdisc), " ".join(filter(None, (*i.addresses, i.amt))))
                 for i in seen
             ]
             print(present.columns(rows))
+            print(present.links(seen), end="")
         return
     state = running.status()
     if as_json:

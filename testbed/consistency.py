@@ -17,6 +17,7 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_address
 from testbed import groups, tunnels
 from testbed.addressing import Net, Network, NoRoom, ends, interface_of, network
 from testbed.document import Path
+from testbed.drivers.channels import channel
 from testbed.explain import suggest
 from testbed.nodes.place import misnamed
 from testbed.topology import NAME, NODE, Direction, Event, Link, Shaping, Topology, Way, Work, Written
@@ -30,6 +31,13 @@ INTERFACE = (
     *("qdisc_drops", "qdisc_overlimits", "captured_packets", "capture_drops"),
 )
 SUBFLOW = ("bytes_sent", "bytes_acked", "bytes_received", "retransmits", "rtt_p50_ms")
+# What `metrics` derives of a wireless interface, and of each of its links (link0, link1 ...).
+WLAN = ("links", "connects")
+WLAN_LINK = (
+    *(f"{way}_{what}" for what in ("frames", "bytes") for way in ("tx", "rx")),
+    *("share_pct", "active", "freq_mhz", "signal_dbm", "seen_max_ms", "removed_at_s"),
+)
+AIR = "air"  # stands for the medium where nodes are named
 MACHINE = ("cpu_max_pct", "cpu_mean_pct", "steal_pct")
 
 
@@ -78,6 +86,8 @@ def _names(topology: Topology, nodes: tuple[str, ...]) -> Iterator[Fault]:
             yield ("nodes", name), f"{name!r} is no name of a node: {what}", ""
     for section, names in (("nodes", nodes), ("workloads", tuple(topology.workloads))):
         for name in names:
+            if section == "nodes" and name == AIR and any(n.access_point for n in topology.nodes.values()):
+                yield (section, name), f"{AIR} is the medium of a lab with Wi-Fi: take another name", ""
             if name == _MACHINE or (section == "workloads" and name in nodes):
                 owner = "of the whole machine" if name == _MACHINE else "of a node"
                 yield (section, name), f"metrics named {name}.* are those {owner}: take another name", ""
@@ -379,6 +389,7 @@ def captured(net: Network, pattern: str) -> list[tuple[str, str]]:
     """Return the (node, interface) pairs that a pattern matches."""
     pairs = [(i.node, i.name) for interfaces in net.interfaces.values() for i in interfaces]
     pairs += [(n, x.bridge.name) for n, x in net.topology.nodes.items() if x.bridge is not None]
+    pairs += [(AIR, ear) for ear in net.ears]
     pairs = list(dict.fromkeys(pairs))
     return [(n, i) for n, i in pairs if fnmatchcase(f"{n}:{i}", pattern)]
 
@@ -414,8 +425,9 @@ def _link_event(topology: Topology, event: Event, at: Path, doubt: set[str]) -> 
         ends = [end for link in topology.links for end in link.ends]
         hint = suggest(event.link, [*names, *ends]) or _known(names or ends)
         yield (*at, "link"), f"there is no link {event.link!r}", hint
-    if event.command or event.sysctl or event.endpoint or event.restart:
-        yield at, "`command`, `sysctl`, `endpoint` and `restart` happen at a `node`", ""
+    if any(getattr(event, key) is not None for key in _AT_NODES):
+        *most, last = (f"`{key}`" for key in _AT_NODES)
+        yield at, f"{', '.join(most)} and {last} happen at a `node`", ""
     elif (event.set is None) == (event.down is None):
         example = "`set: {delay: 80ms}`, `down: true` or `down: false`"
         yield at, f"an event of a link needs exactly one of {example}", ""
@@ -437,8 +449,12 @@ def _node_event(net: Network, event: Event, at: Path, nodes: tuple[str, ...], do
         return
     if event.set is not None or event.down is not None:
         yield at, "`set` and `down` happen to a `link`", ""
-    elif sum(x is not None for x in (event.command, event.sysctl, event.endpoint, event.restart)) != 1:
-        yield at, "an event at a node needs exactly one of `command`, `sysctl`, `endpoint`, `restart`", ""
+    elif sum(getattr(event, key) is not None for key in _AT_NODES) != 1:
+        keys = ", ".join(f"`{key}`" for key in _AT_NODES)
+        yield at, f"an event at a node needs exactly one of {keys}", ""
+    if not doubt & {"links", "nodes", f"nodes.{event.node}"}:
+        yield from _wlan_event(net, event, event.node, at)
+        yield from _address_event(net, event, event.node, at)
     known = (*net.topology.nodes[event.node].roles(), None)
     if event.restart not in known and f"nodes.{event.node}" not in doubt:
         what = str(event.restart)
@@ -453,6 +469,69 @@ def _node_event(net: Network, event: Event, at: Path, nodes: tuple[str, ...], do
     changed = role.model_copy(update={"endpoints": (event.endpoint,)})
     for path, message in changed.faults(net.place(event.node)):
         yield (*at, "endpoint", *path[2:]), message, ""
+
+
+_AT_NODES = ("command", "sysctl", "endpoint", "mlo_link", "rejoin", "address", "restart")
+
+
+def _wlan_event(net: Network, event: Event, node: str, at: Path) -> Iterator[Fault]:
+    """Yield what is wrong with an event of an access point's link, or of a station."""
+    if event.mlo_link is None:
+        for key in ("remove", "freq"):
+            if getattr(event, key) is not None:
+                yield (*at, key), f"`{key}` is about an `mlo_link` of an access point: state which", ""
+    if event.rejoin is not None and net.topology.nodes[node].station is None:
+        yield (*at, "rejoin"), f"{node} is no station", ""
+    elif event.rejoin is False:
+        yield (*at, "rejoin"), "write `rejoin: true`, or leave the event out", ""
+    if event.mlo_link is None:
+        return
+    bss = next((b for b in net.air if b.node == node), None)
+    if bss is None:
+        yield (*at, "mlo_link"), f"{node} is no access point", ""
+        return
+    freqs = dict(bss.freqs)
+    if event.mlo_link not in freqs:
+        yield (*at, "mlo_link"), f"{node} has no link {event.mlo_link}", _known(list(freqs))
+    elif (event.remove is None) == (event.freq is None):
+        yield (*at, "mlo_link"), "say what happens to the link: `remove: true`, `remove: false` or `freq: 5200`", ""
+    elif event.remove is not None and not bss.mlo:
+        yield (*at, "remove"), f"{node} is no AP MLD: its only channel can't be removed", ""
+    elif event.freq is not None:
+        old, new = channel(freqs[event.mlo_link]), channel(event.freq)
+        if new is None or new.radar:
+            why = "no centre of a 20 MHz channel" if new is None else "a channel with radar detection (DFS)"
+            yield (*at, "freq"), f"{event.freq} MHz is {why}", ""
+        elif old is not None and old.band != new.band:
+            yield (*at, "freq"), f"link {event.mlo_link} is on {old.band}, and {event.freq} MHz is not", ""
+
+
+def _address_event(net: Network, event: Event, node: str, at: Path) -> Iterator[Fault]:
+    """Yield what is wrong with a change of addresses."""
+    if (change := event.address) is None:
+        return
+    place, where = net.place(node), (*at, "address")
+    interface = place.interface(change.interface)
+    if interface is None:
+        names = [i.name for i in place.interfaces]
+        yield (*where, "interface"), place.lacks(change.interface), suggest(change.interface, names)
+        return
+    if interface.port:
+        yield (*where, "interface"), f"{change.interface} is a port of a bridge, which has no address", ""
+    if change.remove is None and change.add is None:
+        yield where, "state an address to `remove`, one to `add`, or both", ""
+    if change.remove is not None and change.remove not in interface.addresses:
+        before = [e.address.add for e in net.topology.events if e.address and e.node == node and e.at < event.at]
+        if change.remove not in before:
+            have = ", ".join(interface.addresses) or "none"
+            yield (*where, "remove"), f"{change.remove} is no address of {node}:{change.interface} ({have})", ""
+    if change.add is not None and (problem := _address(change.add)):
+        yield (*where, "add"), problem, ""
+    elif change.add is not None:
+        owners = {a.partition("/")[0]: i for every in net.interfaces.values() for i in every for a in i.addresses}
+        other = owners.get(change.add.partition("/")[0])
+        if other is not None and (other.node, other.name) != (node, change.interface):
+            yield (*where, "add"), f"{change.add} is the address of {other.node}:{other.name} already", ""
 
 
 def _checks(topology: Topology, net: Network, written: Written, doubt: set[str]) -> Iterator[Fault]:
@@ -515,8 +594,19 @@ def _node_metric(net: Network, node: str, rest: str, at: Path) -> Iterator[Fault
         yield at, f"{node} has no interface {head!r}", suggest(head, ends) or _known(ends)
         return
     counter, known = rest.removeprefix(f"{ifname}."), SUBFLOW if subflows else INTERFACE
+    if not subflows and any(i.kind == "wlan" and i.name == ifname for i in net.interfaces[node]):
+        known = (*INTERFACE, *WLAN, *(f"link{n}.{w}" for n in link_ids(net, node)[ifname].values() for w in WLAN_LINK))
     if counter not in known:
         yield at, f"there is no counter {counter!r}", suggest(counter, known) or _known(known)
+
+
+def link_ids(net: Network, node: str) -> dict[str, dict[int, int]]:
+    """Return the planned links of each wireless interface of a node: link ids by frequency (MHz)."""
+    place, role = net.place(node), net.topology.nodes[node]
+    found: dict[str, dict[int, int]] = {}
+    if role.station is not None and (bss := role.station.bss(place)) is not None:
+        found[role.station.name] = {freq: n for n, freq in role.station.freqs(bss)}
+    return found | {b.ifname: {freq: n for n, freq in b.freqs} for b in net.air if b.node == node}
 
 
 def _known(names: object) -> str:

@@ -25,6 +25,7 @@ class Feature:
     refused: bool = False  # a kernel without it refuses the step that needs it: no probe is needed beforehand
     rests_on: tuple[str, ...] = ()
     program: str = ""
+    channel: tuple[str, int] | None = None  # a country and a frequency (MHz), which REGDB must allow
 
 
 def _module(
@@ -50,6 +51,13 @@ def scheduler(name: str) -> Feature:
     cure = f"a kernel that has it (`sysctl net.mptcp.available_schedulers`), or {MICROVM}"
     feature = "-".join(filter(None, ("mptcp-scheduler", name)))
     return Feature(feature, f"scheduler: {name or 'any'}", cure, "MPTCP", refused=True, rests_on=(listed,))
+
+
+def channel(country: str, freq: int, where: str) -> Feature:
+    """Return the permission to have an access point on a channel as a feature; `where` is its place in the file."""
+    purpose = f"{where}: an access point on {freq} MHz in {country}"
+    cure = "choose another frequency or country"
+    return Feature(f"channel-{country}-{freq}", purpose, cure, "Wi-Fi", kernel=False, channel=(country, freq))
 
 
 USERNS = Feature(

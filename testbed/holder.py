@@ -17,6 +17,7 @@ from typing import Any
 from testbed import __version__, netlink, sandbox, timeline
 from testbed import lab as labs
 from testbed.changes import standing
+from testbed.drivers import nl80211
 from testbed.errors import LabError, TestbedError
 from testbed.lab import Lab, Process
 from testbed.messages import Line
@@ -307,9 +308,15 @@ def _plan(holder: Holder, *_: object) -> list[Step]:
 
 
 def _look(holder: Holder, _: socket.socket, node: str) -> dict[str, list[bytes]]:
-    """Return what the kernel says of a node's links and addresses, undecoded."""
-    route = holder.lab.place(node).route
-    return {name: netlink.dump(route, kind, bytes(size)) for name, (kind, size) in _TABLES.items()}
+    """Return what the kernel says of a node's links, addresses and radios, undecoded."""
+    here = holder.lab.place(node)
+    found = {name: netlink.dump(here.route, kind, bytes(size)) for name, (kind, size) in _TABLES.items()}
+    if nl80211.FAMILY in here.families:  # the lab has made a wireless interface here, or looked at one
+        sock, family = here.generic(), here.family(nl80211.FAMILY)
+        found["wlans"] = netlink.dump(sock, family, nl80211.GET_INTERFACES)
+        for index in (w.index for w in map(nl80211.parse_interface, found["wlans"]) if w.station):
+            found[f"bss {index}"] = netlink.dump(sock, family, nl80211.get_scan(index))
+    return found
 
 
 def _keep(holder: Holder, *_: object) -> None:

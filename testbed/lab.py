@@ -143,7 +143,8 @@ def configure(lab: Lab, steps: Iterable[Configure]) -> None:
                 _set_sysctl(step.node, request)
             elif isinstance(request, Control):
                 flush()
-                control(step.node, request)
+                control(lab, step.node, request)
+                inside = LAB
             else:
                 if isinstance(request, LOOKING):
                     flush()
@@ -153,6 +154,8 @@ def configure(lab: Lab, steps: Iterable[Configure]) -> None:
                     flush()
                 batch.append((step, message))
                 size += len(message.body)
+                if isinstance(request, LOOKING):
+                    flush()  # what follows may be about what this made
                 continue
             note(lab, step)
         flush()
@@ -327,21 +330,22 @@ def _fail(lab: Lab, step: Wait, unmet: str, elapsed: float) -> None:
         raise LabError(f"{step}: not after {elapsed:.1f} s: {unmet}{logs}")
 
 
-def control(node: str, request: Control, patience: float = 3.0) -> str:
-    """Send a command to a daemon's control socket and return its answer; LabError unless that is OK (or PONG)."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+def control(lab: Lab, node: str, request: Control, patience: float = 5.0) -> None:
+    """Send a command to a daemon's control socket; LabError unless it answers OK."""
+    with netlink.inside(lab.place(node).fd, lab.home):  # an abstract address is one of a network namespace
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    with sock:
         sock.settimeout(patience)
         try:
-            sock.bind("")  # an abstract address of the kernel's choice: nothing of it is in a file system
+            sock.bind("")  # an address of the kernel's choice: nothing of it is in a file system
             sock.connect(request.path())
             sock.send(request.command.encode())
             while (answer := sock.recv(4096).decode(errors="replace").strip()).startswith("<"):
                 pass  # an event
         except OSError as e:
             raise LabError(f"[{node}] {request}: {e.strerror or 'no answer'}") from e
-    if answer not in ("OK", "PONG"):
+    if answer != "OK":
         raise LabError(f"[{node}] {request}: the daemon answers {answer or 'nothing'}")
-    return answer
 
 
 def stop(processes: Sequence[Process], patience: float = 3.0) -> Waiting:

@@ -9,7 +9,7 @@ from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
-from testbed.drivers import amt
+from testbed.drivers import amt, nl80211
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,9 @@ class Seen:
     rx_bytes: int
     tx_bytes: int
     amt: str = ""
+    links: tuple[nl80211.Link, ...] = ()
+    heard: tuple[nl80211.Bss, ...] = ()
+    mld: bool = False
 
 
 def interfaces(tables: dict[str, list[bytes]]) -> list[Seen]:
@@ -36,6 +39,8 @@ def interfaces(tables: dict[str, list[bytes]]) -> list[Seen]:
     qdiscs: dict[int, list[str]] = {}
     for message in (_decoded(tcmsg, body) for body in tables["qdiscs"]):
         qdiscs.setdefault(message["index"], []).append(message.get_attr("TCA_KIND"))
+    wlans = {w.index: w for w in map(nl80211.parse_interface, tables.get("wlans", []))}
+    heard = {i: tuple(filter(None, map(nl80211.parse_bss, tables.get(f"bss {i}", [])))) for i in wlans}
     found = []
     for body in tables["links"]:
         message, tunnel = _decoded(ifinfmsg, body), amt.parse_link(body)
@@ -51,6 +56,9 @@ def interfaces(tables: dict[str, list[bytes]]) -> list[Seen]:
                 rx_bytes=stats.get("rx_bytes", 0),
                 tx_bytes=stats.get("tx_bytes", 0),
                 amt=str(tunnel or ""),
+                links=wlans[message["index"]].links if message["index"] in wlans else (),
+                heard=heard.get(message["index"], ()),
+                mld=message["index"] in wlans and wlans[message["index"]].mlo,
             )
         )
     return found

@@ -53,6 +53,10 @@ class Plan:
         for node in self.topology.nodes.values():
             for role in node.roles().values():
                 found += role.requires()
+        for bss in self.network.air:
+            for n, freq in bss.freqs:
+                where = f"nodes.{bss.node}.access_point" + (f".mlo_links[{n}]" if bss.mlo else "")
+                found.append(features.channel(bss.country, freq, where))
         kinds = {
             k
             for link in self.topology.links
@@ -180,22 +184,11 @@ def _radios(net: Network) -> Iterator[Step]:
             yield Configure(LAB, RadioAdd(radio, mlo))
             yield Configure(LAB, WiphyMove(radio, name))
             yield Configure(name, WlanAdd(radio, i.name, "managed" if station else "AP", i.mac))
-    for freq in frequencies(net):
-        yield Configure(LAB, RadioAdd(air(freq), mlo=False))
-        yield Configure(LAB, WlanAdd(air(freq), air(freq), "monitor"))
-        yield Configure(LAB, LinkSet(air(freq), up=True))
-        yield Configure(LAB, ChannelSet(air(freq), freq))
-
-
-def frequencies(net: Network) -> list[int]:
-    """Return every frequency (MHz) that is used, also after an event."""
-    moved = [event.freq for event in net.topology.events if event.freq is not None]
-    return sorted({freq for bss in net.air for _, freq in bss.freqs} | set(moved if net.air else ()))
-
-
-def air(freq: int) -> str:
-    """Return the name of the monitor interface of a frequency."""
-    return f"air{freq}"
+    for name, freq in net.ears.items():
+        yield Configure(LAB, RadioAdd(name, mlo=False))
+        yield Configure(LAB, WlanAdd(name, name, "monitor"))
+        yield Configure(LAB, LinkSet(name, up=True))
+        yield Configure(LAB, ChannelSet(name, freq))
 
 
 def _interfaces(net: Network) -> Iterator[Step]:

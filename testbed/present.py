@@ -7,6 +7,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from testbed.look import Seen
     from testbed.machines.here import Finding
     from testbed.machines.image import Image
     from testbed.report import Outcome, Report
@@ -30,6 +31,27 @@ def where(found: Mapping[str, Iterable[tuple[str, str]]]) -> str:
     rows = [(f"  {node}", "  ".join(f"{i} {a or '-'}" for i, a in interfaces)) for node, interfaces in found.items()]
     more = f"\n  ... and {len(rows) - _ROWS} more nodes (`--json` has all)" if len(rows) > _ROWS else ""
     return columns(rows[:_ROWS]) + more
+
+
+def links(seen: Iterable[Seen]) -> str:
+    """Return the links of wireless interfaces, a line each; those of a station with what it hears of them."""
+    rows: list[tuple[str, ...]] = []
+    for i in seen:
+        heard = {b.link_id if i.mld else 0: b for b in i.heard}
+        for link in i.links:
+            what = f"{'mlo_link' if i.mld else 'link'} {link.id}"
+            state = f"{link.freq} MHz" if link.freq else "not active"
+            row: tuple[str, ...] = (
+                f"  {i.name}",
+                what,
+                state,
+                f"{link.width} MHz wide" if link.freq else "",
+                f"address {link.mac}",
+            )
+            if (bss := heard.get(link.id)) is not None:
+                row = (*row, f"bssid {bss.bssid}", f"{bss.signal:g} dBm", f"beacon {bss.seen_ms} ms ago")
+            rows.append(row)
+    return f"{columns(rows)}\n" if rows else ""
 
 
 def features(found: Iterable[Finding]) -> str:

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 from testbed import metrics as derive
 from testbed import results
 from testbed.addressing import network
+from testbed.consistency import AIR, link_ids
 from testbed.experiment import read
 from testbed.machines.qemu import kernel_faults
 from testbed.results import Folder
@@ -76,11 +77,17 @@ def report(path: Path) -> Report:
         for key, value in work.workload().read(name, path).items():
             metrics[f"{name}.{key}"] = value
     origin = float(run["monotonic"])
+    frames = list(folder.lines("air.jsonl"))
     samples = {name: list(folder.lines(f"{name}/samples.jsonl")) for name in topology.nodes}
     for name, rows in samples.items():
         logs = [log.read_text(errors="replace") for log in sorted((path / name).glob("*.dumpcap.log"))]
         found = derive.interfaces(name, rows, origin) | derive.mptcp(net, name, rows, origin)
         metrics |= found | derive.captures(name, logs)
+        if net.wireless(name):
+            told = list(folder.lines(f"{name}/wlan-events.jsonl"))
+            metrics |= derive.wlans(link_ids(net, name), name, rows, told, frames, origin)
+    logs = [log.read_text(errors="replace") for log in sorted(path.glob("*.dumpcap.log"))]
+    metrics |= derive.captures(AIR, logs)
     metrics |= derive.machine(list(folder.lines("machine.jsonl")), origin)
     failures += [] if _shared(manifest) else [f"the guest's kernel says: {row}" for row in _kernel_faults(folder)]
     outcomes = tuple(_judge(check, metrics) for check in topology.checks)
@@ -158,6 +165,9 @@ def _doubts(
     for name, work in topology.workloads.items():
         if work.multicast is not None:
             yield from (Doubt(what, seen) for what, seen in work.multicast.doubts(name, metrics))
+    rows = list(folder.lines("air.jsonl"))
+    if rows and rows[-1]["drops"]:
+        yield Doubt("frames by link", f"{rows[-1]['drops']} frames on the medium were not counted")
     shaped, told = _shaped(topology), _told_as_drops(topology)
     for name, metric in metrics.items():
         where, _, what = name.rpartition(".")

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from testbed import linux, netlink, wire
+from testbed.drivers import nl80211
 from testbed.mptcp.diag import subflows
+from testbed.wifi import air, state
 
 _RTM_GETLINK, _RTM_GETQDISC = 18, 38
 _STATS = struct.Struct("=8Q")  # the head of struct rtnl_link_stats64 (if_link.h)
@@ -43,47 +45,88 @@ class Node:
     diag: socket.socket | None
     netstat: int
     out: TextIO
+    wlan: socket.socket | None = None  # asks nl80211
+    told: socket.socket | None = None  # is told by it
+    events: TextIO | None = None
 
 
 def main(config: str) -> None:
-    """Sample until SIGTERM; `config` is the JSON file {"every": seconds, "nodes": {name: has MPTCP}}."""
+    """Sample until SIGTERM.
+
+    `config` is the JSON file {"every": seconds, "nodes": {name: ["mptcp", "wlan"]}, "air": {interface: MHz}}.
+    """
     asked = json.loads(Path(config).read_text())
     ended, end = os.pipe2(os.O_NONBLOCK)
     signal.set_wakeup_fd(end)
     signal.signal(signal.SIGTERM, lambda *_: None)
-    nodes = [_open(name, mptcp) for name, mptcp in asked["nodes"].items()]
+    ears = [air.hear(ifname, freq) for ifname, freq in asked["air"].items()]
+    nodes = [_open(name, extras) for name, extras in asked["nodes"].items()]
+    told = {n.told: n for n in nodes if n.told is not None}
+    heard = Path("air.jsonl").open("a") if ears else None  # noqa: SIM115 (open for the whole life of this process)
     with Path("machine.jsonl").open("a") as machine:
         before = _cpu()
         due = time.monotonic()
-        while True:
+        going = True
+        while going:
             moment = {"t": time.monotonic(), "time": time.time()}
             for node in nodes:
                 node.out.write(json.dumps(moment | _sample(node)) + "\n")
                 node.out.flush()
+            if heard is not None:
+                heard.write(json.dumps(moment | _heard(ears)) + "\n")
+                heard.flush()
             now = _cpu()
             machine.write(json.dumps(moment | _usage(before, now)) + "\n")
             machine.flush()
             before = now
             due = max(due + asked["every"], time.monotonic())
-            if select.select([ended], [], [], max(0.0, due - time.monotonic()))[0]:
-                break
+            going = _pause(ended, told, due)
         moment = {"t": time.monotonic(), "time": time.time()}
         for node in nodes:
             node.out.write(json.dumps(moment | _sample(node)) + "\n")
             node.out.close()
+        if heard is not None:
+            heard.write(json.dumps(moment | _heard(ears)) + "\n")
+            heard.close()
         machine.write(json.dumps(moment | _usage(before, _cpu())) + "\n")
 
 
-def _open(name: str, mptcp: bool) -> Node:
+def _pause(ended: int, told: dict[socket.socket, Node], due: float) -> bool:
+    """Wait until the next tick is due, writing down what nl80211 tells meanwhile; False when this is to end."""
+    while True:
+        sources: list[int | socket.socket] = [ended, *told]
+        ready = select.select(sources, [], [], max(0.0, due - time.monotonic()))[0]
+        moment = {"t": time.monotonic(), "time": time.time()}
+        for sock in (s for s in ready if isinstance(s, socket.socket)):
+            out = told[sock].events
+            assert out is not None
+            for event in state.events(sock):
+                out.write(json.dumps(moment | event) + "\n")
+            out.flush()
+        if ended in ready or not ready:
+            return ended not in ready
+
+
+def _heard(ears: list[air.Ear]) -> dict[str, Any]:
+    for ear in ears:
+        ear.drain()
+    return {"frames": [row for ear in ears for row in ear.rows()], "drops": sum(ear.drops for ear in ears)}
+
+
+def _open(name: str, extras: list[str]) -> Node:
     fd = os.open(f"/run/netns/{name}", os.O_RDONLY)
     linux.setns(fd, linux.CLONE_NEWNET)
     os.close(fd)
     Path(name).mkdir(exist_ok=True)
-    out = Path(name, "samples.jsonl").open("a")  # noqa: SIM115 (open for the whole life of this process)
-    diag = netlink.connect(wire.NETLINK_SOCK_DIAG) if mptcp else None
+    out = Path(name, "samples.jsonl").open("a")  # noqa: SIM115 (the same)
+    diag = netlink.connect(wire.NETLINK_SOCK_DIAG) if "mptcp" in extras else None
     # /proc/self/net/netstat belongs to the namespace that it was opened in.
     netstat = os.open("/proc/self/net/netstat", os.O_RDONLY)
-    return Node(netlink.connect(wire.NETLINK_ROUTE), diag, netstat, out)
+    route = netlink.connect(wire.NETLINK_ROUTE)
+    if "wlan" not in extras:
+        return Node(route, diag, netstat, out)
+    events = Path(name, "wlan-events.jsonl").open("a")  # noqa: SIM115 (the same)
+    return Node(route, diag, netstat, out, netlink.connect(wire.NETLINK_GENERIC), state.listen(), events)
 
 
 def _sample(node: Node) -> dict[str, Any]:
@@ -98,6 +141,8 @@ def _sample(node: Node) -> dict[str, Any]:
     if node.diag is not None:
         sample["mib"] = mib(os.pread(node.netstat, 65536, 0).decode())
         sample["subflows"] = [asdict(s) for s in subflows(node.diag)]
+    if node.wlan is not None:
+        sample["wlans"] = state.wlans(node.wlan, netlink.family(node.wlan, nl80211.FAMILY))
     return sample
 
 

@@ -8,18 +8,19 @@ from functools import partial
 
 from testbed import features, trees
 from testbed.addressing import Network, end_of
-from testbed.consistency import captured, link_index
-from testbed.drivers import tc
+from testbed.consistency import AIR, captured, link_index
+from testbed.drivers import hostapd, tc, wpa_supplicant
 from testbed.drivers.facts import Capturing, FileHas
-from testbed.drivers.link import LinkSet
+from testbed.drivers.link import AddressAdd, LinkSet
 from testbed.drivers.mptcp import EndpointAdd, EndpointFlags
-from testbed.drivers.route import RouteAdd
+from testbed.drivers.route import RouteAdd, RuleAdd
 from testbed.drivers.sysctl import SysctlSet
+from testbed.drivers.wpa_ctrl import Control
 from testbed.features import Feature
 from testbed.nodes.mptcp import Mptcp, addresses, planned
 from testbed.plan import Plan, link_addresses
 from testbed.steps import LAB, Configure, Delete, Spawn, Step, Wait, Write
-from testbed.topology import Direction, Event, Link, Shaping
+from testbed.topology import Direction, Event, Link, Readdress, Shaping
 from testbed.workloads.place import Task
 
 _FIRST_PORT = 5201  # iperf3(1)
@@ -39,11 +40,14 @@ def run_steps(plan: Plan, python: str = "python3", package: str = "testbed") -> 
 
 
 def _sampler(plan: Plan, python: str) -> Iterator[Step]:
-    nodes = {name: node.mptcp is not None for name, node in plan.topology.nodes.items()}
-    asked = {"every": plan.topology.samples.every, "nodes": nodes}
+    nodes = {
+        name: [*(["mptcp"] if node.mptcp is not None else []), *(["wlan"] if plan.network.wireless(name) else [])]
+        for name, node in plan.topology.nodes.items()
+    }
+    asked = {"every": plan.topology.samples.every, "nodes": nodes, "air": plan.network.ears}
     yield Write("sampler.json", json.dumps(asked) + "\n")
     yield Spawn(LAB, "sampler", (python, "-m", "testbed.sampler", "sampler.json"))
-    yield Wait(LAB, FileHas("machine.jsonl"), process="sampler")
+    yield Wait(LAB, FileHas("machine.jsonl"), within=60, process="sampler")  # an emulated processor imports slowly
 
 
 def _captures(plan: Plan) -> Iterator[Step]:
@@ -53,12 +57,14 @@ def _captures(plan: Plan) -> Iterator[Step]:
             if (node, ifname) in seen:
                 continue
             seen.add((node, ifname))
-            name, file = f"{ifname}.dumpcap", f"{node}/{ifname}.pcapng"
+            # What is captured on the medium belongs to no node: its files are the lab's own.
+            name, file = f"{ifname}.dumpcap", f"{ifname}.pcapng" if node == AIR else f"{node}/{ifname}.pcapng"
             words = ["dumpcap", "-q", "-i", ifname, "-w", file, "-B", "16"]
             words += ["-s", str(capture.snaplen)] if capture.snaplen is not None else []
             words += ["-f", capture.filter] if capture.filter is not None else []
-            yield Spawn(node, name, tuple(words), stop=_SIGINT, drain=file)
-            yield Wait(node, Capturing(ifname, f"{node}/{name}.log"), process=name)
+            where, log = (LAB, f"{name}.log") if node == AIR else (node, f"{node}/{name}.log")
+            yield Spawn(where, name, tuple(words), stop=_SIGINT, drain=file)
+            yield Wait(where, Capturing(ifname, log), process=name)
 
 
 def _workloads(plan: Plan, python: str, package: str) -> Iterator[Step]:
@@ -166,6 +172,13 @@ def _node_event(plan: Plan, event: Event) -> Iterator[Step]:
         role = getattr(plan.topology.nodes[event.node], event.restart)
         for up in (False, True):
             yield Configure(event.node, LinkSet(role.name, up=up), event.at)
+    if event.mlo_link is not None:
+        yield Configure(event.node, _of_link(plan, event.node, event.mlo_link, event), event.at)
+    if event.rejoin and (station := plan.topology.nodes[event.node].station) is not None:
+        for request in wpa_supplicant.rejoin(event.node, station.name):
+            yield Configure(event.node, request, event.at)
+    if event.address is not None:
+        yield from _readdressed(plan, event.node, event.address, event.at)
     if event.endpoint is None:
         return
     here = plan.network.place(event.node)
@@ -182,3 +195,31 @@ def _node_event(plan: Plan, event: Event) -> Iterator[Step]:
                 yield Configure(event.node, Delete(endpoint), event.at)
             case "set":
                 yield Configure(event.node, EndpointFlags(endpoint), event.at)
+
+
+def _of_link(plan: Plan, node: str, link_id: int, event: Event) -> Control:
+    """Return what hostapd is told about one of its links."""
+    ap = plan.topology.nodes[node].access_point
+    assert ap is not None
+    if event.freq is not None:
+        return hostapd.channel_switch(node, ap.name, link_id, event.freq, ap.mlo())
+    return (hostapd.link_remove if event.remove else hostapd.link_return)(node, ap.name, link_id)
+
+
+def _readdressed(plan: Plan, node: str, change: Readdress, at: float) -> Iterator[Step]:
+    """Yield the change of an interface's addresses, and again what the kernel drops with the last of a network."""
+    if change.remove is not None:
+        yield Configure(node, Delete(AddressAdd(change.remove, change.interface)), at)
+    if change.add is None:
+        return
+    yield Configure(node, AddressAdd(change.add, change.interface), at)
+    version = 6 if ":" in change.add else 4
+    mine = [s.request for s in plan.steps if isinstance(s, Configure) and s.node == node]
+    for request in mine:
+        if isinstance(request, RouteAdd) and request.dev == change.interface and request.version() == version:
+            yield Configure(node, request, at)
+    # An MPTCP host routes by source: the new address takes the table of the old one.
+    own = [i for i in plan.network.interfaces[node] if i.name == change.interface]
+    rules = [r for r in mine if isinstance(r, RuleAdd) and own and r.source in own[0].hosts()]
+    for rule in [r for r in rules if (":" in r.source) == (version == 6)][:1]:
+        yield Configure(node, RuleAdd(change.add.partition("/")[0], rule.table), at)

@@ -106,9 +106,13 @@ def link_return(node: str, ifname: str, link_id: int) -> Control:
     return Control("hostapd", folder(node, link_id), ifname, "ENABLE")
 
 
-def channel_switch(node: str, ifname: str, link_id: int, freq: int) -> Control:
-    """Announce another channel of a link in five beacons, then switch (IEEE 802.11-2024 11.9.8)."""
+def channel_switch(node: str, ifname: str, link_id: int, freq: int, mlo: bool) -> Control:
+    """Announce another channel of a link in five beacons, then switch (IEEE 802.11-2024 11.9.8).
+
+    A generation that is not named here is off afterwards, and no station could join a link of an MLD without EHT.
+    """
     at = channel(freq)
     modes = {"2.4 GHz": "ht he", "5 GHz": "ht vht he", "6 GHz": "he"}[at.band if at else "5 GHz"]
+    modes += " eht" if mlo else ""
     words = f"CHAN_SWITCH 5 {freq} center_freq1={freq} bandwidth=20 {modes}"
     return Control("hostapd", folder(node, link_id), ifname, words)

@@ -137,6 +137,11 @@ class Wlan:
     mlo: bool
     links: tuple[Link, ...]
 
+    @property
+    def station(self) -> bool:
+        """Say whether it is one of a station (NL80211_IFTYPE_STATION)."""
+        return self.mode == _MODES["managed"]
+
     def freqs(self) -> dict[int, int]:
         """Return the frequency (MHz) of each link by its id."""
         return {link.id: link.freq for link in self.links}

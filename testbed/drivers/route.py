@@ -31,14 +31,18 @@ class RouteAdd:
         words += [f"table {self.table}"] if self.table != MAIN else []
         return " ".join(words)
 
+    def version(self) -> int:
+        """Return the IP version, 4 or 6."""
+        return ip_address(self.via).version if self.via else 4 if self.to == "default" else ip_network(self.to).version
+
     def encode(self, here: Here) -> Message:
         """Encode; an equal route is replaced, so that a link coming back may state its routes again."""
         body = u32(4, here.index(self.dev)) + u32(15, self.table)  # RTA_OIF, RTA_TABLE
         length = 0
-        version = ip_address(self.via).version if self.via else 4
+        version = self.version()
         if self.to != "default":
             network = ip_network(self.to)
-            version, length = network.version, network.prefixlen
+            length = network.prefixlen
             body += attr(1, network.network_address.packed)  # RTA_DST
         if self.via:
             body += attr(5, ip_address(self.via).packed)  # RTA_GATEWAY

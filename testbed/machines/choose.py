@@ -40,7 +40,7 @@ def choose(requires: Iterable[Feature], machine: str = AUTO) -> Choice:
 
 def pick(found: Sequence[Finding], machine: str = AUTO) -> Choice:
     """Return the choice that findings of this machine lead to (pure)."""
-    missing = tuple(f for f in found if not f.present)
+    missing = here.causes(f for f in found if not f.present)
     if not missing:
         return Choice(
             HERE, "as asked for" if machine == HERE else "this kernel and its tools offer all that is required"

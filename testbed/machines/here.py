@@ -64,11 +64,18 @@ def with_namespaces(wanted: Iterable[Feature]) -> tuple[Feature, ...]:
 
 def refusal(missing: Iterable[Finding]) -> Unsupported:
     """Return the error that says what is missing, how that is known and how to get it."""
-    missing = tuple(missing)
+    missing = causes(missing)
     if missing[0].feature == features.USERNS:
         return Unsupported(missing[0].known)  # where none of the others could be tried
     rows = [f"feature {f.feature.name} ({f.feature.purpose}): {f.known}; {f.feature.cure}" for f in missing]
     return Unsupported("\n".join(["this machine lacks what the topology requires; nothing was created", *rows]))
+
+
+def causes(missing: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Return what is missing without what only follows: without the database nobody knows of any channel."""
+    missing = tuple(missing)
+    unknown = any(f.feature == features.REGDB for f in missing)
+    return tuple(f for f in missing if f.feature.channel is None or not unknown)
 
 
 def versions(tools: Iterable[Feature]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.features import Feature
+from testbed.machines import regulatory
 
 _PATH = os.pathsep.join(filter(None, (os.environ.get("PATH"), "/usr/local/sbin:/usr/sbin:/sbin")))
 _PATIENCE = 10
@@ -53,6 +54,8 @@ def ask(feature: Feature) -> str:
     """Return how it is known that a program or file is there; OSError when it is not."""
     if (probe := _PROBES.get(feature.name)) is not None:
         return probe()
+    if feature.channel is not None:
+        return _channel(*feature.channel)
     if (path := which(feature.name)) is None:
         raise OSError(errno.ENOENT, "not in PATH")
     return path
@@ -94,7 +97,7 @@ def _regulatory_db() -> str:
             continue
         with found.open("rb") as file:
             head = file.read(8)
-        if head[:4] != b"RGDB":  # net/wireless/reg.c: FWDB_MAGIC
+        if head[:4] != regulatory.MAGIC:
             raise OSError(errno.EPROTO, f"{found} is no regulatory database")
         if not found.with_name("regulatory.db.p7s").exists():
             raise OSError(errno.ENOENT, f"{found} has no signature beside it (regulatory.db.p7s)")
@@ -104,6 +107,14 @@ def _regulatory_db() -> str:
 
 def _smcroute() -> str:
     return output("smcrouted", "-v").first
+
+
+def _channel(country: str, freq: int) -> str:
+    """Ask the database: the kernel itself would only tell when the access point has been made."""
+    path = Path(_regulatory_db().partition(" ")[0])
+    if why := regulatory.refusal(path.read_bytes(), country, freq):
+        raise OSError(errno.EPERM, why)
+    return f"{path} allows it"
 
 
 _PROBES: dict[str, Callable[[], str]] = {

@@ -22,6 +22,7 @@ from testbed.units import Address
 _GCMP_MTU = 1400  # hwsim leaves no room behind a frame for the MIC of software GCMP: longer ones are dropped
 _MTU = 1500
 _LINKS = 3
+_WITHIN = 30.0  # s
 Akm = Literal["sae", "sae-ext-key", "owe", "open"]
 Pairwise = Literal["ccmp", "gcmp-256"]
 
@@ -94,11 +95,11 @@ class AccessPoint(Spec):
         yield from _channels(self)
         yield from _wrong_security(self)
         if len(self.ssid.encode()) > 32 or not self.ssid.isprintable() or '"' in self.ssid:
-            yield ("ssid",), f"{self.ssid!r} is no SSID for a lab: at most 32 bytes, printable, without quotation marks"
+            yield ("ssid",), f"{self.ssid!r} is no SSID: at most 32 bytes, printable, without quotation marks"
         if others := [b for b in here.air if b.ssid == self.ssid and b.node != here.node]:
             yield (
                 ("ssid",),
-                f"{self.ssid!r} is the SSID of {others[0].node} as well: stations could not tell them apart",
+                f"{self.ssid!r} is the SSID of {others[0].node} as well: a lab has one access point an SSID",
             )
 
     def steps(self, here: Place) -> Iterator[Step]:
@@ -130,8 +131,8 @@ class AccessPoint(Spec):
         yield Spawn(here.node, "hostapd", hostapd.argv(tuple(files)))
         for link_id, _ in own.freqs:
             there = Controlled("hostapd", hostapd.folder(here.node, link_id), self.name)
-            yield Wait(here.node, there, process="hostapd")
-        yield Wait(here.node, LinksAre(self.name, own.freqs, self.mlo()), process="hostapd")
+            yield Wait(here.node, there, _WITHIN, process="hostapd")
+        yield Wait(here.node, LinksAre(self.name, own.freqs, self.mlo()), _WITHIN, process="hostapd")
 
 
 def _channels(role: AccessPoint) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -146,7 +147,7 @@ def _channels(role: AccessPoint) -> Iterator[tuple[tuple[str | int, ...], str]]:
         elif role.mlo_links is not None and link_id != n:
             yield (
                 (*at, "link_id"),
-                f"hostapd numbers links in the order of the file: here link_id is {n}, not {link_id}",
+                f"hostapd numbers links as they are listed: here link_id is {n}, not {link_id}",
             )
         if freq in freqs:
             yield (*at, "freq"), f"{freq} MHz is the channel of item {freqs[freq] + 1} already: each link has its own"

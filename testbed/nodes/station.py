@@ -25,9 +25,7 @@ class Station(Spec):
     """A station of the access point with that SSID: with all of its links, with some, or without MLO on one."""
 
     ssid: str
-    mlo_links: tuple[int, ...] | None = Field(
-        None, min_length=1, description="Link IDs to join with; all when left out"
-    )
+    mlo_links: tuple[int, ...] | None = Field(None, min_length=1, description="Link IDs; all when left out")
     legacy_link: int | None = Field(None, description="Without MLO: the link ID of the one that it joins")
     password: str | None = Field(None, description="The access point's when left out")
     name: str = Field("wlan0", description="The interface")

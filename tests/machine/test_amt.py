@@ -77,8 +77,8 @@ def test_a_relay_that_forgot_its_tunnels_is_told_again_within_seconds(pair: Run)
     metrics = pair.metrics()
     for name in ("four", "six"):
         assert abs(metrics[f"{name}.listener.gap_at_s"] - down) < 1
-        # The driver's Requests are two seconds apart; the listener answers the query that follows within 0.1 s.
-        assert metrics[f"{name}.listener.gap_s"] < 3.5
+        # The driver's Requests are two seconds apart, and one may come while the relay is down.
+        assert metrics[f"{name}.listener.gap_s"] < 5
 
 
 def test_a_counter_that_counts_messages_is_no_doubt(pair: Run) -> None:

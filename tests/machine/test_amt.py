@@ -73,10 +73,10 @@ def test_every_packet_of_both_families_comes_through_but_for_the_restart(pair: R
 def test_a_relay_that_forgot_its_tunnels_is_told_again_within_seconds(pair: Run) -> None:
     events = pair.events()
     down, up = (events[f"[relay] ip link set amt0 {state}  @10s"] for state in ("down", "up"))
-    assert 10 <= down <= up < 11
+    assert 10 <= down <= up < 12
     metrics = pair.metrics()
     for name in ("four", "six"):
-        assert abs(metrics[f"{name}.listener.gap_at_s"] - down) < 1
+        assert abs(metrics[f"{name}.listener.gap_at_s"] - down) < 2
         # The driver's Requests are two seconds apart, and one may come while the relay is down.
         assert metrics[f"{name}.listener.gap_s"] < 5
 

@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 WORKERS ?= 4
-TOOLS := iperf3:iperf3 dumpcap:wireshark-common tshark:tshark mptcpize:mptcpize ping:iputils-ping tc:iproute2 git:git
+TOOLS := iperf3:iperf3 dumpcap:wireshark-common tshark:tshark mptcpize:mptcpize ping:iputils-ping tc:iproute2 git:git \
+  smcrouted:smcroute
 MACHINE_TOOLS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap debian-distro-info:distro-info \
   newuidmap:uidmap unsquashfs:squashfs-tools zstd:zstd ssh:openssh-client sshd:openssh-server
 PEERS := cc:gcc mn:mininet brctl:bridge-utils
@@ -17,13 +18,16 @@ help: ## say what there is
 
 setup: tools $(VENV)/.done ## install Debian's tools and the Python packages, at the versions that were tested
 
-# Only what is missing is installed, so that a machine which has it all needs neither root nor a network.
+# Only what is missing is installed, so that a machine which has it all needs neither root nor a network. Debian starts
+# a service of smcroute, which would route multicast on this machine: labs start their own, each in its node.
 define install
 	@missing=""; for pair in $(1); do \
 	  PATH="$$PATH:/usr/sbin:/sbin" command -v $${pair%%:*} >/dev/null || missing="$$missing $${pair##*:}"; done; \
 	if [ -n "$$missing" ]; then echo "installing:$$missing"; \
 	  as_root=""; [ "$$(id -u)" = 0 ] || as_root=sudo; export DEBIAN_FRONTEND=noninteractive; \
-	  $$as_root apt-get -qq update && $$as_root apt-get -qq install -y --no-install-recommends $$missing >/dev/null; fi
+	  $$as_root apt-get -qq update && $$as_root apt-get -qq install -y --no-install-recommends $$missing >/dev/null || exit 1; \
+	  case "$$missing " in *" smcroute "*) \
+	    [ ! -d /run/systemd/system ] || $$as_root systemctl --quiet disable --now smcroute;; esac; fi
 endef
 
 tools:

@@ -14,6 +14,7 @@ from functools import lru_cache
 from glob import escape as glob
 from ipaddress import IPv4Interface, IPv6Interface, ip_address
 
+from testbed import groups
 from testbed.addressing import Net, Network, NoRoom, ends, interface_of, network
 from testbed.document import Path
 from testbed.drivers.channels import channel
@@ -309,7 +310,10 @@ def _workloads(net: Network, nodes: tuple[str, ...], doubt: set[str]) -> Iterato
         unknown = [(field, node) for field, node in workload.ends() if node not in nodes]
         for field, node in unknown:
             yield (*at, kind, field), f"there is no node {node!r}", suggest(node, nodes) or _known(nodes)
-        if not unknown and len(workload.ends()) == 2 and not doubt & {"nodes", "links"}:
+        if work.multicast is not None:
+            certain = not unknown and not doubt & {"nodes", "links"}
+            yield from groups.faults(net, work.multicast, nodes, (*at, kind), certain)
+        elif not unknown and len(workload.ends()) == 2 and not doubt & {"nodes", "links"}:
             yield from _flow(net, work, (*at, kind))
 
 

@@ -136,11 +136,12 @@ DUMPCAP = _tool("dumpcap", "capture", "wireshark-common")
 TCPDUMP = _tool("tcpdump", "packets, by hand", "tcpdump")
 TSHARK = _tool("tshark", "captures as text", "tshark")
 PING = _tool("ping", "workload ping", "iputils-ping")
+SMCROUTE = _tool("smcroute", "router: {multicast: true}", "smcroute", "multicast", "smcrouted")
 
 ALL = (
     *(USERNS, VETH, BRIDGE, IPV6, TUN, TAP, *QDISCS.values(), HTB, NFT_MPTCP),
     *(MPTCP, MPTCP_DIAG, MPTCP_KERNEL_PM, MPTCP_USERSPACE_PM, MPTCP_SCHEDULER),
-    *(MROUTE, MROUTE6, AMT),
+    *(MROUTE, MROUTE6, SMCROUTE, AMT),
     *(HWSIM, HWSIM_MLO, HOSTAPD, HOSTAPD_BE, WPA_SUPPLICANT, WPA_SUPPLICANT_MLO, REGDB),
     *(IPERF3, IPERF3_MPTCP, MPTCPIZE, DUMPCAP, TCPDUMP, TSHARK, PING),
 )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface
 
-from testbed import addressing, features
+from testbed import addressing, features, trees
 from testbed.addressing import Network, link_local
 from testbed.drivers import tc
 from testbed.drivers.hwsim import RadioAdd
@@ -67,7 +67,8 @@ class Plan:
             if event.set is not None:
                 kinds |= event.set.shape("forward").kinds() | event.set.shape("reverse").kinds()
         found += [features.QDISCS[k] for k in sorted(kinds)]
-        return tuple(dict.fromkeys(found))
+        versions = {features.MROUTE: 4, features.MROUTE6: 6}
+        return tuple(f for f in dict.fromkeys(found) if f not in versions or versions[f] in self.network.families)
 
     def __str__(self) -> str:
         return "".join(f"{step}\n" for step in self.steps)
@@ -87,6 +88,7 @@ def plan(topology: Topology) -> Plan:
         *_routes(net),
         *_shaping(net),
         *late,
+        *_multicast(net),
         *_commands(net),
         *_waits(net),
     )
@@ -98,9 +100,9 @@ def _roles(net: Network, name: str) -> Iterator[Step]:
     if node.bridge is not None:
         # One write before its ports exist: a switch port has no addresses and sends nothing of its own.
         yield Configure(name, SysctlSet("net.ipv6.conf.default.disable_ipv6", "1"))
-    if node.mptcp is not None:
-        # Replies and joins leave by the interface of their address; a strict reverse path filter, which a
-        # namespace may inherit from the host, would drop what comes in by another.
+    if node.mptcp is not None or name in trees.members(net):
+        # Replies and joins leave by the interface of their address, and a multicast tree need not be the way back;
+        # a strict reverse path filter, which a namespace may inherit from the host, would drop what comes in so.
         yield Configure(name, SysctlSet("net.ipv4.conf.all.rp_filter", "0"))
         yield Configure(name, SysctlSet("net.ipv4.conf.default.rp_filter", "0"))
     for role in node.roles().values():
@@ -289,6 +291,13 @@ def shape(link: Link) -> Iterator[Step]:
         node, ifname = addressing.end_of(text)
         for qdisc in tc.shape(ifname, link.shape(way)):  # type: ignore[arg-type]
             yield Configure(node, qdisc)
+
+
+def _multicast(net: Network) -> Iterator[Step]:
+    entries = trees.entries(net)
+    for name, node in net.topology.nodes.items():
+        if node.router is not None:
+            yield from node.router.forward(net.place(name), entries.get(name, ()))
 
 
 def _commands(net: Network) -> Iterator[Step]:

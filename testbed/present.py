@@ -11,8 +11,11 @@ if TYPE_CHECKING:
     from testbed.machines.here import Finding
     from testbed.machines.image import Image
     from testbed.report import Outcome, Report
+    from testbed.workloads.multicast import Multicast
 
 _ROWS = 30  # nodes that fit on one screen
+_RECEIVERS = 10  # of one multicast workload
+_SHOWN = ("received_packets", "loss_pct", "delay_p50_ms", "delay_max_ms", "gap_s", "goodput_mbps")
 _WIDTH, _PURPOSE = 100, 34  # columns of the table of features, and those of what a feature is for
 
 
@@ -108,8 +111,12 @@ def report(found: Report, place: str) -> str:
 
 
 def _sections(found: Report, place: str) -> Iterator[str]:
-    measured = []
+    measured: list[Sequence[str]] = []
+    tables: list[str] = []
     for name, work in found.topology.workloads.items():
+        if work.multicast is not None:
+            tables.append(_receivers(found, name, work.multicast))
+            continue
         for key in work.workload().metrics():
             if (metric := found.metrics.get(f"{name}.{key}")) is not None:
                 value = f"{metric.value:.3f}".rstrip("0").rstrip(".")
@@ -117,6 +124,7 @@ def _sections(found: Report, place: str) -> Iterator[str]:
     yield f"{found.topology.name}: {found.verdict}"
     if measured:
         yield f"measured\n{columns(measured)}"
+    yield from tables
     if found.outcomes:
         yield f"checks\n{columns([_check(o) for o in found.outcomes])}"
     if found.doubts:
@@ -124,6 +132,24 @@ def _sections(found: Report, place: str) -> Iterator[str]:
     for failure in found.failures:
         yield f"failed: {failure}"
     yield f"results in {place}"
+
+
+def _receivers(found: Report, name: str, work: Multicast) -> str:
+    """Return a line for the source of a multicast workload and one for each receiver, those that lost most first."""
+
+    def value(key: str) -> str:
+        metric = found.metrics.get(f"{name}.{key}")
+        return "-" if metric is None else f"{metric.value:.3f}".rstrip("0").rstrip(".")
+
+    def loss(node: str) -> float:
+        metric = found.metrics.get(f"{name}.{node}.loss_pct")
+        return -101.0 if metric is None else -metric.value
+
+    head = f"{name}: {value('sent_packets')} packets from {work.source} to {work.group}"
+    nodes = sorted((r.node for r in work.receivers), key=loss)
+    rows = [("", *_SHOWN), *((f"  {n}", *(value(f"{n}.{key}") for key in _SHOWN)) for n in nodes[:_RECEIVERS])]
+    more = f"\n  ... and {len(nodes) - _RECEIVERS} more receivers (metrics.json has all)"
+    return f"{head}\n{columns(rows)}{more if len(nodes) > _RECEIVERS else ''}"
 
 
 def _check(o: Outcome) -> tuple[str, ...]:

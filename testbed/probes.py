@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from testbed import netlink, wire
-from testbed.drivers import link, mptcp, nl80211
+from testbed.drivers import link, membership, mptcp, nl80211, smcroute
 from testbed.drivers.facts import Capturing, FileHas, Listening
 from testbed.drivers.wpa_ctrl import Controlled
 from testbed.errors import LabError
@@ -45,6 +45,11 @@ def holds(probe: Probe, here: Namespace, home: int, folder: Path) -> str:
                 return "" if said.exists() and "File:" in said.read_text() else "dumpcap has not opened its file"
             case mptcp.PathManagerHas(limits, endpoints):
                 return _path_manager(limits, endpoints)
+            case smcroute.Forwarding():
+                return smcroute.lacking(probe, [_multicast_routes(v) for v in probe.versions])
+            case membership.Joined(ifname=ifname):
+                groups, sources = map(_net, probe.tables())
+                return membership.lacking(probe, here.index(ifname), groups, sources)
     raise LabError(f"no way to observe: {probe}")
 
 
@@ -61,6 +66,17 @@ def _running(here: Namespace, name: str) -> bool:
 def _sockets() -> list[str]:
     tables = [Path("/proc/self/net", name) for name in ("tcp", "tcp6")]
     return [row for t in tables if t.exists() for row in t.read_text().splitlines()[1:]]
+
+
+def _net(name: str) -> str:
+    path = Path("/proc/self/net", name)
+    return path.read_text() if path.exists() else ""
+
+
+def _multicast_routes(version: int) -> tuple[int, dict[int, str], tuple[smcroute.Entry, ...]]:
+    family = "ip" if version == 4 else "ip6"
+    interfaces = smcroute.parse_interfaces(_net(f"{family}_mr_vif"))
+    return version, interfaces, smcroute.parse_cache(_net(f"{family}_mr_cache"), interfaces)
 
 
 def _path_manager(limits: mptcp.LimitsSet, endpoints: tuple[mptcp.EndpointAdd, ...]) -> str:

@@ -165,6 +165,9 @@ def _doubts(
     rows = list(folder.lines("air.jsonl"))
     if rows and rows[-1]["drops"]:
         yield Doubt("frames by link", f"{rows[-1]['drops']} frames on the medium were not counted")
+    for name, work in topology.workloads.items():
+        if work.multicast is not None:
+            yield from (Doubt(what, seen) for what, seen in work.multicast.doubts(name, metrics))
     shaped = _shaped(topology)
     for name, metric in metrics.items():
         where, _, what = name.rpartition(".")

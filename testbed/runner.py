@@ -33,14 +33,14 @@ def run(experiment: Experiment, case: Case, root: Path, overrides: tuple[str, ..
     Raise what `up` raises; a workload or a step that failed during the run is in the report, as verdict `error`.
     """
     planned = plan(case.topology)
-    steps = schedule.run_steps(planned, sys.executable)
+    steps = schedule.run_steps(planned, sys.executable, str(Path(__file__).parent))
     needed = schedule.requires(planned)
     here.require((*planned.requires(), *needed))  # before a folder is made
     text = f"{planned}\n# run\n" + "".join(f"{s}\n" for s in steps)
     folder = results.create(root.resolve(), case.topology.name, case.label, experiment.texts, text)
     began = time.time()
     facts = {
-        "tools": here.versions(needed),
+        "tools": here.versions((*planned.requires(), *needed)),
         "git": here.commit(experiment.path.parent),
         "arguments": sys.argv[1:],
         "began": began,

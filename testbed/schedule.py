@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 
-from testbed import features
+from testbed import features, trees
 from testbed.addressing import Network, end_of
 from testbed.consistency import AIR, captured, link_index
 from testbed.drivers import hostapd, tc, wpa_supplicant
@@ -33,9 +34,9 @@ def requires(plan: Plan) -> tuple[Feature, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def run_steps(plan: Plan, python: str = "python3") -> tuple[Step, ...]:
-    """Return the steps of a run; `python` runs the sampler."""
-    return (*_sampler(plan, python), *_captures(plan), *_workloads(plan), *_events(plan))
+def run_steps(plan: Plan, python: str = "python3", package: str = "testbed") -> tuple[Step, ...]:
+    """Return the steps of a run; `python` runs the sampler and, by their path in `package`, other programs of ours."""
+    return (*_sampler(plan, python), *_captures(plan), *_workloads(plan, python, package), *_events(plan))
 
 
 def _sampler(plan: Plan, python: str) -> Iterator[Step]:
@@ -66,9 +67,14 @@ def _captures(plan: Plan) -> Iterator[Step]:
             yield Wait(where, Capturing(ifname, log), process=name)
 
 
-def _workloads(plan: Plan) -> Iterator[Step]:
+def _workloads(plan: Plan, python: str, package: str) -> Iterator[Step]:
+    def program(path: str) -> tuple[str, ...]:
+        return (python, "-I", "-S", f"{package}/{path}")
+
     for n, (name, work) in enumerate(plan.topology.workloads.items()):
-        task = Task(name, _FIRST_PORT + n, lambda source, target, family: reach(plan.network, source, target, family))
+        way = trees.way(plan.network, work.multicast) if work.multicast is not None else None
+        address = partial(reach, plan.network)
+        task = Task(name, _FIRST_PORT + n, address, program, way)
         yield from work.workload().servers(task)
         yield from work.workload().clients(task)
 

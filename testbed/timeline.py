@@ -51,6 +51,8 @@ def play(lab: Lab, steps: Sequence[Step], folder: Path, seconds: float, say: Say
         yield from labs.drain(lab, lab.processes[first:])
         yield from labs.stop(lab.processes[first:])
         failures += [text for p in lab.processes[first:] if (text := _fault(p))]
+        daemons = [p for p in lab.processes[:first] if origin and p.ended > origin]  # of the lab: these outlive a run
+        failures += [text for p in daemons if (text := _fault(p))]
         summary = {
             "monotonic": origin,
             "time": real,

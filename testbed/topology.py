@@ -19,6 +19,7 @@ from testbed.spec import Spec
 from testbed.units import Address, Percentage, Rate, Size, Time
 from testbed.workloads.command import Command
 from testbed.workloads.iperf3 import Iperf3
+from testbed.workloads.multicast import Multicast
 from testbed.workloads.ping import Ping
 from testbed.workloads.place import Workload
 
@@ -124,6 +125,7 @@ class Work(Spec):
 
     iperf3: Iperf3 | None = None
     ping: Ping | None = None
+    multicast: Multicast | None = None
     command: Command | None = None
 
     def kind(self) -> str:

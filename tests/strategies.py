@@ -35,7 +35,8 @@ KEYS = sorted(
             ("links", 0, "queue"),
             ("links", 0, "loss"),
             ("workloads", "w"),
-            *(("workloads", "w", kind) for kind in ("iperf3", "ping", "command")),
+            *(("workloads", "w", kind) for kind in ("iperf3", "ping", "multicast", "command")),
+            ("workloads", "w", "multicast", "receivers", 0),
             ("capture", 0),
             ("events", 0),
             ("checks", 0),
@@ -76,11 +77,38 @@ shapes = st.fixed_dictionaries(
 )
 
 
+def streams(names: list[str]) -> st.SearchStrategy[Data]:
+    """A multicast workload from one of the nodes to others."""
+    one = st.sampled_from([{"any_source": True}, {"at": "1s"}, {"at": "1s", "seconds": 2}, {"interface": "eth1"}])
+    more = {"seconds": 5, "rate": "1mbit"}
+    return st.builds(
+        lambda order, first, group: {
+            "multicast": {
+                "source": order[0],
+                "receivers": [{"node": order[1], **first} if first else order[1], *order[2:3]],
+                "group": group,
+                **more,
+            }
+        },
+        st.permutations(names),
+        st.none() | one,
+        st.sampled_from(["232.1.1.1", "239.1.1.1", "ff3e::8000:1", "ff1e::1"]),
+    )
+
+
 @st.composite
 def topologies(draw: st.DrawFn) -> Data:
     names = draw(st.lists(st.sampled_from(["a", "b", "c", "r.1", "R_2", "sw"]), min_size=1, max_size=5, unique=True))
     limited: Data = {"router": None, "mptcp": {"limits": {"subflows": 2}}}
-    roles: list[Data] = [{}, {}, {"router": {}}, {"bridge": {}}, {"mptcp": {}}, limited]
+    roles: list[Data] = [
+        {},
+        {},
+        {"router": {}},
+        {"router": {"multicast": True}},
+        {"bridge": {}},
+        {"mptcp": {}},
+        limited,
+    ]
     nodes: dict[str, Data] = {name: dict(draw(st.sampled_from(roles))) for name in names}
     used = dict.fromkeys(names, 0)
     links: list[Data] = []
@@ -101,7 +129,7 @@ def topologies(draw: st.DrawFn) -> Data:
     if len(names) > 1 and draw(st.booleans()):
         kinds = st.sampled_from(["iperf3", "ping"])
         flow = st.permutations(names).map(lambda order: {"from": order[0], "to": order[1], "seconds": 5})
-        work = st.builds(lambda kind, flow: {kind: flow}, kinds, flow)
+        work = st.builds(lambda kind, flow: {kind: flow}, kinds, flow) | streams(names)
         found["workloads"] = draw(st.dictionaries(st.sampled_from(["bulk", "voip"]), work, max_size=2))
     if links and found.get("workloads"):
         event = st.builds(

@@ -95,7 +95,7 @@ def test_the_line_ends_and_the_mark_of_other_systems_move_no_place(
 def test_an_error_of_an_option_names_the_option(say: Say, tmp_path: Path) -> None:
     path = topology(tmp_path, "name: lab\nnodes:\n  a: {}\n")
     assert say("check", "--set", "nodes.a.router=5", path)[2] == (
-        "--set nodes.a.router=5: `router` must be a mapping (`key: value`), not 5 (write {})\n"
+        "--set nodes.a.router=5: `router` must be a mapping (`key: value`), not 5 (keys: multicast)\n"
     )
 
 

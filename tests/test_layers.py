@@ -14,11 +14,13 @@ TREES = {
 }
 # What makes a plan of a file, lowest first: a module imports of its own layer and of those before it.
 PURE = (
-    ("errors", "wire", "features", "spec", "units"),
+    ("errors", "wire", "features", "spec", "units", "multicast.records"),
     ("steps", "document", "drivers"),
     ("explain", "nodes", "workloads"),
     ("topology",),
     ("experiment", "addressing"),
+    ("trees",),
+    ("groups",),
     ("consistency",),
     ("plan",),
     ("schedule",),
@@ -26,7 +28,10 @@ PURE = (
 # A file is an experiment, a topology is checked as a whole: both are above the models, whose functions call them.
 LATE = {("topology", "experiment"), ("topology", "consistency")}
 # What performs steps knows nothing of where they come from.
-LINUX = {"linux", "netlink", "lab", "probes", "timeline", "sampler", "holder", "sandbox", "control", "mptcp"}
+LINUX = {
+    *("linux", "netlink", "lab", "probes", "timeline", "sampler", "holder", "sandbox", "control"),
+    *("mptcp", "multicast"),
+}
 NO_LINUX = {"subprocess", "socket", "select", "selectors", "signal", "ctypes", "time", "threading", "pyroute2"}
 
 
@@ -42,7 +47,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 
 def layer(module: str) -> int | None:
-    return next((n for n, names in enumerate(PURE) if module.partition(".")[0] in names), None)
+    return next((n for n, names in enumerate(PURE) if {module, module.partition(".")[0]} & set(names)), None)
 
 
 @pytest.mark.parametrize("module", sorted(m for m in TREES if layer(m) is not None))
@@ -68,6 +73,13 @@ def test_planning_asks_nothing_of_the_machine(module: str) -> None:
 def test_what_performs_steps_knows_no_topology(module: str) -> None:
     above = {m for m in imported(TREES[module]) if (layer(m) or 0) >= 2}
     assert not above
+
+
+@pytest.mark.parametrize("module", ["multicast.sender", "multicast.receiver"])
+def test_what_an_emulated_processor_starts_is_the_standard_library_alone(module: str) -> None:
+    heavy = {"typing", "json", "re", "dataclasses", "pathlib", "collections.abc", "argparse", "asyncio", "subprocess"}
+    assert not set(imported(TREES[module])) & heavy
+    assert all(not m.startswith("testbed") and m not in TREES for m in imported(TREES[module]))
 
 
 def users(*words: str) -> set[str]:

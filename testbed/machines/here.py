@@ -80,8 +80,10 @@ def causes(missing: Iterable[Finding]) -> tuple[Finding, ...]:
 
 def versions(tools: Iterable[Feature]) -> dict[str, str]:
     """Return the first line of what each tool says of its version."""
-    present = (t for t in tools if not t.kernel and programs.which(t.name))
-    return {t.name: programs.output(t.name, "-V" if t == features.PING else "--version").first for t in present}
+    called = {t: t.program or t.name for t in tools if not t.kernel}
+    option = {features.PING: "-V", features.SMCROUTE: "-v"}
+    present = {t: program for t, program in called.items() if programs.which(program)}
+    return {t.name: programs.output(program, option.get(t, "--version")).first for t, program in present.items()}
 
 
 def commit(folder: Path) -> dict[str, object] | None:

@@ -113,9 +113,14 @@ def _channel(country: str, freq: int) -> str:
     return f"{path} allows it"
 
 
+def _smcroute() -> str:
+    return output("smcrouted", "-v").first
+
+
 _PROBES: dict[str, Callable[[], str]] = {
     "iperf3-mptcp": _iperf3_mptcp,
     "hostapd-11be": _hostapd_be,
     "wpa_supplicant-mlo": _wpa_supplicant_mlo,
     "regulatory-db": _regulatory_db,
+    "smcroute": _smcroute,
 }

@@ -12,12 +12,26 @@ from testbed.steps import Step
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """The way of a multicast stream: the source's address and interface, and the interface of each receiver."""
+
+    source: str
+    interface: str
+    receivers: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
-    """A workload's name, its own port, and the address of a node as another node reaches it (family 4, 6)."""
+    """A workload's name, its own port, and the address of a node as another node reaches it (family 4, 6).
+
+    `program` returns the words that run one of our own programs; `way` is that of a multicast workload.
+    """
 
     name: str
     port: int
     reach: Callable[[str, str, int | None], str]
+    program: Callable[[str], tuple[str, ...]]
+    way: Way | None = None
 
 
 @dataclass(frozen=True, slots=True)

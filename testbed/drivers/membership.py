@@ -1,0 +1,71 @@
+"""Which multicast groups a node listens to, as the kernel tells (IGMPv3: RFC 3376, MLDv2: RFC 3810).
+
+Sources: net/ipv4/igmp.c (igmp_mc_seq_show, igmp_mcf_seq_show) and net/ipv6/mcast.c (igmp6_mc_seq_show,
+igmp6_mcf_seq_show), which print /proc/net/igmp, mcfilter, igmp6 and mcfilter6.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+TABLES = {4: ("igmp", "mcfilter"), 6: ("igmp6", "mcfilter6")}
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A group has a member on an interface: of all its sources (*,G), or of one (S,G)."""
+
+    group: str
+    ifname: str
+    source: str = ""
+
+    def __str__(self) -> str:
+        return f"member of ({self.source or '*'}, {self.group}) on {self.ifname}"
+
+    def tables(self) -> tuple[str, str]:
+        """Return the files below /proc/net that tell: of groups, and of their sources."""
+        return TABLES[6 if ":" in self.group else 4]
+
+
+def lacking(wanted: Joined, index: int, joined: str, filters: str) -> str:
+    """Return "" when the tables have the member, else what is not there; `index` is the number of the interface.
+
+    The kernel begins the list of sources with the first interface whose newest group has any (igmp_mcf_get_first):
+    those before it are left out altogether. So to be absent from it says nothing, and who is in it has to have all.
+    """
+    groups, sources = wanted.tables()
+    if (index, wanted.group) not in (groups6(joined) if ":" in wanted.group else groups4(joined)):
+        return f"no such group in /proc/net/{groups}"
+    listed = {(g, s) for i, g, s in included(filters) if i == index}
+    if wanted.source and listed and (wanted.group, wanted.source) not in listed:
+        return f"no such source in /proc/net/{sources}"
+    return ""
+
+
+def included(table: str) -> set[tuple[int, str, str]]:
+    """Return interface, group and source of every filter that includes (mcfilter and mcfilter6 alike)."""
+    rows = [row.split() for row in table.splitlines()[1:]]
+    return {(int(r[0]), _number(r[2]), _number(r[3])) for r in rows if int(r[4])}
+
+
+def groups4(table: str) -> set[tuple[int, str]]:
+    """Return interface and group of every row of `igmp`: an interface, then its groups, indented."""
+    found, index = set(), 0
+    for row in table.splitlines()[1:]:
+        if row[:1].isspace():
+            found.add((index, str(ip_address(int(row.split()[0], 16).to_bytes(4, sys.byteorder)))))
+        else:
+            index = int(row.split()[0])
+    return found
+
+
+def groups6(table: str) -> set[tuple[int, str]]:
+    """Return interface and group of every row of `igmp6`."""
+    return {(int(r[0]), _number(r[2])) for r in map(str.split, table.splitlines())}
+
+
+def _number(text: str) -> str:
+    """Read an address that is one hexadecimal number: eight digits (after 0x) for IPv4, 32 for IPv6."""
+    return str(ip_address(bytes.fromhex(text.removeprefix("0x"))))

@@ -1,0 +1,111 @@
+"""Static multicast routes: smcrouted(8) puts them into the kernel, whose own tables say when they are there.
+
+Sources: smcroute.conf(5); net/ipv4/ipmr.c and net/ipv6/ip6mr.c (ipmr_mfc_seq_show, ipmr_vif_seq_show and their like),
+which print /proc/net/ip_mr_cache, ip_mr_vif, ip6_mr_cache and ip6_mr_vif.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from testbed.steps import Spawn, Step, Wait, Write
+
+MOST = 32  # include/uapi/linux/mroute.h: MAXVIFS, and mroute6.h: MAXMIFS
+_WORD = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Packets from `source` to `group` that come in by `iif` go out by every one of `oifs`."""
+
+    source: str
+    group: str
+    iif: str
+    oifs: tuple[str, ...]
+
+    @property
+    def version(self) -> int:
+        """Return the IP version."""
+        return 6 if ":" in self.group else 4
+
+    def __str__(self) -> str:
+        return f"({self.source}, {self.group}) from {self.iif} to {' '.join(self.oifs)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarding:
+    """The kernel knows these interfaces as multicast interfaces of each IP version, and forwards exactly so."""
+
+    interfaces: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    versions: tuple[int, ...]
+
+    def __str__(self) -> str:
+        routes = "; ".join(map(str, self.entries)) or "nothing yet"
+        return f"multicast interfaces {' '.join(self.interfaces)} forward {routes}"
+
+
+def steps(
+    node: str, interfaces: tuple[str, ...], entries: tuple[Entry, ...], versions: tuple[int, ...]
+) -> Iterator[Step]:
+    """Yield a daemon of a node that lives as long as the lab, and the wait until the kernel has its routes.
+
+    Its identity is in the names of its pid file and its socket, below the lab's own /run.
+    """
+    path = f"{node}/smcroute.conf"
+    yield Write(path, configuration(interfaces, entries), node)
+    # -n: in the foreground, log on stderr; -N: no interfaces but those of the file
+    yield Spawn(node, "smcrouted", ("smcrouted", "-n", "-N", "-i", f"smcroute-{node}", "-f", path))
+    yield Wait(node, Forwarding(interfaces, entries, versions), process="smcrouted")
+
+
+def configuration(interfaces: Iterable[str], entries: Iterable[Entry]) -> str:
+    """Return the daemon's configuration: interfaces before the routes that name them."""
+    rows = [f"phyint {name} enable" for name in interfaces]
+    rows += [f"mroute from {e.iif} source {e.source} group {e.group} to {' '.join(e.oifs)}" for e in entries]
+    return "".join(f"{row}\n" for row in rows)
+
+
+def unfit(name: str) -> bool:
+    """Say whether an interface's name would not be one word in the file, or a pattern (`eth+`)."""
+    return not _WORD.fullmatch(name)
+
+
+def parse_interfaces(table: str) -> dict[int, str]:
+    """Return the multicast interfaces of ip_mr_vif or ip6_mr_vif by their number."""
+    rows = [row.split() for row in table.splitlines()[1:]]
+    return {int(row[0]): row[1] for row in rows if len(row) > 1}
+
+
+def parse_cache(table: str, interfaces: dict[int, str]) -> tuple[Entry, ...]:
+    """Return the routes of ip_mr_cache or ip6_mr_cache; those without an incoming interface are not resolved."""
+    found = []
+    for row in (line.split() for line in table.splitlines()[1:]):
+        # Group Origin Iif Pkts Bytes Wrong Oifs, each of these `number:ttl`
+        if len(row) < 6 or int(row[2]) not in interfaces:
+            continue
+        oifs = (interfaces.get(int(word.partition(":")[0]), "?") for word in row[6:])
+        found.append(Entry(_address(row[1]), _address(row[0]), interfaces[int(row[2])], tuple(oifs)))
+    return tuple(found)
+
+
+def _address(text: str) -> str:
+    """Read an address: IPv4 is its 32 bits in network order, printed as a number of this machine."""
+    if ":" in text:
+        return str(ip_address(text))
+    return str(ip_address(int(text, 16).to_bytes(4, sys.byteorder)))
+
+
+def lacking(wanted: Forwarding, seen: Iterable[tuple[int, dict[int, str], tuple[Entry, ...]]]) -> str:
+    """Return "" when everything wanted is there, else what is not; `seen` are version, interfaces and routes."""
+    have: set[tuple[str, str, str, frozenset[str]]] = set()
+    for version, interfaces, entries in seen:
+        if missing := sorted(set(wanted.interfaces) - set(interfaces.values())):
+            return f"no IPv{version} multicast interfaces: {' '.join(missing)}"
+        have |= {(e.source, e.group, e.iif, frozenset(e.oifs)) for e in entries}
+    absent = [e for e in wanted.entries if (e.source, e.group, e.iif, frozenset(e.oifs)) not in have]
+    return f"not in the kernel's table: {'; '.join(map(str, absent))}" if absent else ""

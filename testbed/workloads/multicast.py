@@ -1,0 +1,217 @@
+"""Workload `multicast`: one source, a group, and receivers that join it: (S,G) by default, (*,G) if asked to.
+
+The terms are those of IGMPv3 (RFC 3376), MLDv2 (RFC 3810) and SSM (RFC 4607). Both programs are ours: `multicast/`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from testbed.drivers.facts import FileHas
+from testbed.drivers.membership import Joined
+from testbed.features import IPV6, Feature
+from testbed.multicast.records import PACKET, arrivals, sent_times, stream
+from testbed.spec import Spec
+from testbed.steps import Spawn, Step, Wait
+from testbed.units import Host, Rate, Size, Time
+from testbed.workloads.place import Measured, Task
+from testbed.workloads.reception import METRICS, Listening, measure
+
+LINGER = 1.0  # seconds that a timed receiver listens on when the source has ended
+HEADERS = {4: 28, 6: 48}  # bytes of IP and UDP
+_PATIENCE = 30.0  # seconds that a program may take longer, where it is an emulated processor that runs it
+
+
+def _receiver(value: Any) -> Any:
+    return {"node": value} if isinstance(value, str) else value
+
+
+class Receiver(Spec):
+    """A member of the group; without `at` it has joined before anything is sent, and stays to the end."""
+
+    node: str
+    interface: str | None = Field(None, description="Join on this interface; otherwise on that nearest to the source")
+    at: Time | None = Field(None, description="Join at this time of the run")
+    seconds: float | None = Field(None, gt=0, le=86400, description="Leave this long after `at`")
+    any_source: bool = Field(False, description="Join (*,G), all sources, instead of (S,G)")
+
+
+Receivers = tuple[Annotated[Receiver, BeforeValidator(_receiver, json_schema_input_type=str | Receiver)], ...]
+
+
+class Multicast(Spec):
+    """Numbered packets from one node to a group at a steady rate, and the nodes that listen."""
+
+    source: str
+    receivers: Receivers = Field(min_length=1)
+    group: Host
+    rate: Rate = Field(description="Of UDP payload")
+    seconds: float = Field(10, gt=0, le=86400)
+    at: Time = 0.0
+    size: Size = Field(1316, description="Bytes of UDP payload of each packet")
+    ttl: int = Field(16, ge=1, le=255, description="TTL or hop limit")
+    port: int | None = Field(None, ge=1, le=65535, description="UDP port; one of its own when left out")
+
+    @property
+    def version(self) -> int:
+        """Return the IP version of the group."""
+        return 6 if ":" in self.group else 4
+
+    def seconds_long(self) -> float:
+        """Return how long it takes from `at` on: until the source has ended, and every receiver that has a time."""
+        return max(self.seconds, *(r.at + self.stay(r) - self.at for r in self.receivers if r.at is not None), 0.0)
+
+    def stay(self, receiver: Receiver) -> float:
+        """Return how long a receiver with a time of its own listens."""
+        rest = self.at + self.seconds + LINGER - (receiver.at or 0.0)
+        return receiver.seconds if receiver.seconds is not None else max(rest, LINGER)
+
+    def ends(self) -> tuple[tuple[str, str], ...]:
+        """Return the source; receivers are judged with the way to them."""
+        return (("source", self.source),)
+
+    def faults(self) -> list[tuple[str, str]]:
+        """Return (field, sentence) for what can't work."""
+        found = [("group", text)] if (text := misfit(self.group)) else []
+        if self.size < PACKET.size:
+            found.append(("size", f"a packet carries at least its {PACKET.size} bytes of number and time"))
+        return found
+
+    def requires(self) -> tuple[Feature, ...]:
+        """Return what the machine must offer."""
+        return (IPV6,) if self.version == 6 else ()
+
+    def _port(self, task: Task) -> int:
+        return self.port or task.port
+
+    def _listeners(self, task: Task) -> Iterator[tuple[Receiver, Spawn, str, str]]:
+        """Yield each receiver with its process, its interface and the source that it joins, "" for all."""
+        assert task.way is not None
+        interfaces = dict(task.way.receivers)
+        for r in self.receivers:
+            ifname, source = interfaces[r.node], "" if r.any_source else task.way.source
+            seconds = "" if r.at is None else f"{self.stay(r):g}"
+            out = f"{r.node}/{task.name}"
+            words = (f"group={self.group}", f"port={self._port(task)}", f"interface={ifname}", f"source={source}")
+            argv = (*task.program("multicast/receiver.py"), *words, f"seconds={seconds}", f"out={out}")
+            within = None if r.at is None else self.stay(r) + _PATIENCE
+            drain = f"{out}.packets" if r.at is None else ""
+            name = f"{task.name}.receiver"
+            yield r, Spawn(r.node, name, argv, at=r.at, within=within, drain=drain), ifname, source
+
+    def servers(self, task: Task) -> list[Step]:
+        """Return the receivers without a time, and the waits until the kernel has their memberships."""
+        found: list[Step] = []
+        for r, process, ifname, source in self._listeners(task):
+            if r.at is None:
+                joined = Joined(self.group, ifname, source)
+                found += [process, Wait(r.node, joined, process=process.name)]
+                found.append(Wait(r.node, FileHas(f"{r.node}/{task.name}.receiver.json"), process=process.name))
+        return found
+
+    def clients(self, task: Task) -> list[Step]:
+        """Return the source and the receivers that have a time."""
+        assert task.way is not None
+        words = (
+            f"group={self.group}",
+            f"port={self._port(task)}",
+            f"interface={task.way.interface}",
+            f"source={task.way.source}",
+            f"stream={stream(task.name)}",
+            f"interval={self.size * 8e9 / self.rate:.10g}",
+            f"size={self.size}",
+            f"seconds={self.seconds:g}",
+            f"ttl={self.ttl}",
+            f"out={self.source}/{task.name}",
+        )
+        argv = (*task.program("multicast/sender.py"), *words)
+        within = self.seconds + _PATIENCE
+        sender = Spawn(self.source, f"{task.name}.sender", argv, at=self.at, within=within)
+        return [sender, *(process for r, process, _, _ in self._listeners(task) if r.at is not None)]
+
+    def failure(self, name: str, folder: Path) -> str:
+        """Return nothing: a program that goes wrong ends with a status that says so."""
+        return ""
+
+    def metrics(self) -> tuple[str, ...]:
+        """Return the names that `read` gives: of the source, and of each receiver after its node's name."""
+        return (*SOURCE, *(f"{r.node}.{key}" for r in self.receivers for key in METRICS))
+
+    def read(self, name: str, folder: Path) -> dict[str, Measured]:
+        """Return what the source says of itself, and what each receiver got of what was sent."""
+        begun = _json(folder / "run.json").get("time")
+        said = _json(folder / self.source / f"{name}.sender.json")
+        file = folder / self.source / f"{name}.sent"
+        if not begun or not said or not file.exists():
+            return {}
+        origin, sent = round(begun * 1e9), sent_times(file.read_bytes())
+        found = {
+            "sent_packets": Measured(len(sent), "packet"),
+            "send_errors": Measured(sum(said["send_errors"].values()), "packet", note="refused by the source's kernel"),
+            "late_max_ms": Measured(said["late_max"] / 1e6, "ms", note="the source's own lateness"),
+            "skipped_packets": Measured(said["skipped"], "packet", note="not sent, for the source was too late"),
+        }
+        for r in self.receivers:
+            its = _json(folder / r.node / f"{name}.receiver.json")
+            packets = folder / r.node / f"{name}.packets"
+            if not its or not packets.exists():
+                continue
+            listening = Listening(its["joined"], its["left"], r.at is None, its["socket_drops"])
+            got = arrivals(packets.read_bytes(), stream(name))
+            found |= {f"{r.node}.{key}": value for key, value in measure(got, sent, listening, origin).items()}
+        return found
+
+    def doubts(self, name: str, metrics: Mapping[str, Measured]) -> Iterator[tuple[str, str]]:
+        """Yield (what, what was seen) of figures that the two programs limited, and not the network."""
+        for key in (f"{name}.{r.node}.socket_drops" for r in self.receivers):
+            if key in metrics and metrics[key].value:
+                what = f"{metrics[key].value:.0f} packets found the buffer of the receiving program full"
+                yield f"the loss of {key.removesuffix('.socket_drops')}", what
+        skipped = metrics.get(f"{name}.skipped_packets")
+        if skipped is not None and skipped.value:
+            yield f"the rate of {name}", f"{skipped.value:.0f} packets were not sent: the source was too late for them"
+
+
+SOURCE = ("sent_packets", "send_errors", "late_max_ms", "skipped_packets")
+
+
+def misfit(group: str) -> str:
+    """Say what is wrong with a group by itself, "" when nothing is."""
+    try:
+        address = ip_address(group)
+    except ValueError:
+        return f"{group!r} is no IP address: a group is one such as 232.1.1.1 or ff3e::8000:1"
+    if not address.is_multicast:
+        return f"{group} is no multicast address: these are 224.0.0.0/4 and ff00::/8"
+    if isinstance(address, IPv4Address):
+        local = address.packed[:3] == bytes((224, 0, 0))  # RFC 5771 section 4
+        return f"{group} is for one link only (224.0.0.0/24), and no router forwards it" if local else ""
+    return _scoped(address, group)
+
+
+def _scoped(address: IPv6Address, group: str) -> str:
+    """RFC 4291 section 2.7: scopes 0 and 15 are reserved, 1 is the interface, 2 the link."""
+    scope = address.packed[1] & 15
+    if address.scope_id is not None or scope in (0, 1, 2, 15):
+        return f"{group} has a scope that no router forwards (ffx0 to ffx2, ffxf): ff3e:: is global"
+    return ""
+
+
+def source_specific(group: str) -> bool:
+    """Say whether a group is in the range where only (S,G) is right: 232/8 and ff3x::/32 (RFC 4607 section 1)."""
+    packed = ip_address(group).packed
+    return packed[0] == 232 if len(packed) == 4 else packed[0] == 0xFF and packed[1] >> 4 == 3 and not any(packed[2:4])
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}  # the program did not live to write it: what it would have said is left out
+    return found if isinstance(found, dict) else {}

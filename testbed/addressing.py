@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from ipaddress import IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_interface, ip_network
 
+from testbed import tunnels
+from testbed.drivers import amt
 from testbed.drivers.link import MTU
 from testbed.drivers.route import MAIN, RouteAdd, RuleAdd
-from testbed.nodes.place import Bss, Interface, Kind, Place
+from testbed.nodes.place import Bss, Interface, Kind, Place, Tunnel
 from testbed.topology import Topology
 
 # RFC 1918 and RFC 3849: nothing that a lab's packets could be mistaken for outside of it.
@@ -36,7 +38,7 @@ class NoRoom(ValueError):
 class End:
     """An interface as the file states it: its place there, what it is joined to, and its addresses (None: planned).
 
-    Media are numbered: links in the order of the file, then BSSs, then bridges that have addresses.
+    Media are numbered: links in the order of the file, then BSSs, bridges that have addresses, AMT interfaces.
     """
 
     at: tuple[str | int, ...]
@@ -73,7 +75,18 @@ class Network:
     def place(self, node: str) -> Place:
         """Return what a role may know of its node."""
         bridge = self.topology.nodes[node].bridge
-        return Place(node, self.interfaces[node], self.families, self.air, bridge.name if bridge is not None else "")
+        name = bridge.name if bridge is not None else ""
+        return Place(node, self.interfaces[node], self.families, self.air, name, self.tunnels.get(node, ()))
+
+    @cached_property
+    def ways(self) -> dict[str, dict[int, list[Hop]]]:
+        """Return what `hops` finds."""
+        return hops(self)
+
+    @cached_property
+    def tunnels(self) -> dict[str, tuple[Tunnel, ...]]:
+        """Return the ends of AMT tunnels of each node that has some."""
+        return tunnels.planned(self)
 
     @cached_property
     def air(self) -> tuple[Bss, ...]:
@@ -190,11 +203,23 @@ def network(topology: Topology) -> Network:
         name: tuple(replace(i, addresses=given.get((i.node, i.name), i.addresses)) for i in interfaces)
         for name, interfaces in bare.interfaces.items()
     }
-    return Network(topology, done)
+    return _tunnelled(Network(topology, done))
+
+
+def _tunnelled(net: Network) -> Network:
+    """Return the network with AMT interfaces as narrow as what carries them, and bridges as their ports."""
+    interfaces = dict(net.interfaces)
+    for name, found in net.tunnels.items():
+        streams = {i.name: i.mtu for i in interfaces[name] if i.kind != "amt"}
+        inner = {t.name: streams[t.dev] - amt.HEADERS for t in found}
+        mine = [replace(i, mtu=inner.get(i.name, i.mtu)) if i.kind == "amt" else i for i in interfaces[name]]
+        least = min((i.mtu for i in mine if i.port), default=MTU)
+        interfaces[name] = tuple(replace(i, mtu=min(i.mtu, least)) if i.kind == "bridge" else i for i in mine)
+    return Network(net.topology, interfaces) if net.tunnels else net
 
 
 def ends(topology: Topology) -> Iterator[End]:
-    """Yield every interface that has a place in the network: ends of links, of radios, and bridges of routers."""
+    """Yield every interface that has a place in the network: ends of links and tunnels, of radios, some bridges."""
     for n, link in enumerate(topology.links):
         for e, text in enumerate(link.ends):
             yield End(("links", n, "ends", e), *end_of(text), "veth", n, link.mtu or MTU, link.stated(e))
@@ -210,6 +235,15 @@ def ends(topology: Topology) -> Iterator[End]:
     for name, node in topology.nodes.items():
         if (bridge := node.bridge) is not None and (node.router is not None or bridge.addresses is not None):
             yield End(("nodes", name, "bridge"), name, bridge.name, "bridge", spare, MTU, bridge.addresses)
+            spare += 1
+    for name, node in topology.nodes.items():
+        # A relay's needs no address: nothing is sent from it but what is routed into it, and queries.
+        own = () if node.amt_relay is None else (("amt_relay", node.amt_relay.name, ()),)
+        for role, ifname, stated in (
+            *own,
+            *(() if (g := node.amt_gateway) is None else (("amt_gateway", g.name, g.addresses),)),
+        ):
+            yield End(("nodes", name, role), name, ifname, "amt", spare, MTU - amt.HEADERS, stated)
             spare += 1
 
 

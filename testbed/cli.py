@@ -258,7 +258,10 @@ def status(
         if as_json:
             print(json.dumps([asdict(i) for i in seen], indent=1))
         else:
-            rows = [(i.name, i.state, f"mtu {i.mtu}", " ".join(i.qdisc), " ".join(i.addresses)) for i in seen]
+            rows = [
+                (i.name, i.state, f"mtu {i.mtu}", " ".join(i.qdisc), " ".join(filter(None, (*i.addresses, i.amt))))
+                for i in seen
+            ]
             print(present.columns(rows))
             print(present.links(seen), end="")
         return

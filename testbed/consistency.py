@@ -14,7 +14,7 @@ from functools import lru_cache
 from glob import escape as glob
 from ipaddress import IPv4Interface, IPv6Interface, ip_address
 
-from testbed import groups
+from testbed import groups, tunnels
 from testbed.addressing import Net, Network, NoRoom, ends, interface_of, network, place_at
 from testbed.document import Path
 from testbed.drivers.channels import channel
@@ -65,7 +65,9 @@ def faults(topology: Topology, written: Written) -> Iterator[Fault]:
     for path, message, hint in _addresses(net, links):
         yield ("links", index[int(path[1])], *path[2:]) if path[0] == "links" else path, message, hint
     yield from _nodes(net, doubt)
+    yield from tunnels.faults(net) if not doubt & {"links", "nodes"} else ()
     yield from _workloads(net, nodes, doubt)
+    yield from groups.crowded(net) if not doubt & {"links", "nodes", "workloads"} else ()
     yield from _captures(net, nodes, doubt)
     yield from _events(topology, net, nodes, doubt)
     yield from _checks(topology, net, written, doubt)
@@ -257,7 +259,9 @@ def _nodes(net: Network, doubt: set[str]) -> Iterator[Fault]:
     for name, node in net.topology.nodes.items():
         here = net.place(name)
         for field, role in node.roles().items():
-            for path, message in role.faults(here) if "links" not in doubt else ():
+            # A role of this node that is faulty may be what brings a port of its bridge.
+            unsure = "links" in doubt or (field == "bridge" and f"nodes.{name}" in doubt)
+            for path, message in role.faults(here) if not unsure else ():
                 yield ("nodes", name, field, *path), message, ""
         yield from _sysctl(node.sysctl, ("nodes", name, "sysctl"))
         own = [interface_of(a) for i in here.interfaces for a in i.addresses] if node.routes else []
@@ -421,8 +425,9 @@ def _link_event(topology: Topology, event: Event, at: Path, doubt: set[str]) -> 
         ends = [end for link in topology.links for end in link.ends]
         hint = suggest(event.link, [*names, *ends]) or _known(names or ends)
         yield (*at, "link"), f"there is no link {event.link!r}", hint
-    if event.command or event.sysctl or event.endpoint:
-        yield at, "`command`, `sysctl` and `endpoint` happen at a `node`", ""
+    if any(getattr(event, key) is not None for key in _AT_NODES):
+        *most, last = (f"`{key}`" for key in _AT_NODES)
+        yield at, f"{', '.join(most)} and {last} happen at a `node`", ""
     elif (event.set is None) == (event.down is None):
         example = "`set: {delay: 80ms}`, `down: true` or `down: false`"
         yield at, f"an event of a link needs exactly one of {example}", ""
@@ -450,6 +455,10 @@ def _node_event(net: Network, event: Event, at: Path, nodes: tuple[str, ...], do
     if not doubt & {"links", "nodes", f"nodes.{event.node}"}:
         yield from _wlan_event(net, event, event.node, at)
         yield from _address_event(net, event, event.node, at)
+    known = (*net.topology.nodes[event.node].roles(), None)
+    if event.restart not in known and f"nodes.{event.node}" not in doubt:
+        what = str(event.restart)
+        yield (*at, "restart"), f"{event.node} is no {what.replace('amt_', 'AMT ')}", f"it has no `{what}`"
     yield from _sysctl(event.sysctl or (), (*at, "sysctl"))
     role = net.topology.nodes[event.node].mptcp
     if event.endpoint is None or doubt & {"links", f"nodes.{event.node}"}:
@@ -462,7 +471,7 @@ def _node_event(net: Network, event: Event, at: Path, nodes: tuple[str, ...], do
         yield (*at, "endpoint", *path[2:]), message, ""
 
 
-_AT_NODES = ("command", "sysctl", "endpoint", "mlo_link", "rejoin", "address")
+_AT_NODES = ("command", "sysctl", "endpoint", "mlo_link", "rejoin", "address", "restart")
 
 
 def _during(net: Network, event: Event) -> Place:

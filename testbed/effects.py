@@ -74,6 +74,8 @@ def describe(event: Event) -> str:
         return f"{where}: mlo_link {event.mlo_link} {what}"
     if event.rejoin:
         return f"{where}: joins anew"
+    if event.restart is not None:
+        return f"{where}: {event.restart} restarts"
     if event.address is not None:
         old, new = event.address.remove, event.address.add
         return f"{where}: {event.address.interface} {' -> '.join(filter(None, (old, new)))}"

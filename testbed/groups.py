@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from testbed import trees
 from testbed.addressing import Network
 from testbed.document import Path
+from testbed.drivers import amt
 from testbed.explain import suggest
 from testbed.nodes.place import Interface
 from testbed.workloads.multicast import HEADERS, Multicast, Receiver, misfit, source_specific
@@ -42,6 +43,32 @@ def faults(net: Network, work: Multicast, nodes: Sequence[str], at: Path, certai
         yield (*at, "group"), f"{work.group} is an IPv{work.version} group, and `families` leaves these out", ""
     elif sound and known and certain:
         yield from _ways(net, work, at)
+
+
+def crowded(net: Network) -> Iterator[Fault]:
+    """Yield gateways behind which more is joined than a tunnel keeps: the driver drops the rest without a word.
+
+    It counts each group of each host, also those that IPv6 itself joins (RFC 4291 section 2.7.1: one for each address
+    but equal ends, here one link-local and one other).
+    """
+    for name in filter(None, (n if node.amt_gateway else "" for n, node in net.topology.nodes.items())):
+        inner = [i for t in net.tunnels.get(name, ()) for i in net.interfaces[name] if t.discovery and i.name == t.name]
+        for segment in (i.segment for i in inner):
+            hosts = [i for i in net.segments.get(segment, ()) if i.host(6)]
+            joined = {pair for work in trees.workloads(net.topology) for pair in _joined(net, work, name, segment)}
+            if (count := len(joined) + 2 * len(hosts)) > amt.GROUPS:
+                own = f", with {2 * len(hosts)} that IPv6 needs itself" if hosts else ""
+                message = f"{count} memberships are behind this gateway{own}, and a tunnel keeps {amt.GROUPS}"
+                yield ("nodes", name, "amt_gateway"), message, "use more gateways, or fewer groups or receivers"
+
+
+def _joined(net: Network, work: Multicast, gateway: str, segment: int) -> Iterator[tuple[str, str]]:
+    """Yield (host, group) of what is joined behind a gateway: by receivers there, or by the gateway for others."""
+    if misfit(work.group) or work.version not in net.families or (found := trees.find(net, work)) is None:
+        return
+    for node, end in found.ends.items():
+        if any(hop.far == segment for hop in found.tree.path(end.segment)):
+            yield (node if end.segment == segment else gateway), work.group
 
 
 def _node(place: Path) -> Path:
@@ -83,5 +110,6 @@ def _unreached(net: Network, work: Multicast, receiver: Receiver, place: Path) -
 
 def _passed(net: Network, found: trees.Found) -> Iterator[Interface]:
     """Yield every interface on the way, ports of bridges too."""
+    out = {(hop.node, hop.oif) for hop in found.hops}
     for interfaces in net.interfaces.values():
-        yield from (i for i in interfaces if i.segment in found.segments)
+        yield from (i for i in interfaces if i.segment in found.segments or (i.node, i.name) in out)

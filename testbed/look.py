@@ -9,7 +9,7 @@ from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
-from testbed.drivers import nl80211
+from testbed.drivers import amt, nl80211
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,7 @@ class Seen:
     qdisc: tuple[str, ...]
     rx_bytes: int
     tx_bytes: int
+    amt: str = ""
     links: tuple[nl80211.Link, ...] = ()
     heard: tuple[nl80211.Bss, ...] = ()
     mld: bool = False
@@ -41,7 +42,8 @@ def interfaces(tables: dict[str, list[bytes]]) -> list[Seen]:
     wlans = {w.index: w for w in map(nl80211.parse_interface, tables.get("wlans", []))}
     heard = {i: tuple(filter(None, map(nl80211.parse_bss, tables.get(f"bss {i}", [])))) for i in wlans}
     found = []
-    for message in (_decoded(ifinfmsg, body) for body in tables["links"]):
+    for body in tables["links"]:
+        message, tunnel = _decoded(ifinfmsg, body), amt.parse_link(body)
         stats = message.get_attr("IFLA_STATS64") or {}
         found.append(
             Seen(
@@ -53,6 +55,7 @@ def interfaces(tables: dict[str, list[bytes]]) -> list[Seen]:
                 qdisc=tuple(qdiscs.get(message["index"], ())),
                 rx_bytes=stats.get("rx_bytes", 0),
                 tx_bytes=stats.get("tx_bytes", 0),
+                amt=str(tunnel or ""),
                 links=wlans[message["index"]].links if message["index"] in wlans else (),
                 heard=heard.get(message["index"], ()),
                 mld=message["index"] in wlans and wlans[message["index"]].mlo,

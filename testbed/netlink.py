@@ -191,6 +191,11 @@ def links(sock: socket.socket) -> Iterator[tuple[str, int]]:
         )
 
 
+def link_entries(sock: socket.socket) -> list[bytes]:
+    """Return what the kernel says of every interface, undecoded."""
+    return dump(sock, _RTM_GETLINK, _LINKS)
+
+
 def link_flags(sock: socket.socket) -> dict[int, int]:
     """Return the flags (IFF_UP, IFF_RUNNING ...) of every interface, by index."""
     return dict(struct.unpack_from("=iI", entry, 4) for entry in dump(sock, _RTM_GETLINK, _LINKS))

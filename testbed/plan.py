@@ -77,7 +77,9 @@ class Plan:
 def plan(topology: Topology) -> Plan:
     """Return the steps that make a topology; the same topology gives the same steps."""
     net = addressing.network(topology)
-    roles = [step for name in net.interfaces for step in _roles(net, name)]
+    # A relay is there before its gateways ask for it.
+    order = sorted(net.interfaces, key=lambda name: topology.nodes[name].amt_gateway is not None)
+    roles = [step for name in order for step in _roles(net, name)]
     early = [step for step in roles if _early(net, step)]
     late = [step for step in roles if not _early(net, step)]
     steps = (
@@ -100,9 +102,10 @@ def _roles(net: Network, name: str) -> Iterator[Step]:
     if node.bridge is not None:
         # One write before its ports exist: a switch port has no addresses and sends nothing of its own.
         yield Configure(name, SysctlSet("net.ipv6.conf.default.disable_ipv6", "1"))
-    if node.mptcp is not None or name in trees.members(net):
-        # Replies and joins leave by the interface of their address, and a multicast tree need not be the way back;
-        # a strict reverse path filter, which a namespace may inherit from the host, would drop what comes in so.
+    if node.mptcp is not None or name in net.tunnels or name in trees.members(net):
+        # Replies and joins leave by the interface of their address, and the way of multicast, be it a tree or a
+        # tunnel, need not be the way back; a strict reverse path filter, which a namespace may inherit from the host,
+        # would drop what comes in so.
         yield Configure(name, SysctlSet("net.ipv4.conf.all.rp_filter", "0"))
         yield Configure(name, SysctlSet("net.ipv4.conf.default.rp_filter", "0"))
     for role in node.roles().values():
@@ -193,7 +196,7 @@ def _interfaces(net: Network) -> Iterator[Step]:
         bridge = net.topology.nodes[name].bridge
         yield Configure(name, LinkSet("lo", up=True))
         for i in interfaces:
-            if i.kind == "bridge":
+            if i.kind in ("bridge", "amt"):
                 continue
             if i.kind == "wlan":
                 yield from _wlan(net, i)

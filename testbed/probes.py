@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from testbed import netlink, wire
-from testbed.drivers import link, membership, mptcp, nl80211, smcroute
+from testbed.drivers import amt, link, membership, mptcp, nl80211, smcroute
 from testbed.drivers.facts import Capturing, FileHas, Listening
 from testbed.drivers.wpa_ctrl import Controlled
 from testbed.errors import LabError
@@ -24,6 +24,9 @@ def holds(probe: Probe, here: Namespace, home: int, folder: Path) -> str:
             flags = netlink.link_flags(here.route)
             down = [n for n in names if not flags.get(here.index(n), 0) & link.IFF_RUNNING]
             return f"not up: {' '.join(down)}" if down else ""
+        case amt.RelayFound(name):
+            found = filter(None, map(amt.parse_link, netlink.link_entries(here.route)))
+            return probe.unmet(next((a for a in found if a.name == name), None))
         case FileHas(path):
             file = folder / path
             return "" if file.exists() and file.stat().st_size else f"{path} is empty"

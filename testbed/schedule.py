@@ -171,6 +171,12 @@ def _node_event(plan: Plan, event: Event) -> Iterator[Step]:
         yield Spawn(event.node, name, event.command, at=event.at, within=60)
     for key, value in (event.sysctl or {}).items():
         yield Configure(event.node, SysctlSet(key, str(value)), event.at)
+    if event.restart is not None:
+        # The driver forgets its tunnels as it goes down (drivers/net/amt.c: amt_dev_stop). The interface stays, and
+        # with it its place in a bridge or among the multicast interfaces, and the routes that lead into it.
+        role = getattr(plan.topology.nodes[event.node], event.restart)
+        for up in (False, True):
+            yield Configure(event.node, LinkSet(role.name, up=up), event.at)
     if event.mlo_link is not None:
         yield Configure(event.node, _of_link(plan, event.node, event.mlo_link, event), event.at)
     if event.rejoin and (station := plan.topology.nodes[event.node].station) is not None:

@@ -172,6 +172,9 @@ class Event(Spec):
     freq: int | None = Field(None, description="The mlo_link goes to this channel (MHz), announced in its beacons")
     rejoin: bool | None = Field(None, description="A station leaves and joins anew, with all of its links")
     address: Readdress | None = None
+    restart: Literal["amt_relay", "amt_gateway"] | None = Field(
+        None, description="An AMT role of the node loses its state, all tunnels, and begins anew"
+    )
 
 
 class Check(Spec):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from testbed.addressing import Network
 from testbed.drivers.smcroute import Entry
 from testbed.topology import Topology
+from testbed.tunnels import gateways
 from testbed.workloads.multicast import Multicast, Receiver
 from testbed.workloads.place import Way
 
@@ -76,13 +77,18 @@ class Found:
 
 
 def hops(net: Network, version: int) -> Iterator[Hop]:
-    """Yield what each multicast router can do between its interfaces that have addresses of a family."""
+    """Yield what multicast routers can do between interfaces with addresses of a family, and relays into tunnels."""
     for name, node in net.topology.nodes.items():
         if node.router is None or not node.router.multicast:
             continue
         mine = [i for i in net.interfaces[name] if not i.port and i.host(version)]
-        for near in mine:
+        for near in (i for i in mine if i.name not in _carriers(net, name)):
             yield from (Hop(name, near.name, near.segment, far.name, far.segment) for far in mine if far != near)
+        if (relay := node.amt_relay) is not None:
+            # What it sends into its pseudo-interface comes out of that of every gateway that asked for it.
+            far_ends = [t for g in gateways(net, name) for t in net.tunnels.get(g, ()) if t.discovery]
+            segments = [i.segment for t in far_ends for i in net.interfaces[t.node] if i.name == t.name]
+            yield from (Hop(name, near.name, near.segment, relay.name, s) for s in segments for near in mine)
 
 
 def ends(net: Network, node: str, version: int) -> Iterator[End]:
@@ -90,6 +96,11 @@ def ends(net: Network, node: str, version: int) -> Iterator[End]:
     for i in net.interfaces.get(node, ()):
         if not i.port and i.host(version):
             yield End(node, i.name, i.segment)
+
+
+def _carriers(net: Network, node: str) -> frozenset[str]:
+    """Return what carries the tunnel of an AMT gateway: multicast comes to it out of the tunnel."""
+    return frozenset(t.dev for t in net.tunnels.get(node, ()) if t.discovery)
 
 
 def grow(source: End, steps: Iterable[Hop]) -> Tree:
@@ -136,7 +147,9 @@ def _reached(net: Network, work: Multicast, tree: Tree) -> Iterator[tuple[str, E
 
 
 def _wanted(net: Network, receiver: Receiver, version: int) -> Iterator[End]:
-    return (e for e in ends(net, receiver.node, version) if receiver.interface in (None, e.ifname))
+    if receiver.interface is not None:
+        return (e for e in ends(net, receiver.node, version) if e.ifname == receiver.interface)
+    return (e for e in ends(net, receiver.node, version) if e.ifname not in _carriers(net, receiver.node))
 
 
 def way(net: Network, work: Multicast) -> Way:

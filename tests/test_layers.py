@@ -18,7 +18,7 @@ PURE = (
     ("steps", "document", "drivers"),
     ("explain", "nodes", "workloads"),
     ("topology",),
-    ("experiment", "addressing"),
+    ("experiment", "addressing", "tunnels"),
     ("trees",),
     ("groups",),
     ("consistency",),

@@ -50,22 +50,29 @@ class Forwarding:
 
 
 def steps(
-    node: str, interfaces: tuple[str, ...], entries: tuple[Entry, ...], versions: tuple[int, ...]
+    node: str,
+    interfaces: tuple[str, ...],
+    entries: tuple[Entry, ...],
+    versions: tuple[int, ...],
+    joined: tuple[str, ...] = (),
 ) -> Iterator[Step]:
     """Yield a daemon of a node that lives as long as the lab, and the wait until the kernel has its routes.
 
-    Its identity is in the names of its pid file and its socket, below the lab's own /run.
+    On the interfaces `joined` it is a member itself of what comes in there. Its identity is in the names of its
+    pid file and its socket, below the lab's own /run.
     """
     path = f"{node}/smcroute.conf"
-    yield Write(path, configuration(interfaces, entries), node)
+    yield Write(path, configuration(interfaces, entries, joined), node)
     # -n: in the foreground, log on stderr; -N: no interfaces but those of the file
     yield Spawn(node, "smcrouted", ("smcrouted", "-n", "-N", "-i", f"smcroute-{node}", "-f", path))
     yield Wait(node, Forwarding(interfaces, entries, versions), process="smcrouted")
 
 
-def configuration(interfaces: Iterable[str], entries: Iterable[Entry]) -> str:
+def configuration(interfaces: Iterable[str], entries: Iterable[Entry], joined: Iterable[str] = ()) -> str:
     """Return the daemon's configuration: interfaces before the routes that name them."""
     rows = [f"phyint {name} enable" for name in interfaces]
+    own = frozenset(joined)
+    rows += [f"mgroup from {e.iif} source {e.source} group {e.group}" for e in entries if e.iif in own]
     rows += [f"mroute from {e.iif} source {e.source} group {e.group} to {' '.join(e.oifs)}" for e in entries]
     return "".join(f"{row}\n" for row in rows)
 

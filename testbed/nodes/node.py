@@ -7,6 +7,8 @@ from typing import Annotated
 from pydantic import Field
 
 from testbed.nodes.access_point import AccessPoint
+from testbed.nodes.amt_gateway import AmtGateway
+from testbed.nodes.amt_relay import AmtRelay
 from testbed.nodes.bridge import Bridge
 from testbed.nodes.mptcp import Mptcp
 from testbed.nodes.place import Role
@@ -33,6 +35,8 @@ class Node(Spec):
     access_point: AccessPoint | None = None
     station: Station | None = None
     mptcp: Mptcp | None = None
+    amt_gateway: AmtGateway | None = None
+    amt_relay: AmtRelay | None = None
     routes: tuple[Route, ...] = Field((), description="Static routes; any here replace the planned ones")
     sysctl: dict[str, str | int] = Field(
         {}, description="Kernel parameters of the namespace, such as net.ipv4.tcp_sack"
@@ -43,4 +47,5 @@ class Node(Spec):
         """Return the roles that this node has, by field name."""
         found: dict[str, Role | None] = {"bridge": self.bridge, "router": self.router}
         found |= {"access_point": self.access_point, "station": self.station, "mptcp": self.mptcp}
+        found |= {"amt_relay": self.amt_relay, "amt_gateway": self.amt_gateway}
         return {name: role for name, role in found.items() if role is not None}

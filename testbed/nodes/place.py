@@ -67,10 +67,24 @@ class Bss:
 
 
 @dataclass(frozen=True, slots=True)
+class Tunnel:
+    """A node's end of AMT tunnels: its pseudo-interface `name`, and the interface and address that carry them.
+
+    `discovery` is the relay's address, "" where this is the relay.
+    """
+
+    node: str
+    name: str
+    dev: str
+    local: str
+    discovery: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """A node's name, its interfaces in the order of the file, the families of the topology (4, 6), every BSS.
 
-    `bridge` is the name of the node's bridge, "" when it has none.
+    `bridge` is the name of the node's bridge, "" when it has none; `tunnels` are the node's ends of AMT tunnels.
     """
 
     node: str
@@ -78,6 +92,11 @@ class Place:
     families: tuple[int, ...]
     air: tuple[Bss, ...] = ()
     bridge: str = ""
+    tunnels: tuple[Tunnel, ...] = ()
+
+    def tunnel(self, name: str) -> Tunnel | None:
+        """Return the node's end of AMT tunnels with that pseudo-interface."""
+        return next((t for t in self.tunnels if t.name == name), None)
 
     def interface(self, name: str) -> Interface | None:
         """Return an interface by name."""

@@ -38,7 +38,7 @@ class Router(Spec):
 
     def interfaces(self, here: Place) -> tuple[str, ...]:
         """Return the interfaces that multicast is forwarded between."""
-        return tuple(i.name for i in here.interfaces if not i.port and i.addresses)
+        return tuple(i.name for i in here.interfaces if not i.port and (i.addresses or i.kind == "amt"))
 
     def steps(self, here: Place) -> Iterator[Step]:
         """Yield forwarding as the sysctls that everybody reads; per-device flags alone would leave these 0."""
@@ -51,4 +51,6 @@ class Router(Spec):
         """Yield what makes a multicast router forward by these routes."""
         names = self.interfaces(here)
         if self.multicast and names:
-            yield from smcroute.steps(here.node, names, entries, here.families)
+            # Nobody asks an AMT gateway's relay for what others want: this router does.
+            tunnels = tuple(i.name for i in here.interfaces if i.kind == "amt")
+            yield from smcroute.steps(here.node, names, entries, here.families, tunnels)

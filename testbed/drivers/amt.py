@@ -1,0 +1,143 @@
+"""AMT interfaces of the kernel (RFC 7450) as requests, and what it says of them, decoded.
+
+Sources: include/uapi/linux/amt.h, drivers/net/amt.c. pyroute2 has no such kind of link.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from dataclasses import dataclass
+from typing import Literal
+
+from testbed.drivers.link import (
+    CREATE,
+    IFLA_ADDRESS,
+    IFLA_IFNAME,
+    IFLA_INFO_DATA,
+    IFLA_INFO_KIND,
+    IFLA_LINKINFO,
+    RTM_NEWLINK,
+)
+from testbed.wire import Here, Message, attr, attributes, nest, text, u32
+
+PORT = 2268  # IANA's, RFC 7450 section 7
+HEADERS = 40  # what the driver takes off the stream interface's MTU: IPv4 20, UDP 8, AMT 12 (of a Membership Update)
+LEAST_MTU = 68 + HEADERS  # of a stream interface (ETH_MIN_MTU)
+GROUPS = 32  # of one tunnel (AMT_MAX_GROUP); further ones are dropped without a word
+MOST_TUNNELS = 65535
+Mode = Literal["gateway", "relay"]
+_MODES: dict[Mode, int] = {"gateway": 0, "relay": 1}
+_MODE, _RELAY_PORT, _GATEWAY_PORT, _LINK, _LOCAL, _REMOTE, _DISCOVERY, _MAX_TUNNELS = range(1, 9)
+_KIND = "amt"
+_HEAD = struct.Struct("=BxHiII")  # struct ifinfomsg
+
+
+@dataclass(frozen=True, slots=True)
+class AmtAdd:
+    """A gateway's pseudo-interface, or a relay's, made down and in its final namespace: it can't be moved.
+
+    `dev` is the interface that carries the tunnels, `local` its address. Nothing of it can be changed later.
+    """
+
+    name: str
+    mac: str
+    mode: Mode
+    dev: str
+    local: str
+    relay_port: int
+    gateway_port: int = 0
+    discovery: str = ""
+    max_tunnels: int = 0
+
+    def __str__(self) -> str:
+        own = (
+            f"discovery {self.discovery} gateway_port {self.gateway_port} relay_port {self.relay_port}"
+            if self.mode == "gateway"
+            else f"relay_port {self.relay_port} max_tunnels {self.max_tunnels}"
+        )
+        head = f"ip link add {self.name} address {self.mac} type amt mode {self.mode}"
+        return f"{head} local {self.local} {own} dev {self.dev}"
+
+    def encode(self, here: Here) -> Message:
+        """Encode; ports are in network order."""
+        data = u32(_MODE, _MODES[self.mode]) + _port(_RELAY_PORT, self.relay_port)
+        data += _port(_GATEWAY_PORT, self.gateway_port) if self.gateway_port else b""
+        data += u32(_LINK, here.index(self.dev)) + _address(_LOCAL, self.local)
+        data += _address(_DISCOVERY, self.discovery) if self.discovery else b""
+        data += u32(_MAX_TUNNELS, self.max_tunnels) if self.max_tunnels else b""
+        info = nest(IFLA_LINKINFO, text(IFLA_INFO_KIND, _KIND), nest(IFLA_INFO_DATA, data))
+        body = text(IFLA_IFNAME, self.name) + attr(IFLA_ADDRESS, bytes.fromhex(self.mac.replace(":", ""))) + info
+        return Message(RTM_NEWLINK, CREATE, _HEAD.pack(socket.AF_UNSPEC, 0, here.claim(self.name), 0, 0) + body)
+
+
+def _port(kind: int, number: int) -> bytes:
+    return attr(kind, struct.pack(">H", number))
+
+
+def _address(kind: int, text: str) -> bytes:
+    """Encode an IPv4 address: of a longer one the driver would take the first four bytes, and say nothing."""
+    return attr(kind, socket.inet_pton(socket.AF_INET, text))
+
+
+@dataclass(frozen=True, slots=True)
+class Amt:
+    """An AMT interface as the kernel describes it; `remote` is "" until a relay has advertised itself."""
+
+    name: str
+    mode: Mode
+    local: str
+    remote: str
+    discovery: str
+    relay_port: int
+    max_tunnels: int
+
+    def __str__(self) -> str:
+        if self.mode == "relay":
+            return f"AMT relay {self.local} port {self.relay_port} max_tunnels {self.max_tunnels}"
+        return f"AMT gateway {self.local} discovery {self.discovery} remote {self.remote or 'none yet'}"
+
+
+def parse_link(entry: bytes) -> Amt | None:
+    """Decode one message of a dump of links; None for another kind of link."""
+    link = attributes(entry, _HEAD.size)
+    info = attributes(link.get(IFLA_LINKINFO, b""))
+    if info.get(IFLA_INFO_KIND, b"").rstrip(b"\0").decode() != _KIND:
+        return None
+    data = attributes(info[IFLA_INFO_DATA])
+    (mode,), (most,) = struct.unpack("=I", data[_MODE]), struct.unpack("=I", data[_MAX_TUNNELS])
+    return Amt(
+        name=link[IFLA_IFNAME].rstrip(b"\0").decode(),
+        mode="gateway" if mode == _MODES["gateway"] else "relay",
+        local=_dotted(data.get(_LOCAL, b"")),
+        remote=_dotted(data.get(_REMOTE, b"")),
+        discovery=_dotted(data.get(_DISCOVERY, b"")),
+        relay_port=int.from_bytes(data[_RELAY_PORT], "big"),
+        max_tunnels=most,
+    )
+
+
+def _dotted(raw: bytes) -> str:
+    return ".".join(map(str, raw))
+
+
+@dataclass(frozen=True, slots=True)
+class RelayFound:
+    """A gateway has had a Relay Advertisement (RFC 7450 section 5.1.2): the kernel then tells the relay's address.
+
+    There is nothing more that the driver tells; it sends its Relay Discovery every five seconds until then.
+    """
+
+    name: str
+    remote: str
+
+    def __str__(self) -> str:
+        return f"{self.name} remote {self.remote}"
+
+    def unmet(self, seen: Amt | None) -> str:
+        """Say what is missing of it, "" when nothing is (pure)."""
+        if seen is None:
+            return f"there is no AMT interface {self.name}"
+        if not seen.remote:
+            return f"{self.name} has no remote: no Relay Advertisement has come from {seen.discovery}"
+        return "" if seen.remote == self.remote else f"the remote of {self.name} is {seen.remote}, not {self.remote}"

@@ -1,0 +1,101 @@
+"""Role `amt_gateway`: multicast receivers behind a network without multicast routing (RFC 7450, an AMT gateway)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from testbed import features
+from testbed.drivers.amt import PORT, AmtAdd, RelayFound
+from testbed.drivers.link import AddressAdd, AutoAddressOff, LinkSet, PortAdd
+from testbed.drivers.sysctl import SysctlSet
+from testbed.errors import Unsupported
+from testbed.nodes.place import Interface, Place, misnamed
+from testbed.spec import Spec
+from testbed.steps import Configure, Step, Wait
+from testbed.units import Address
+
+Driver = Literal["auto", "kernel", "userspace"]
+_WITHIN = 30.0  # s: a Relay Discovery that is lost is repeated after 5 s
+
+
+class AmtGateway(Spec):
+    """A gateway's pseudo-interface: a port of the node's bridge, or an interface on which the node itself joins."""
+
+    discovery: str = Field(description="The relay: a node with `amt_relay`, or node:interface")
+    interface: str | None = Field(None, description="Towards the relay; planned when left out")
+    name: str = Field("amt0", description="The pseudo-interface")
+    driver: Driver = Field("auto", description="auto is the kernel's")
+    port: int = Field(PORT, ge=1, le=65535, description="UDP port of the gateway")
+    relay_port: int = Field(PORT, ge=1, le=65535, description="UDP port of the relay")
+    addresses: tuple[Address, ...] | None = Field(
+        None, description="Of the pseudo-interface; planned when left out, none where it is a port of a bridge"
+    )
+
+    def requires(self) -> tuple[features.Feature, ...]:
+        """Return what the kernel must offer."""
+        return (driver(self.driver),)
+
+    def faults(self, here: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Yield what can't work, as far as this node tells: `tunnels` looks at both ends."""
+        yield from named(self.name, here)
+        if self.port != self.relay_port:
+            why = "the kernel's gateway sends from its `port` and listens on its `relay_port`"
+            yield ("port",), f"port {self.port} and relay_port {self.relay_port} differ: {why}"
+
+    def steps(self, here: Place) -> Iterator[Step]:
+        """Yield the pseudo-interface, and the wait until a relay has answered."""
+        tunnel, own = here.tunnel(self.name), here.interface(self.name)
+        assert tunnel is not None
+        assert own is not None
+        add = AmtAdd(
+            name=self.name,
+            mac=own.mac,
+            mode="gateway",
+            dev=tunnel.dev,
+            local=tunnel.local,
+            relay_port=self.relay_port,
+            gateway_port=self.port,
+            discovery=tunnel.discovery,
+        )
+        yield Configure(here.node, add)
+        yield from (Configure(here.node, r) for r in begun(here, own))
+        yield Wait(here.node, RelayFound(self.name, tunnel.discovery), within=_WITHIN)
+
+
+def begun(here: Place, own: Interface) -> Iterator[SysctlSet | AutoAddressOff | AddressAdd | PortAdd | LinkSet]:
+    """Yield what makes a new pseudo-interface one that is up.
+
+    A relay's asks for MLD reports from its link-local address, and says nothing while it has none (drivers/net/amt.c:
+    amt_build_mld_gq): the kernel gives it one whenever it comes up, without duplicate address detection.
+    """
+    if own.port:
+        yield PortAdd(own.name, here.bridge)
+        return
+    if 6 in here.families:
+        conf = f"net.ipv6.conf.{own.name.replace('.', '/')}"
+        values = (("disable_ipv6", 0), ("accept_dad", 0), ("router_solicitations", 0), ("keep_addr_on_down", 1))
+        for key, value in values:
+            yield SysctlSet(f"{conf}.{key}", str(value))
+    else:
+        yield AutoAddressOff(own.name)
+    for address in own.addresses:
+        yield AddressAdd(address, own.name)
+    yield LinkSet(own.name, up=True)
+
+
+def named(name: str, here: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Yield what is wrong with the name of a pseudo-interface."""
+    if problem := misnamed(name):
+        yield ("name",), problem
+    if sum(i.name == name for i in here.interfaces) > 1:
+        yield ("name",), f"{name} is an interface of {here.node} already: the pseudo-interface needs a name of its own"
+
+
+def driver(chosen: Driver) -> features.Feature:
+    """Return what a driver needs; Unsupported for what there is none of."""
+    if chosen == "userspace":
+        raise Unsupported("this version has no AMT gateway and relay in user space; use `driver: kernel`")
+    return features.AMT

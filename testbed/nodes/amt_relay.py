@@ -1,0 +1,51 @@
+"""Role `amt_relay`: multicast for gateways, through a tunnel to each of them (RFC 7450, an AMT relay)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic import Field
+
+from testbed import features
+from testbed.drivers.amt import MOST_TUNNELS, PORT, AmtAdd
+from testbed.nodes.amt_gateway import Driver, begun, driver, named
+from testbed.nodes.place import Place
+from testbed.spec import Spec
+from testbed.steps import Configure, Step
+
+
+class AmtRelay(Spec):
+    """A relay's pseudo-interface: what a multicast router sends into it goes to every gateway that asked for it."""
+
+    max_tunnels: int = Field(16, ge=1, le=MOST_TUNNELS, description="Gateways at most")
+    interface: str | None = Field(None, description="Towards the gateways; planned when left out")
+    name: str = Field("amt0", description="The pseudo-interface")
+    driver: Driver = Field("auto", description="auto is the kernel's")
+    port: int = Field(PORT, ge=1, le=65535, description="UDP port")
+
+    def requires(self) -> tuple[features.Feature, ...]:
+        """Return what the kernel must offer."""
+        return (driver(self.driver),)
+
+    def faults(self, here: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Yield what can't work, as far as this node tells: `tunnels` looks at both ends."""
+        yield from named(self.name, here)
+        if any(i.port for i in here.interfaces if i.name == self.name):
+            yield (), f"{self.name} can't be a port of a bridge: a relay routes multicast into it"
+
+    def steps(self, here: Place) -> Iterator[Step]:
+        """Yield the pseudo-interface."""
+        tunnel, own = here.tunnel(self.name), here.interface(self.name)
+        assert tunnel is not None
+        assert own is not None
+        add = AmtAdd(
+            name=self.name,
+            mac=own.mac,
+            mode="relay",
+            dev=tunnel.dev,
+            local=tunnel.local,
+            relay_port=self.port,
+            max_tunnels=self.max_tunnels,
+        )
+        yield Configure(here.node, add)
+        yield from (Configure(here.node, r) for r in begun(here, own))

@@ -1,0 +1,187 @@
+"""AMT on the kernel's driver, in a guest: every packet arrives, what is on the wire, restarts, and what remains."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, testbed
+from tests.machine.test_lab import PATIENCE
+
+pytestmark = [pytest.mark.machine, pytest.mark.xdist_group("measure")]
+
+# RFC 7450 section 5.1: all but 7, Teardown, which the driver never sends
+DISCOVERY, ADVERTISEMENT, REQUEST, QUERY, UPDATE, DATA = range(1, 7)
+PAIR = ROOT / "topologies/amt-pair.yaml"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that ended, and its results folder."""
+
+    done: subprocess.CompletedProcess[str]
+    folder: Path
+
+    def metrics(self) -> dict[str, float]:
+        return {k: v["value"] for k, v in json.loads((self.folder / "metrics.json").read_text()).items()}
+
+    def events(self) -> dict[str, float]:
+        return {e["step"]: e["t"] for e in json.loads((self.folder / "run.json").read_text())["events"]}
+
+
+def run(name: str, folder: Path) -> Run:
+    file = str(ROOT / "experiments" / f"{name}.yaml")
+    where = ("--machine", "microvm", "--results", str(folder))
+    done = testbed("run", file, *where, timeout=PATIENCE)
+    return Run(done, folder / name / "latest")
+
+
+@pytest.fixture(scope="module")
+def pair(guests: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return run("amt-pair", tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture(scope="module")
+def ipv6(guests: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return run("amt-ipv6", tmp_path_factory.mktemp("ipv6"))
+
+
+def tshark(file: Path, *words: str) -> list[list[str]]:
+    """Decode a capture of tunnels; rows of fields."""
+    argv = ("tshark", "-r", str(file), "-d", "udp.port==2268,amt", *words)
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    return [row.split("\t") for row in done.stdout.splitlines()]
+
+
+def fields(file: Path, shown: str, *names: str) -> list[list[str]]:
+    return tshark(file, "-Y", shown, "-T", "fields", *(word for n in names for word in ("-e", n)))
+
+
+def test_every_packet_of_both_families_comes_through_but_for_the_restart(pair: Run) -> None:
+    assert pair.done.returncode == 0, pair.done.stdout + pair.done.stderr
+    metrics = pair.metrics()
+    for name in ("four", "six"):
+        assert metrics[f"{name}.listener.lost_outside_gap_packets"] == 0
+        assert metrics[f"{name}.listener.received_packets"] > 400
+
+
+def test_a_relay_that_forgot_its_tunnels_is_told_again_within_seconds(pair: Run) -> None:
+    events = pair.events()
+    down, up = (events[f"[relay] ip link set amt0 {state}  @10s"] for state in ("down", "up"))
+    assert 10 <= down <= up < 11
+    metrics = pair.metrics()
+    for name in ("four", "six"):
+        assert abs(metrics[f"{name}.listener.gap_at_s"] - down) < 1
+        # The driver's Requests are two seconds apart; the listener answers the query that follows within 0.1 s.
+        assert metrics[f"{name}.listener.gap_s"] < 3.5
+
+
+def test_a_counter_that_counts_messages_is_no_doubt(pair: Run) -> None:
+    assert pair.metrics()["gateway.amt0.tx_dropped"] > 0
+    assert "dropped" not in pair.done.stdout
+
+
+def test_an_ipv6_group_comes_through_an_ipv4_tunnel_in_packets_as_large_as_it_takes(ipv6: Run) -> None:
+    assert ipv6.done.returncode == 0, ipv6.done.stdout + ipv6.done.stderr
+    metrics = ipv6.metrics()
+    assert metrics["stream.gateway.loss_pct"] == 0
+    assert metrics["stream.gateway.received_packets"] == metrics["stream.sent_packets"] >= 250
+
+
+@pytest.mark.parametrize(("which", "capture"), [("pair", "gateway/eth1"), ("ipv6", "gateway/eth0")])
+def test_the_messages_are_those_of_the_rfc(which: str, capture: str, request: pytest.FixtureRequest) -> None:
+    done: Run = request.getfixturevalue(which)
+    file = done.folder / f"{capture}.pcapng"
+    types = Counter(int(row[0]) for row in fields(file, "amt", "amt.type"))
+    assert set(types) == {DISCOVERY, ADVERTISEMENT, REQUEST, QUERY, UPDATE, DATA}
+    assert types[DATA] > 250
+    # Of every severity: comment, chat, note, warning and error.
+    assert fields(file, "_ws.expert", "frame.number", "_ws.expert.severity", "_ws.expert.message") == []
+    assert fields(file, "icmp", "frame.number") == []
+    assert fields(file, "amt && udp.port != 2268", "frame.number") == []
+
+
+def test_queries_and_reports_are_igmpv3_and_mldv2(pair: Run) -> None:
+    file = pair.folder / "gateway/eth1.pcapng"
+    queries = fields(file, f"amt.type == {QUERY}", "igmp.version", "igmp.type", "icmpv6.type")
+    assert {tuple(q) for q in queries} == {("3", "0x11", ""), ("", "", "130")}
+    reports = fields(file, f"amt.type == {UPDATE}", "igmp.version", "igmp.type", "icmpv6.type")
+    assert {tuple(r) for r in reports} == {("3", "0x22", ""), ("", "", "143")}
+    joined = fields(file, f"amt.type == {UPDATE} && igmp.maddr == 232.1.1.1", "igmp.saddr")
+    assert {source for [sources] in joined for source in sources.split(",") if source} == {"10.0.3.2"}
+    joined = fields(file, f"amt.type == {UPDATE}", "icmpv6.mldr.mar.multicast_address")
+    assert any("ff3e::8000:1" in groups for [groups] in joined)
+
+
+SAME = ("ip_mr_vif", "ip6_mr_vif", "ip_mr_cache", "ip6_mr_cache")
+WATCH = "ip -6 -br addr show dev amt0; " + "; ".join(f"cut -c1-10,40- /proc/net/{f} | cut -d' ' -f1-4" for f in SAME)
+
+
+def test_multicast_interfaces_routes_and_address_outlive_a_restart(guests: None, name: str) -> None:
+    file = str(ROOT / "experiments/amt-pair.yaml")
+    done = testbed("up", file, "--name", name, "--machine", "microvm", timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+
+    def there(node: str, *argv: str) -> str:
+        said = testbed("exec", name, node, "--", *argv)
+        assert said.returncode == 0, said.stderr
+        return str(said.stdout)
+
+    try:
+        assert "remote 10.0.2.2" in testbed("status", name, "gateway").stdout
+        rows = json.loads(testbed("status", name, "relay", "--json").stdout)
+        [relay] = [row for row in rows if row["name"] == "amt0"]
+        assert relay["amt"] == "AMT relay 10.0.2.2 port 2268 max_tunnels 4"
+        assert [a for a in relay["addresses"] if a.startswith("fe80::")]
+        before = there("relay", "sh", "-c", WATCH)
+        assert "amt0" in before
+        assert "fe80::" in before
+        there("relay", "sh", "-c", "ip link set amt0 down && ip link set amt0 up")
+        assert there("relay", "sh", "-c", WATCH) == before
+    finally:
+        testbed("down", name)
+
+
+# In a guest's lab a lab of its own: killed there, it leaves the guest behind to look at.
+INNER = """
+import os, signal, sys
+from testbed import control
+from tests.kernel import remains
+lab = control.find("inner")
+tags = remains.tag(lab)
+os.kill(lab.holder, signal.SIGKILL)
+found = remains.settled(lambda: remains.remains("inner", tags), 30)
+sys.exit(str(found) if found else 0)
+"""
+
+
+def test_a_lab_that_is_killed_leaves_no_interface_and_no_namespace(guests: None, name: str, tmp_path: Path) -> None:
+    file = tmp_path / "outer.yaml"
+    file.write_text("name: outer\nnodes: {a: {}}\n")
+    assert testbed("up", str(file), "--name", name, "--machine", "microvm", timeout=PATIENCE).returncode == 0
+    try:
+        inner = "cd /testbed && python3 -m testbed up topologies/amt-pair.yaml --name inner --machine here"
+        done = testbed("exec", name, "a", "--", "sh", "-c", inner)
+        assert done.returncode == 0, done.stderr
+        done = testbed("exec", name, "a", "--", "sh", "-c", f"cd /testbed && python3 -c '{INNER}'")
+        assert done.returncode == 0, done.stderr
+        done = testbed("exec", name, "a", "--", "sh", "-c", "ps -e -o comm=; dmesg")
+        assert "smcrouted" not in done.stdout
+        assert "unregister_netdevice" not in done.stdout
+    finally:
+        testbed("down", name)
+
+
+def test_a_routing_daemon_that_is_killed_fails_the_run(guests: None, name: str, tmp_path: Path) -> None:
+    file = tmp_path / "killed.yaml"
+    kill = "events: [{at: 1s, node: relay, command: [pkill, -9, smcrouted]}]\nduration: 3s\n"
+    file.write_text(PAIR.read_text().replace("name: amt-pair", "name: killed") + kill)
+    where = ("--name", name, "--machine", "microvm", "--results", str(tmp_path / "results"))
+    done = testbed("run", str(file), *where, timeout=PATIENCE)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "[relay] smcrouted ended with signal SIGKILL" in done.stdout + done.stderr

@@ -157,6 +157,25 @@ def link_local(address: str) -> str:
     return f"{IPv6Address(_LINK_LOCAL + full)}/64"
 
 
+def place_at(net: Network, node: str, at: float) -> Place:
+    """Return what a role may know of its node at a time of a run, when events have changed addresses."""
+    here = net.place(node)
+    changes = [e for e in net.topology.events if e.address is not None and e.node == node and e.at <= at]
+    for event in sorted(changes, key=lambda e: e.at):
+        assert event.address is not None
+        interface, gone, new = event.address.interface, event.address.remove, event.address.add
+        here = replace(
+            here,
+            interfaces=tuple(
+                replace(i, addresses=(*(a for a in i.addresses if a != gone), *filter(None, (new,))))
+                if i.name == interface
+                else i
+                for i in here.interfaces
+            ),
+        )
+    return here
+
+
 def network(topology: Topology) -> Network:
     """Return the planned interfaces of a consistent topology; NoRoom when a segment does not fit."""
     found = tuple(ends(topology))

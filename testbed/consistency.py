@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from glob import escape as glob
 from ipaddress import IPv4Interface, IPv6Interface, ip_address
 
 from testbed import groups, tunnels
-from testbed.addressing import Net, Network, NoRoom, ends, interface_of, network
+from testbed.addressing import Net, Network, NoRoom, ends, interface_of, network, place_at
 from testbed.document import Path
 from testbed.drivers.channels import channel
 from testbed.explain import suggest
-from testbed.nodes.place import misnamed
+from testbed.nodes.place import Place, misnamed
 from testbed.topology import NAME, NODE, Direction, Event, Link, Shaping, Topology, Way, Work, Written
 
 Fault = tuple[Path, str, str]
@@ -467,11 +467,22 @@ def _node_event(net: Network, event: Event, at: Path, nodes: tuple[str, ...], do
         yield (*at, "endpoint"), f"{event.node} is no MPTCP host", "give the node `mptcp: {}`"
         return
     changed = role.model_copy(update={"endpoints": (event.endpoint,)})
-    for path, message in changed.faults(net.place(event.node)):
+    for path, message in changed.faults(_during(net, event)):
         yield (*at, "endpoint", *path[2:]), message, ""
 
 
 _AT_NODES = ("command", "sysctl", "endpoint", "mlo_link", "rejoin", "address", "restart")
+
+
+def _during(net: Network, event: Event) -> Place:
+    """Return the node of an event with the addresses that it has then; one that is removed may have gone already."""
+    assert event.node is not None
+    now = place_at(net, event.node, event.at)
+    if event.action != "remove":
+        return now
+    old = {i.name: i.addresses for i in net.place(event.node).interfaces}
+    both = (replace(i, addresses=tuple(dict.fromkeys((*old[i.name], *i.addresses)))) for i in now.interfaces)
+    return replace(now, interfaces=tuple(both))
 
 
 def _wlan_event(net: Network, event: Event, node: str, at: Path) -> Iterator[Fault]:

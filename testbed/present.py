@@ -7,6 +7,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from testbed.effects import Effect
     from testbed.look import Seen
     from testbed.machines.here import Finding
     from testbed.machines.image import Image
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 _ROWS = 30  # nodes that fit on one screen
 _RECEIVERS = 10  # of one multicast workload
 _SHOWN = ("received_packets", "loss_pct", "delay_p50_ms", "delay_max_ms", "gap_s", "goodput_mbps")
+_MEASURED, _EVENTS = 24, 16  # rows of metrics that are shown one by one, and of events
+_BRIEF = ("goodput_mbps", "loss_pct", "gap_s", "gap_at_s", "rtt_p50_ms", "rtt_p99_ms", "jitter_ms", "retransmits")
 _WIDTH, _PURPOSE = 100, 34  # columns of the table of features, and those of what a feature is for
 
 
@@ -119,12 +122,19 @@ def _sections(found: Report, place: str) -> Iterator[str]:
             continue
         for key in work.workload().metrics():
             if (metric := found.metrics.get(f"{name}.{key}")) is not None:
-                value = f"{metric.value:.3f}".rstrip("0").rstrip(".")
-                measured.append((f"  {name}.{key}", value, metric.unit, metric.note))
+                measured.append((f"  {name}.{key}", _number(metric.value), metric.unit, metric.note))
     yield f"{found.topology.name}: {found.verdict}"
-    if measured:
+    if len(measured) > _MEASURED:
+        yield f"measured (metrics.json has all)\n{_briefly(found)}"
+    elif measured:
         yield f"measured\n{columns(measured)}"
     yield from tables
+    if rows := list(_subflows(found)):
+        yield f"subflows by interface\n{columns(rows)}"
+    if rows := list(_links(found)):
+        yield f"data frames by link\n{columns(rows)}"
+    if found.events:
+        yield f"events\n{columns([_event(e) for e in found.events[:_EVENTS]])}"
     if found.outcomes:
         yield f"checks\n{columns([_check(o) for o in found.outcomes])}"
     if found.doubts:
@@ -132,6 +142,60 @@ def _sections(found: Report, place: str) -> Iterator[str]:
     for failure in found.failures:
         yield f"failed: {failure}"
     yield f"results in {place}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def _briefly(found: Report) -> str:
+    """Return a line a workload, with the columns that any of them has."""
+    names = [n for n, w in found.topology.workloads.items() if w.multicast is None]
+    keys = [k for k in _BRIEF if any(f"{n}.{k}" in found.metrics for n in names)]
+
+    def cell(name: str) -> str:
+        return _number(found.metrics[name].value) if name in found.metrics else "-"
+
+    return columns([("", *keys), *((f"  {n}", *(cell(f"{n}.{k}") for k in keys)) for n in names)])
+
+
+def _subflows(found: Report) -> Iterator[tuple[str, ...]]:
+    """Yield what the subflows of each interface of an MPTCP host carried."""
+    for name, metric in found.metrics.items():
+        node, mark, rest = name.partition(".subflow.")
+        ifname, _, field = rest.rpartition(".")
+        if not mark or field != "bytes_received":
+            continue
+        sent = found.metrics[f"{node}.subflow.{ifname}.bytes_acked"].value
+        if not (metric.value or sent) or not found.seconds:
+            continue
+        rates = [
+            f"{way} {8e-6 * size / found.seconds:.3f} Mbit/s" for way, size in (("in", metric.value), ("out", sent))
+        ]
+        rtt = found.metrics.get(f"{node}.subflow.{ifname}.rtt_p50_ms")
+        yield (f"  {node}.{ifname}", *rates, f"rtt {rtt.value:.1f} ms" if rtt is not None else "")
+
+
+def _links(found: Report) -> Iterator[tuple[str, ...]]:
+    """Yield the data frames of each link of a wireless interface in both directions."""
+    for name, metric in found.metrics.items():
+        if not name.endswith(".tx_frames"):
+            continue
+        base = name.removesuffix(".tx_frames")
+        mhz, share = found.metrics.get(f"{base}.freq_mhz"), found.metrics.get(f"{base}.share_pct")
+        yield (
+            f"  {base}",
+            f"{mhz.value:.0f} MHz" if mhz is not None else "",
+            f"tx {metric.value:.0f}",
+            f"rx {found.metrics[f'{base}.rx_frames'].value:.0f}",
+            f"{share.value:.0f} %" if share is not None else "",
+        )
+
+
+def _event(e: Effect) -> tuple[str, ...]:
+    if e.effect is None:
+        return (f"  {e.at:g} s", e.what, "not seen to take effect" if e.performed is not None else "not performed")
+    return (f"  {e.at:g} s", e.what, f"took effect at {e.effect:.2f} s")
 
 
 def _receivers(found: Report, name: str, work: Multicast) -> str:

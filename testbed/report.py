@@ -12,8 +12,10 @@ from testbed import metrics as derive
 from testbed import results
 from testbed.addressing import network
 from testbed.consistency import AIR, link_ids
+from testbed.effects import Effect, effects
 from testbed.experiment import read
 from testbed.machines.qemu import kernel_faults
+from testbed.plan import plan
 from testbed.results import Folder
 from testbed.topology import Check, Topology
 from testbed.workloads.place import Measured
@@ -51,6 +53,8 @@ class Report:
     outcomes: tuple[Outcome, ...]
     doubts: tuple[Doubt, ...]
     failures: tuple[str, ...]
+    events: tuple[Effect, ...] = ()
+    seconds: float = 0.0
 
     @property
     def verdict(self) -> str:
@@ -79,20 +83,22 @@ def report(path: Path) -> Report:
     origin = float(run["monotonic"])
     frames = list(folder.lines("air.jsonl"))
     samples = {name: list(folder.lines(f"{name}/samples.jsonl")) for name in topology.nodes}
+    told = {name: list(folder.lines(f"{name}/wlan-events.jsonl")) for name in topology.nodes}
     for name, rows in samples.items():
         logs = [log.read_text(errors="replace") for log in sorted((path / name).glob("*.dumpcap.log"))]
         found = derive.interfaces(name, rows, origin) | derive.mptcp(net, name, rows, origin)
         metrics |= found | derive.captures(name, logs)
         if net.wireless(name):
-            told = list(folder.lines(f"{name}/wlan-events.jsonl"))
-            metrics |= derive.wlans(link_ids(net, name), name, rows, told, frames, origin)
+            metrics |= derive.wlans(link_ids(net, name), name, rows, told[name], frames, origin)
     logs = [log.read_text(errors="replace") for log in sorted(path.glob("*.dumpcap.log"))]
     metrics |= derive.captures(AIR, logs)
     metrics |= derive.machine(list(folder.lines("machine.jsonl")), origin)
     failures += [] if _shared(manifest) else [f"the guest's kernel says: {row}" for row in _kernel_faults(folder)]
     outcomes = tuple(_judge(check, metrics) for check in topology.checks)
     doubts = tuple(_doubts(topology, metrics, folder, manifest))
-    whole = Report(path, topology, metrics, outcomes, doubts, tuple(failures))
+    happened = tuple(effects(plan(topology), run.get("events", ()), told, metrics, origin))
+    seconds = float(run.get("seconds", 0.0))
+    whole = Report(path, topology, metrics, outcomes, doubts, tuple(failures), happened, seconds)
     _write(folder, whole)
     return whole
 
@@ -219,6 +225,7 @@ def _write(folder: Folder, found: Report) -> None:
         "checks": [asdict(o) for o in found.outcomes],
         "validity": [asdict(d) for d in found.doubts],
         "failures": list(found.failures),
+        "events": [asdict(e) for e in found.events],
     }
     results.write(folder, "verdict.json", verdict)
     suite = ElementTree.Element(

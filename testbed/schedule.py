@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from testbed import features, trees
-from testbed.addressing import Network, end_of
+from testbed.addressing import Network, end_of, place_at
 from testbed.consistency import AIR, captured, link_index
 from testbed.drivers import hostapd, tc, wpa_supplicant
 from testbed.drivers.facts import Capturing, FileHas
@@ -97,12 +97,17 @@ def reach(net: Network, source: str, target: str, family: int | None) -> str:
 
 def _events(plan: Plan) -> Iterator[Step]:
     for event in plan.topology.events:
-        if event.link is not None:
-            n = link_index(plan.topology, event.link)
-            assert n is not None
-            yield from _link_event(plan, n, event)
-        else:
-            yield from _node_event(plan, event)
+        yield from event_steps(plan, event)
+
+
+def event_steps(plan: Plan, event: Event) -> Iterator[Step]:
+    """Yield the steps of one event."""
+    if event.link is not None:
+        n = link_index(plan.topology, event.link)
+        assert n is not None
+        yield from _link_event(plan, n, event)
+    else:
+        yield from _node_event(plan, event)
 
 
 def _link_event(plan: Plan, n: int, event: Event) -> Iterator[Step]:
@@ -197,7 +202,7 @@ def _node_event(plan: Plan, event: Event) -> Iterator[Step]:
         yield from _readdressed(plan, event.node, event.address, event.at)
     if event.endpoint is None:
         return
-    here = plan.network.place(event.node)
+    here = place_at(plan.network, event.node, event.at)
     role = plan.topology.nodes[event.node].mptcp or Mptcp()
     known = {e.address: e for e in planned(role, here)}
     free = iter(range(100, 255))  # beyond every id that the plan gives

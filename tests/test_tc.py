@@ -27,6 +27,9 @@ class Here:
     def namespace(self, node: str) -> int:
         raise AssertionError(node)
 
+    def wiphy(self, radio: str) -> int:
+        raise AssertionError(radio)
+
 
 def decoded(qdisc: tc.Qdisc) -> Any:
     body = qdisc.encode(Here()).body

@@ -105,16 +105,16 @@ def _regulatory_db() -> str:
     raise OSError(errno.ENOENT, "there is no /lib/firmware/regulatory.db")
 
 
-def _smcroute() -> str:
-    return output("smcrouted", "-v").first
-
-
 def _channel(country: str, freq: int) -> str:
     """Ask the database: the kernel itself would only tell when the access point has been made."""
     path = Path(_regulatory_db().partition(" ")[0])
     if why := regulatory.refusal(path.read_bytes(), country, freq):
         raise OSError(errno.EPERM, why)
     return f"{path} allows it"
+
+
+def _smcroute() -> str:
+    return output("smcrouted", "-v").first
 
 
 _PROBES: dict[str, Callable[[], str]] = {

@@ -7,6 +7,7 @@ import subprocess
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -36,7 +37,7 @@ class Run:
 
 def run(name: str, folder: Path) -> Run:
     file = str(ROOT / "experiments" / f"{name}.yaml")
-    where = ("--machine", "microvm", "--results", str(folder))
+    where = ("--name", f"t{uuid4().hex[:10]}", "--machine", "microvm", "--results", str(folder))
     done = testbed("run", file, *where, timeout=PATIENCE)
     return Run(done, folder / name / "latest")
 

@@ -21,7 +21,7 @@ from testbed.drivers.link import (
     PortAdd,
     VethAdd,
 )
-from testbed.drivers.nl80211 import ChannelSet, CountrySet, WiphyMove, WlanAdd
+from testbed.drivers.nl80211 import ChannelSet, CountrySet, FragmentationSet, WiphyMove, WlanAdd
 from testbed.drivers.route import RouteAdd
 from testbed.drivers.sysctl import SysctlSet
 from testbed.features import Feature
@@ -183,6 +183,7 @@ def _radios(net: Network) -> Iterator[Step]:
             radio = f"{name}-{i.name}"
             yield Configure(LAB, RadioAdd(radio, mlo))
             yield Configure(LAB, WiphyMove(radio, name))
+            yield Configure(name, FragmentationSet(radio))
             yield Configure(name, WlanAdd(radio, i.name, "managed" if station else "AP", i.mac))
     for name, freq in net.ears.items():
         yield Configure(LAB, RadioAdd(name, mlo=False))

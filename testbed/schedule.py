@@ -186,7 +186,7 @@ def _node_event(plan: Plan, event: Event) -> Iterator[Step]:
         yield from _readdressed(plan, event.node, event.address, event.at)
     if event.endpoint is None:
         return
-    here = place_at(plan.network, event.node, event.at)
+    here = place_at(plan.network, event)
     role = plan.topology.nodes[event.node].mptcp or Mptcp()
     known = {e.address: e for e in planned(role, here)}
     free = iter(range(100, 255))  # beyond every id that the plan gives

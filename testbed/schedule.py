@@ -18,6 +18,7 @@ from testbed.drivers.sysctl import SysctlSet
 from testbed.drivers.wpa_ctrl import Control
 from testbed.features import Feature
 from testbed.nodes.mptcp import Mptcp, addresses, planned
+from testbed.nodes.node import Node
 from testbed.plan import Plan, link_addresses
 from testbed.steps import LAB, Configure, Delete, Spawn, Step, Wait, Write
 from testbed.topology import Direction, Event, Link, Readdress, Shaping
@@ -25,6 +26,8 @@ from testbed.workloads.place import Task
 
 _FIRST_PORT = 5201  # iperf3(1)
 _SIGINT = 2
+# Least ms between two errors to one host (ip-sysctl; net/ipv4/icmp.c: icmp_sk_init); needed fragmentation is exempt.
+_ICMP_RATE, _ICMP_RATE_USUAL, _ICMP_NEVER = "net.ipv4.icmp_ratelimit", 1000, 10**9
 
 
 def requires(plan: Plan) -> tuple[Feature, ...]:
@@ -163,6 +166,22 @@ def _restored(plan: Plan, n: int, ends: list[tuple[str, str]], at: float) -> Ite
             yield Configure(step.node, step.request, at)
 
 
+def _restart(node: Node, role: str) -> Iterator[LinkSet | SysctlSet]:
+    """Yield the restart of an AMT role: the driver forgets its tunnels as it goes down (amt.c: amt_dev_stop).
+
+    The interface stays, and with it its place in a bridge or among the multicast interfaces, and the routes that lead
+    into it. While it is down, a few ms, no ICMP error is sent for a Request: on each a gateway of the driver sends the
+    next at once, until it has none left and does nothing for half a minute (amt_err_lookup).
+    """
+    usual = node.sysctl.get(_ICMP_RATE, _ICMP_RATE_USUAL)
+    if role == "amt_relay":
+        yield SysctlSet(_ICMP_RATE, str(_ICMP_NEVER))
+    for up in (False, True):
+        yield LinkSet(getattr(node, role).name, up=up)
+    if role == "amt_relay":
+        yield SysctlSet(_ICMP_RATE, str(usual))
+
+
 def _node_event(plan: Plan, event: Event) -> Iterator[Step]:
     assert event.node is not None
     if event.command is not None:
@@ -172,11 +191,8 @@ def _node_event(plan: Plan, event: Event) -> Iterator[Step]:
     for key, value in (event.sysctl or {}).items():
         yield Configure(event.node, SysctlSet(key, str(value)), event.at)
     if event.restart is not None:
-        # The driver forgets its tunnels as it goes down (drivers/net/amt.c: amt_dev_stop). The interface stays, and
-        # with it its place in a bridge or among the multicast interfaces, and the routes that lead into it.
-        role = getattr(plan.topology.nodes[event.node], event.restart)
-        for up in (False, True):
-            yield Configure(event.node, LinkSet(role.name, up=up), event.at)
+        for reset in _restart(plan.topology.nodes[event.node], event.restart):
+            yield Configure(event.node, reset, event.at)
     if event.mlo_link is not None:
         yield Configure(event.node, _of_link(plan, event.node, event.mlo_link, event), event.at)
     if event.rejoin and (station := plan.topology.nodes[event.node].station) is not None:

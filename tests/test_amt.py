@@ -207,7 +207,11 @@ def test_a_restart_takes_the_interface_down_and_up() -> None:
         topology(f"{PAIR}, {ROLES}", LINE, "duration: 9s\nevents: [{at: 3s, node: relay, restart: amt_relay}]\n")
     )
     found = [s for s in schedule.run_steps(made) if isinstance(s, Configure)]
-    assert found == [Configure("relay", LinkSet("amt0", up=up), 3.0) for up in (False, True)]
+    silent, *moved, usual = (s.request for s in found)
+    assert moved == [LinkSet("amt0", up=False), LinkSet("amt0", up=True)]
+    assert str(silent) == "sysctl -w net.ipv4.icmp_ratelimit=1000000000"
+    assert str(usual) == "sysctl -w net.ipv4.icmp_ratelimit=1000"
+    assert {(s.node, s.at) for s in found} == {("relay", 3.0)}
     told = report._told_as_drops(made.topology)
     assert told == {f"{node}.amt0.{way}_dropped" for node in ("gateway", "relay") for way in ("rx", "tx")}
 

@@ -327,6 +327,7 @@ def _told(keeper: Keeper) -> dict[str, Any]:
         "size": order.size,
         "accel": order.boot.accel,
         "port": keeper.port,
+        "shared": keeper.master != 0,
         "restored": order.restore is not None,
         "phases": keeper.phases,
         "shares": dict(order.shares),

@@ -17,7 +17,7 @@ from testbed.drivers.sysctl import SysctlSet
 from testbed.features import Feature
 from testbed.nodes.mptcp import Mptcp, addresses, planned
 from testbed.plan import Plan, link_addresses
-from testbed.steps import LAB, Configure, Delete, Spawn, Step, Wait, Write
+from testbed.steps import LAB, START, Configure, Delete, Spawn, Step, Wait, Write
 from testbed.topology import Direction, Event, Link, Shaping
 from testbed.workloads.place import Task
 
@@ -42,7 +42,7 @@ def _sampler(plan: Plan, python: str) -> Iterator[Step]:
     asked = {"every": plan.topology.samples.every, "nodes": nodes}
     yield Write("sampler.json", json.dumps(asked) + "\n")
     yield Spawn(LAB, "sampler", (python, "-m", "testbed.sampler", "sampler.json"))
-    yield Wait(LAB, FileHas("machine.jsonl"), process="sampler")
+    yield Wait(LAB, FileHas("machine.jsonl"), START, "sampler")
 
 
 def _captures(plan: Plan) -> Iterator[Step]:
@@ -57,7 +57,7 @@ def _captures(plan: Plan) -> Iterator[Step]:
             words += ["-s", str(capture.snaplen)] if capture.snaplen is not None else []
             words += ["-f", capture.filter] if capture.filter is not None else []
             yield Spawn(node, name, tuple(words), stop=_SIGINT, drain=file)
-            yield Wait(node, Capturing(ifname, f"{node}/{name}.log"), process=name)
+            yield Wait(node, Capturing(ifname, f"{node}/{name}.log"), START, name)
 
 
 def _workloads(plan: Plan) -> Iterator[Step]:

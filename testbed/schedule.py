@@ -20,7 +20,7 @@ from testbed.features import Feature
 from testbed.nodes.mptcp import Mptcp, addresses, planned
 from testbed.nodes.node import Node
 from testbed.plan import Plan, link_addresses
-from testbed.steps import LAB, Configure, Delete, Spawn, Step, Wait, Write
+from testbed.steps import LAB, START, Configure, Delete, Spawn, Step, Wait, Write
 from testbed.topology import Direction, Event, Link, Readdress, Shaping
 from testbed.workloads.place import Task
 
@@ -50,7 +50,7 @@ def _sampler(plan: Plan, python: str) -> Iterator[Step]:
     asked = {"every": plan.topology.samples.every, "nodes": nodes, "air": plan.network.ears}
     yield Write("sampler.json", json.dumps(asked) + "\n")
     yield Spawn(LAB, "sampler", (python, "-m", "testbed.sampler", "sampler.json"))
-    yield Wait(LAB, FileHas("machine.jsonl"), within=60, process="sampler")  # an emulated processor imports slowly
+    yield Wait(LAB, FileHas("machine.jsonl"), START, "sampler")
 
 
 def _captures(plan: Plan) -> Iterator[Step]:
@@ -67,7 +67,7 @@ def _captures(plan: Plan) -> Iterator[Step]:
             words += ["-f", capture.filter] if capture.filter is not None else []
             where, log = (LAB, f"{name}.log") if node == AIR else (node, f"{node}/{name}.log")
             yield Spawn(where, name, tuple(words), stop=_SIGINT, drain=file)
-            yield Wait(where, Capturing(ifname, log), process=name)
+            yield Wait(where, Capturing(ifname, log), START, name)
 
 
 def _workloads(plan: Plan, python: str, package: str) -> Iterator[Step]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from testbed import lab as labs
+from testbed import results
 from testbed.errors import LabError
 from testbed.lab import Lab, Process, Say, Waiting
+from testbed.results import Folder
 from testbed.steps import Configure, Spawn, Step
 
 
@@ -61,10 +62,9 @@ def play(lab: Lab, steps: Sequence[Step], folder: Path, seconds: float, say: Say
             "processes": [_ended(p, origin) for p in lab.processes[first:]],
             "failures": failures,
         }
-        (folder / "run.json").write_text(json.dumps(summary, indent=1))
+        results.write(Folder(folder), "run.json", summary)
         del lab.processes[first:], lab.done[before:]
-        if lab.log:
-            lab.log.flush()
+        labs.flush(lab)
     return None
 
 

@@ -66,6 +66,7 @@ class Plan:
         for event in self.topology.events:
             if event.set is not None:
                 kinds |= event.set.shape("forward").kinds() | event.set.shape("reverse").kinds()
+            kinds |= {"plug"} if event.remove is False else set()
         found += [features.QDISCS[k] for k in sorted(kinds)]
         versions = {features.MROUTE: 4, features.MROUTE6: 6}
         return tuple(f for f in dict.fromkeys(found) if f not in versions or versions[f] in self.network.families)

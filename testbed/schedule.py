@@ -15,7 +15,6 @@ from testbed.drivers.link import AddressAdd, LinkSet
 from testbed.drivers.mptcp import EndpointAdd, EndpointFlags
 from testbed.drivers.route import RouteAdd, RuleAdd
 from testbed.drivers.sysctl import SysctlSet
-from testbed.drivers.wpa_ctrl import Control
 from testbed.features import Feature
 from testbed.nodes.mptcp import Mptcp, addresses, planned
 from testbed.nodes.node import Node
@@ -194,7 +193,7 @@ def _node_event(plan: Plan, event: Event) -> Iterator[Step]:
         for reset in _restart(plan.topology.nodes[event.node], event.restart):
             yield Configure(event.node, reset, event.at)
     if event.mlo_link is not None:
-        yield Configure(event.node, _of_link(plan, event.node, event.mlo_link, event), event.at)
+        yield from _of_link(plan, event.node, event.mlo_link, event)
     if event.rejoin and (station := plan.topology.nodes[event.node].station) is not None:
         for request in wpa_supplicant.rejoin(event.node, station.name):
             yield Configure(event.node, request, event.at)
@@ -218,13 +217,20 @@ def _node_event(plan: Plan, event: Event) -> Iterator[Step]:
                 yield Configure(event.node, EndpointFlags(endpoint), event.at)
 
 
-def _of_link(plan: Plan, node: str, link_id: int, event: Event) -> Control:
-    """Return what hostapd is told about one of its links."""
+def _of_link(plan: Plan, node: str, link_id: int, event: Event) -> Iterator[Step]:
+    """Yield what happens to a link of an access point."""
     ap = plan.topology.nodes[node].access_point
     assert ap is not None
     if event.freq is not None:
-        return hostapd.channel_switch(node, ap.name, link_id, event.freq, ap.mlo())
-    return (hostapd.link_remove if event.remove else hostapd.link_return)(node, ap.name, link_id)
+        yield Configure(node, hostapd.channel_switch(node, ap.name, link_id, event.freq, ap.mlo()), event.at)
+    elif event.remove:
+        yield Configure(node, hostapd.link_remove(node, ap.name, link_id), event.at)
+    else:
+        # The link is there before it has a channel, and mac80211 sends what is group addressed on every link that is
+        # there: hwsim would drop it with a WARNING. hostapd answers when the link beacons.
+        yield Configure(node, tc.gate(ap.name, closed=True), event.at)
+        yield Configure(node, hostapd.link_return(node, ap.name, link_id), event.at)
+        yield Configure(node, tc.gate(ap.name, closed=False), event.at)
 
 
 def _readdressed(plan: Plan, node: str, change: Readdress, at: float) -> Iterator[Step]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from testbed import lab as labs
 from testbed import results
+from testbed.drivers.wpa_ctrl import Control
 from testbed.errors import LabError
 from testbed.lab import Lab, Process, Say, Waiting
 from testbed.results import Folder
@@ -74,7 +75,14 @@ def _happen(lab: Lab, due: Sequence[Step], origin: float, failures: list[str], s
     What Linux refuses is a failure of the run, whose rest is still worth its results.
     """
     events: list[dict[str, object]] = []
-    groups: list[list[Step]] = [[s for s in due if isinstance(s, Configure)]]
+    groups: list[list[Step]] = []
+    asked = True
+    for step in (s for s in due if isinstance(s, Configure)):
+        # What a daemon refuses must not keep the rest from being performed: the gate that was closed for it opens.
+        before, asked = asked, isinstance(step.request, Control)
+        if before or asked:
+            groups.append([])
+        groups[-1].append(step)
     groups += [[s] for s in due if isinstance(s, Spawn)]
     for group in groups:
         try:

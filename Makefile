@@ -44,8 +44,8 @@ $(VENV)/.done: pyproject.toml constraints.txt
 	@$(BIN)/python -m compileall -q testbed
 	@touch $@
 
-demo: setup ## two shaped paths: MPTCP against TCP, measured and judged
-	@$(BIN)/testbed run experiments/mptcp-aggregation.yaml
+demo: machine ## Wi-Fi MLO, MPTCP and AMT in one lab: thirty seconds with events, measured and judged
+	@$(BIN)/testbed run experiments/reference.yaml
 
 machine: setup ## what a microVM takes: QEMU, and the guest's image (some minutes, once)
 	$(call install,$(MACHINE_TOOLS))

@@ -15,7 +15,7 @@ from testbed.drivers import amt
 from testbed.drivers.link import MTU
 from testbed.drivers.route import MAIN, RouteAdd, RuleAdd
 from testbed.nodes.place import Bss, Interface, Kind, Place, Tunnel
-from testbed.topology import Topology
+from testbed.topology import Event, Topology
 
 # RFC 1918 and RFC 3849: nothing that a lab's packets could be mistaken for outside of it.
 _POOLS = {4: ip_network("10.0.0.0/8"), 6: ip_network("2001:db8::/32")}
@@ -157,13 +157,14 @@ def link_local(address: str) -> str:
     return f"{IPv6Address(_LINK_LOCAL + full)}/64"
 
 
-def place_at(net: Network, node: str, at: float) -> Place:
-    """Return what a role may know of its node at a time of a run, when events have changed addresses."""
-    here = net.place(node)
-    changes = [e for e in net.topology.events if e.address is not None and e.node == node and e.at <= at]
-    for event in sorted(changes, key=lambda e: e.at):
-        assert event.address is not None
-        interface, gone, new = event.address.interface, event.address.remove, event.address.add
+def place_at(net: Network, event: Event) -> Place:
+    """Return what a role may know of the node of an event, when earlier events have changed its addresses."""
+    assert event.node is not None
+    here = net.place(event.node)
+    order = sorted(net.topology.events, key=lambda e: e.at)
+    for change in (e for e in order[: order.index(event)] if e.node == event.node and e.address is not None):
+        assert change.address is not None
+        interface, gone, new = change.address.interface, change.address.remove, change.address.add
         here = replace(
             here,
             interfaces=tuple(

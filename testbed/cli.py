@@ -47,7 +47,7 @@ app.add_typer(images, no_args_is_help=True)
 
 
 def _labs(incomplete: str) -> list[str]:
-    return [n for n in sandbox.names() if n.startswith(incomplete)]
+    return [n for n in (*sandbox.names(), *sandbox.names(GUESTS)) if n.startswith(incomplete)]
 
 
 def _nodes(context: typer.Context, incomplete: str) -> list[str]:

@@ -477,7 +477,7 @@ _AT_NODES = ("command", "sysctl", "endpoint", "mlo_link", "rejoin", "address", "
 def _during(net: Network, event: Event) -> Place:
     """Return the node of an event with the addresses that it has then; one that is removed may have gone already."""
     assert event.node is not None
-    now = place_at(net, event.node, event.at)
+    now = place_at(net, event)
     if event.action != "remove":
         return now
     old = {i.name: i.addresses for i in net.place(event.node).interfaces}

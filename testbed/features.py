@@ -92,6 +92,7 @@ QDISCS = {
     "fq": _module("fq", "queue: fq", "sch_fq", refused=True),
     "cake": _module("cake", "queue: cake", "sch_cake", refused=True),
     "bfifo": _config("bfifo", "queue limits in bytes", "CONFIG_NET_SCHED", refused=True),
+    "plug": _module("plug", "a link of an access point returns", "sch_plug", refused=True),
     "pfifo": _config("pfifo", "queue limits in packets", "CONFIG_NET_SCHED", refused=True),
 }
 HTB = _module("htb", "classes of one link's rate (tc-htb(8))", "sch_htb", refused=True)

@@ -27,6 +27,7 @@ from testbed.errors import LabError
 from testbed.mptcp import diag
 from testbed.netlink import Namespace
 from testbed.probes import holds
+from testbed.results import written
 from testbed.steps import LAB, Configure, Netlink, Run, Spawn, Step, Wait, Write
 
 Waiting = Generator[float, None, None]
@@ -99,8 +100,9 @@ def perform(lab: Lab, steps: Sequence[Step], say: Say) -> Waiting:
     for step in steps:
         if isinstance(step, Write):
             path = lab.folder / step.path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(step.text)
+            with written(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(step.text)
             note(lab, step)
         elif isinstance(step, Run):
             yield from run(lab, step)
@@ -110,8 +112,7 @@ def perform(lab: Lab, steps: Sequence[Step], say: Say) -> Waiting:
     waits = [s for s in steps if isinstance(s, Wait)]
     say({"performed": len(steps) - len(waits), "waiting": len(waits)})
     yield from wait(lab, waits)
-    if lab.log:
-        lab.log.flush()
+    flush(lab)
 
 
 def configure(lab: Lab, steps: Iterable[Configure]) -> None:
@@ -433,7 +434,15 @@ def note(lab: Lab, step: Step) -> None:
     """Record a step as performed: in the lab's memory and, where there is a results folder, in commands.log."""
     lab.done.append(step)
     if lab.log:
-        lab.log.write(f"{time.time():.6f} {step}\n")
+        with written(Path(lab.log.name)):
+            lab.log.write(f"{time.time():.6f} {step}\n")
+
+
+def flush(lab: Lab) -> None:
+    """Write what was noted."""
+    if lab.log:
+        with written(Path(lab.log.name)):
+            lab.log.flush()
 
 
 def describe(status: int | None) -> str:

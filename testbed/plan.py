@@ -21,7 +21,7 @@ from testbed.drivers.link import (
     PortAdd,
     VethAdd,
 )
-from testbed.drivers.nl80211 import ChannelSet, CountrySet, WiphyMove, WlanAdd
+from testbed.drivers.nl80211 import ChannelSet, CountrySet, FragmentationSet, WiphyMove, WlanAdd
 from testbed.drivers.route import RouteAdd
 from testbed.drivers.sysctl import SysctlSet
 from testbed.features import Feature
@@ -66,6 +66,7 @@ class Plan:
         for event in self.topology.events:
             if event.set is not None:
                 kinds |= event.set.shape("forward").kinds() | event.set.shape("reverse").kinds()
+            kinds |= {"plug"} if event.remove is False else set()
         found += [features.QDISCS[k] for k in sorted(kinds)]
         versions = {features.MROUTE: 4, features.MROUTE6: 6}
         return tuple(f for f in dict.fromkeys(found) if f not in versions or versions[f] in self.network.families)
@@ -183,6 +184,7 @@ def _radios(net: Network) -> Iterator[Step]:
             radio = f"{name}-{i.name}"
             yield Configure(LAB, RadioAdd(radio, mlo))
             yield Configure(LAB, WiphyMove(radio, name))
+            yield Configure(name, FragmentationSet(radio))
             yield Configure(name, WlanAdd(radio, i.name, "managed" if station else "AP", i.mac))
     for name, freq in net.ears.items():
         yield Configure(LAB, RadioAdd(name, mlo=False))

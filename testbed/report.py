@@ -242,4 +242,6 @@ def _write(folder: Folder, found: Report) -> None:
         case = ElementTree.SubElement(suite, "testcase", classname=found.topology.name, name=f"run {n + 1}")
         ElementTree.SubElement(case, "error", message=failure.splitlines()[0]).text = failure
     ElementTree.indent(suite)
-    (folder.path / "junit.xml").write_bytes(ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True))
+    junit = folder.path / "junit.xml"
+    with results.written(junit):
+        junit.write_bytes(ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True))

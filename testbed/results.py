@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,21 +56,33 @@ def create(root: Path, name: str, label: str, texts: Mapping[str, str], plan: st
                 break
             except FileExistsError:
                 continue
-        for file, text in {**texts, "plan.txt": plan}.items():
-            (path / file).write_text(text)
     except OSError as e:
         raise LabError(f"the results can't be written: {e.filename}: {e.strerror}") from e
+    for file, text in {**texts, "plan.txt": plan}.items():
+        with written(path / file):
+            (path / file).write_text(text)
     return Folder(path)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Raise LabError, with the file's name, when the body can't write it."""
+    try:
+        yield
+    except OSError as e:
+        raise LabError(f"the results can't be written: {path}: {e.strerror}") from e
 
 
 def write(folder: Folder, name: str, content: Any) -> None:
     """Write a JSON file whole or not at all."""
-    try:
-        whole = folder.path / f".{name}"
-        whole.write_text(json.dumps(content, indent=1) + "\n")
-        whole.rename(folder.path / name)
-    except OSError as e:
-        raise LabError(f"the results can't be written: {folder.path / name}: {e.strerror}") from e
+    whole = folder.path / f".{name}"
+    with written(folder.path / name):
+        try:
+            whole.write_text(json.dumps(content, indent=1) + "\n")
+            whole.rename(folder.path / name)
+        except OSError:
+            whole.unlink(missing_ok=True)
+            raise
 
 
 def manifest(overrides: tuple[str, ...], settings: tuple[str, ...], seed: int, **more: Any) -> dict[str, Any]:
@@ -93,10 +105,10 @@ def manifest(overrides: tuple[str, ...], settings: tuple[str, ...], seed: int, *
 def point_latest(folder: Folder) -> None:
     """Let `latest` beside a run's folder point to it, in one step."""
     link = folder.path.parent / f".latest.{os.getpid()}"
-    with suppress(FileNotFoundError):
-        link.unlink()
-    link.symlink_to(folder.path.name)
-    link.rename(folder.path.parent / "latest")
+    with written(folder.path.parent / "latest"):
+        link.unlink(missing_ok=True)
+        link.symlink_to(folder.path.name)
+        link.rename(folder.path.parent / "latest")
 
 
 @contextmanager
@@ -106,13 +118,14 @@ def kernel_log(folder: Folder) -> Iterator[None]:
     try:
         fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as e:
-        out.write_text(f"/dev/kmsg can't be read: {e.strerror}\n")
+        with written(out):
+            out.write_text(f"/dev/kmsg can't be read: {e.strerror}\n")
         yield
         return
     try:
         os.lseek(fd, 0, os.SEEK_END)
         yield
-        with out.open("w") as file:
+        with written(out), out.open("w") as file:
             for record in _records(fd):
                 head, _, message = record.partition(";")
                 file.write(f"[{int(head.split(',')[2]) / 1e6:.6f}] {message.splitlines()[0] if message else ''}\n")

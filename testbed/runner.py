@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from testbed import results, schedule
@@ -62,7 +63,8 @@ def _play(lab: RunningLab, steps: tuple[Step, ...], folder: Folder, seconds: flo
         lab.ask("run", steps, str(folder.path), seconds, say=say)
     except TestbedError:
         lab.down()
-        report(folder.path)  # of what there is; the error itself says more than its verdict
+        with suppress(TestbedError):  # the error itself says more than what can be said of its results
+            report(folder.path)
         raise
     except BaseException:
         lab.abandon()  # Ctrl-C

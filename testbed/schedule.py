@@ -15,12 +15,11 @@ from testbed.drivers.link import AddressAdd, LinkSet
 from testbed.drivers.mptcp import EndpointAdd, EndpointFlags
 from testbed.drivers.route import RouteAdd, RuleAdd
 from testbed.drivers.sysctl import SysctlSet
-from testbed.drivers.wpa_ctrl import Control
 from testbed.features import Feature
 from testbed.nodes.mptcp import Mptcp, addresses, planned
 from testbed.nodes.node import Node
 from testbed.plan import Plan, link_addresses
-from testbed.steps import LAB, Configure, Delete, Spawn, Step, Wait, Write
+from testbed.steps import LAB, START, Configure, Delete, Spawn, Step, Wait, Write
 from testbed.topology import Direction, Event, Link, Readdress, Shaping
 from testbed.workloads.place import Task
 
@@ -50,7 +49,7 @@ def _sampler(plan: Plan, python: str) -> Iterator[Step]:
     asked = {"every": plan.topology.samples.every, "nodes": nodes, "air": plan.network.ears}
     yield Write("sampler.json", json.dumps(asked) + "\n")
     yield Spawn(LAB, "sampler", (python, "-m", "testbed.sampler", "sampler.json"))
-    yield Wait(LAB, FileHas("machine.jsonl"), within=60, process="sampler")  # an emulated processor imports slowly
+    yield Wait(LAB, FileHas("machine.jsonl"), START, "sampler")
 
 
 def _captures(plan: Plan) -> Iterator[Step]:
@@ -67,7 +66,7 @@ def _captures(plan: Plan) -> Iterator[Step]:
             words += ["-f", capture.filter] if capture.filter is not None else []
             where, log = (LAB, f"{name}.log") if node == AIR else (node, f"{node}/{name}.log")
             yield Spawn(where, name, tuple(words), stop=_SIGINT, drain=file)
-            yield Wait(where, Capturing(ifname, log), process=name)
+            yield Wait(where, Capturing(ifname, log), START, name)
 
 
 def _workloads(plan: Plan, python: str, package: str) -> Iterator[Step]:
@@ -194,7 +193,7 @@ def _node_event(plan: Plan, event: Event) -> Iterator[Step]:
         for reset in _restart(plan.topology.nodes[event.node], event.restart):
             yield Configure(event.node, reset, event.at)
     if event.mlo_link is not None:
-        yield Configure(event.node, _of_link(plan, event.node, event.mlo_link, event), event.at)
+        yield from _of_link(plan, event.node, event.mlo_link, event)
     if event.rejoin and (station := plan.topology.nodes[event.node].station) is not None:
         for request in wpa_supplicant.rejoin(event.node, station.name):
             yield Configure(event.node, request, event.at)
@@ -202,7 +201,7 @@ def _node_event(plan: Plan, event: Event) -> Iterator[Step]:
         yield from _readdressed(plan, event.node, event.address, event.at)
     if event.endpoint is None:
         return
-    here = place_at(plan.network, event.node, event.at)
+    here = place_at(plan.network, event)
     role = plan.topology.nodes[event.node].mptcp or Mptcp()
     known = {e.address: e for e in planned(role, here)}
     free = iter(range(100, 255))  # beyond every id that the plan gives
@@ -218,13 +217,20 @@ def _node_event(plan: Plan, event: Event) -> Iterator[Step]:
                 yield Configure(event.node, EndpointFlags(endpoint), event.at)
 
 
-def _of_link(plan: Plan, node: str, link_id: int, event: Event) -> Control:
-    """Return what hostapd is told about one of its links."""
+def _of_link(plan: Plan, node: str, link_id: int, event: Event) -> Iterator[Step]:
+    """Yield what happens to a link of an access point."""
     ap = plan.topology.nodes[node].access_point
     assert ap is not None
     if event.freq is not None:
-        return hostapd.channel_switch(node, ap.name, link_id, event.freq, ap.mlo())
-    return (hostapd.link_remove if event.remove else hostapd.link_return)(node, ap.name, link_id)
+        yield Configure(node, hostapd.channel_switch(node, ap.name, link_id, event.freq, ap.mlo()), event.at)
+    elif event.remove:
+        yield Configure(node, hostapd.link_remove(node, ap.name, link_id), event.at)
+    else:
+        # The link is there before it has a channel, and mac80211 sends what is group addressed on every link that is
+        # there: hwsim would drop it with a WARNING. hostapd answers when the link beacons.
+        yield Configure(node, tc.gate(ap.name, closed=True), event.at)
+        yield Configure(node, hostapd.link_return(node, ap.name, link_id), event.at)
+        yield Configure(node, tc.gate(ap.name, closed=False), event.at)
 
 
 def _readdressed(plan: Plan, node: str, change: Readdress, at: float) -> Iterator[Step]:

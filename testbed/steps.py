@@ -109,6 +109,10 @@ class Spawn:
         return f"[{self.node}]& {join(self.argv)}{into}{_at(self.at)}{ends}"
 
 
+# s for a program to begin its work: one that dies is told at once, so it is long, for emulated processors that share.
+START = 60.0
+
+
 @dataclass(frozen=True, slots=True)
 class Wait:
     """Repeat a probe until it holds, at most `within` seconds; `process` names who must live for it.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from testbed import lab as labs
+from testbed import results
+from testbed.drivers.wpa_ctrl import Control
 from testbed.errors import LabError
 from testbed.lab import Lab, Process, Say, Waiting
+from testbed.results import Folder
 from testbed.steps import Configure, Spawn, Step
 
 
@@ -61,10 +63,9 @@ def play(lab: Lab, steps: Sequence[Step], folder: Path, seconds: float, say: Say
             "processes": [_ended(p, origin) for p in lab.processes[first:]],
             "failures": failures,
         }
-        (folder / "run.json").write_text(json.dumps(summary, indent=1))
+        results.write(Folder(folder), "run.json", summary)
         del lab.processes[first:], lab.done[before:]
-        if lab.log:
-            lab.log.flush()
+        labs.flush(lab)
     return None
 
 
@@ -74,7 +75,14 @@ def _happen(lab: Lab, due: Sequence[Step], origin: float, failures: list[str], s
     What Linux refuses is a failure of the run, whose rest is still worth its results.
     """
     events: list[dict[str, object]] = []
-    groups: list[list[Step]] = [[s for s in due if isinstance(s, Configure)]]
+    groups: list[list[Step]] = []
+    asked = True
+    for step in (s for s in due if isinstance(s, Configure)):
+        # What a daemon refuses must not keep the rest from being performed: the gate that was closed for it opens.
+        before, asked = asked, isinstance(step.request, Control)
+        if before or asked:
+            groups.append([])
+        groups[-1].append(step)
     groups += [[s] for s in due if isinstance(s, Spawn)]
     for group in groups:
         try:

@@ -24,9 +24,18 @@ REQUIRED = frozenset(filter(None, os.environ.get("TESTBED_REQUIRE", "").split(",
 RACE = "unable to receive parameters from client"
 
 
-def testbed(*argv: str, timeout: float = 120, **options: object) -> subprocess.CompletedProcess[str]:
+MACHINE = "TESTS_MACHINE"  # in the environment of tests whose labs are elsewhere (tests/machine/test_the_same.py)
+
+
+def where() -> tuple[str, ...]:
+    """Return the words of `up` and `run` that say on which machine the labs of the present test are."""
+    return ("--machine", os.environ[MACHINE]) if MACHINE in os.environ else ()
+
+
+def testbed(*argv: str, timeout: float = 300, **options: object) -> subprocess.CompletedProcess[str]:
     """Run the command line to its end; again where the kernel lost a byte stream's order (see RACE)."""
     words = (sys.executable, "-m", "testbed", *argv)
+    words += where() if argv[0] in ("up", "run") and not {"--machine", "-m"} & set(argv) else ()
     for _ in range(3):
         done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False, **options)  # type: ignore[call-overload]
         if RACE not in done.stderr:
@@ -43,9 +52,12 @@ def name() -> Iterator[str]:
     chosen = f"t{uuid4().hex[:10]}"
     yield chosen
     from testbed import control, sandbox
+    from testbed.machines import microvm
 
     if chosen in sandbox.names():
         control.find(chosen).down()
+    if chosen in microvm.guests():
+        microvm.stop(microvm.find(chosen))
 
 
 Need = Callable[..., None]

@@ -216,3 +216,13 @@ def test_the_changelog_begins_with_this_version() -> None:
     found = re.search(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)
     assert found is not None
     assert found[1] == __version__
+
+
+def test_the_vagrantfile_is_valid(tmp_path: Path) -> None:
+    if shutil.which("vagrant") is None:
+        pytest.skip("apt-get install vagrant")
+    env = {**os.environ, "VAGRANT_HOME": str(tmp_path), "VAGRANT_CHECKPOINT_DISABLE": "1"}
+    env |= {"VAGRANT_DOTFILE_PATH": str(tmp_path / "box")}
+    words = ("vagrant", "validate", "--ignore-provider")  # CI has neither VirtualBox nor libvirt
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -95,6 +95,7 @@ def test_a_panic_is_a_fault_and_a_boot_is_none() -> None:
         "Out of memory: Killed process 77 (python3) total-vm:1kB",
         "UBSAN: array-index-out-of-bounds in net/core/dev.c:1:2",
         "kernel BUG at mm/slub.c:1!",
+        "SQUASHFS error: zstd decompression failed, data probably corrupt",
     ],
 )
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ from typing import Literal
 from testbed.wire import Here, Message, attr, attributes, text, u32
 
 FAMILY = "nl80211"
-GET_WIPHY, GET_INTERFACE, NEW_INTERFACE, REQ_SET_REG, GET_SCAN = 1, 5, 7, 27, 32
+GET_WIPHY, SET_WIPHY, GET_INTERFACE, NEW_INTERFACE, REQ_SET_REG, GET_SCAN = 1, 2, 5, 7, 27, 32
 SET_WIPHY_NETNS, SET_CHANNEL = 49, 65
 CONNECT, DISCONNECT, CH_SWITCH_NOTIFY, LINKS_REMOVED = 46, 48, 88, 154
 _WIPHY, _WIPHY_NAME, _IFINDEX, _IFNAME, _IFTYPE, _MAC, _REG_ALPHA2, _FREQ, _BSS = 1, 2, 3, 4, 5, 6, 33, 38, 47
+_FRAG_THRESHOLD = 63
 _WIDTH, _SPLIT_WIPHY_DUMP, _NETNS_FD, _MLO_LINKS, _MLO_LINK_ID = 159, 174, 219, 312, 313
 MLO_SUPPORT = 315
 _BSSID, _BSS_FREQ, _BSS_SIGNAL, _BSS_STATUS, _BSS_SEEN, _BSS_LINK, _BSS_MLD = 1, 2, 7, 9, 10, 21, 22
@@ -52,6 +53,26 @@ class WiphyMove:
         """Encode."""
         body = u32(_WIPHY, here.wiphy(self.radio)) + u32(_NETNS_FD, here.namespace(self.node))
         return Message(0, 0, _command(SET_WIPHY_NETNS, body), FAMILY)
+
+
+@dataclass(frozen=True, slots=True)
+class FragmentationSet:
+    """A radio fragments longer frames than any here: a threshold keeps mac80211 off its fast path.
+
+    hwsim encrypts frames itself and needs room for the MIC behind them; the fast path leaves that to chance, and a
+    frame without is dropped with a WARNING (net/mac80211/tx.c: ieee80211_check_fast_xmit, __ieee80211_xmit_fast).
+    """
+
+    radio: str
+    threshold: int = 2346  # bytes: dot11FragmentationThreshold's highest
+
+    def __str__(self) -> str:
+        return f"iw phy {self.radio} set frag {self.threshold}"
+
+    def encode(self, here: Here) -> Message:
+        """Encode."""
+        body = u32(_WIPHY, here.wiphy(self.radio)) + u32(_FRAG_THRESHOLD, self.threshold)
+        return Message(0, 0, _command(SET_WIPHY, body), FAMILY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +125,7 @@ class CountrySet:
 
 
 # Encoding these asks the kernel for what earlier requests made.
-LOOKING = (WiphyMove, WlanAdd, ChannelSet)
+LOOKING = (WiphyMove, FragmentationSet, WlanAdd, ChannelSet)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from testbed.wire import Here, Message, attr, nest, text, u32, u64
 RTM_NEWQDISC, RTM_DELQDISC = 36, 37
 ROOT = 0xFFFFFFFF
 FRAME = 1514  # an Ethernet frame of MTU 1500 as a qdisc sees it: no preamble, no FCS
-_NETEM, _TBF, _LEAF = 0x10000, 0x20000, 0x30000  # the handles 1:, 2:, 3:; a kind keeps its handle
+_NETEM, _TBF, _LEAF, _GATE = 0x10000, 0x20000, 0x30000, 0x40000  # handles 1:, 2:, 3:, 4:; a kind keeps its handle
 DISTRIBUTIONS = ("uniform", "normal", "pareto", "paretonormal")
 
 
@@ -193,6 +193,26 @@ class Limit:
         if self.kind == "cake":
             return u32(10, self.value * FRAME)  # TCA_CAKE_MEMORY, bytes: cake has no limit in packets
         return u32({"fq": 1, "fq_codel": 2, "codel": 2}[self.kind], self.value)  # TCA_*_LIMIT
+
+
+@dataclass(frozen=True, slots=True)
+class Plug:
+    """A gate (net/sched/sch_plug.c): closed, it keeps what comes; open, it lets that out and holds up nothing."""
+
+    closed: bool
+    limit: int = 1 << 20  # bytes
+
+    def __str__(self) -> str:
+        return "block" if self.closed else "release_indefinite"
+
+    def encode(self) -> bytes:
+        """Encode struct tc_plug_qopt; a new one is closed, whatever its action."""
+        return struct.pack("=iI", 0 if self.closed else 2, self.limit)  # TCQ_PLUG_BUFFER, TCQ_PLUG_RELEASE_INDEFINITE
+
+
+def gate(dev: str, closed: bool) -> Qdisc:
+    """Return the gate of an interface without shaping, made when it first closes."""
+    return Qdisc(dev, "plug", _GATE, ROOT, Plug(closed))
 
 
 DISCIPLINES = ("bfifo", "pfifo", "fq_codel", "codel", "fq", "cake")

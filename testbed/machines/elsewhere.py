@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +17,10 @@ from testbed.machines import here, known, microvm, remote, request
 from testbed.machines.choose import MICROVM, Choice
 from testbed.machines.known import Known
 from testbed.machines.microvm import Guest
-from testbed.machines.qemu import Share, Size
+from testbed.machines.qemu import Share, Size, kernel_faults
 from testbed.machines.remote import NotReachedError, Target
 from testbed.machines.request import Request
+from testbed.results import written
 
 Place = Target | Guest
 Told = Callable[[str], None]
@@ -77,7 +78,7 @@ def enter(place: Place, argv: Sequence[str], *, terminal: bool = False, quiet: b
         if isinstance(place, Target):
             return remote.call(place, argv, terminal=terminal, out=out)
         env = {"TERM": os.environ.get("TERM", "dumb"), "SHELL": "/bin/bash"}
-        return microvm.call(place, ("testbed", *argv), env=env, tty=terminal, streams=(0, out, 2))
+        return _call(place, ("testbed", *argv), (0, out, 2), env, terminal)
 
 
 def up(errand: Errand, lab: str, size: Size, told: Told, progress: Progress) -> int:
@@ -145,9 +146,21 @@ def perform(place: Place, asked: Request) -> int:
     try:
         os.write(stdin, body)
         os.lseek(stdin, 0, os.SEEK_SET)
-        return microvm.call(place, ("testbed", "serve-request"), streams=(stdin, 1, 2))
+        return _call(place, ("testbed", "serve-request"), (stdin, 1, 2))
     finally:
         os.close(stdin)
+
+
+def _call(
+    place: Guest, words: Sequence[str], streams: Sequence[int], env: Mapping[str, str] | None = None, tty: bool = False
+) -> int:
+    """Run a command in a guest; LabError when it fails and the guest's kernel had a fault meanwhile."""
+    place.console.seek(0, os.SEEK_END)
+    status = microvm.call(place, words, streams=streams, env=env, tty=tty)
+    faults = kernel_faults(place.console.read().decode(errors="replace")) if status else []
+    if faults:
+        raise LabError(f"guest {place.name}: its kernel says: {faults[-1]}")
+    return status
 
 
 def asked(place: Place, errand: Errand, facts: dict[str, object], results: str = "") -> Request:
@@ -179,9 +192,16 @@ def guest(name: str, size: Size, told: Told, progress: Progress, results: Path |
             made = image.build(say)
     shares = {"code": Share(Path(__file__).parents[2], "/testbed")}
     if results is not None:
-        results.mkdir(parents=True, exist_ok=True)
+        with written(results):
+            results.mkdir(parents=True, exist_ok=True)
         shares["results"] = Share(results.resolve(), _RESULTS, writable=True)
-    found = microvm.start(made, size, name, shares, told=told)
+    try:
+        found = microvm.start(made, size, name, shares, told=told)
+    except LabError as e:
+        if damaged := made.damaged():
+            cure = "`testbed image build --again` makes it anew"
+            raise LabError(f"image {made.digest} is damaged ({', '.join(damaged)}): {cure}\n{e}") from e
+        raise
     try:
         yield found
     finally:

@@ -45,6 +45,10 @@ class Image:
         """The root file system."""
         return self.folder / "root.squashfs"
 
+    def damaged(self) -> list[str]:
+        """Return which files are not what was built: reading them all takes a second, a guest that can't start asks."""
+        return [name for name in FILES if _digest(self.folder / name) != self.manifest["files"][name]["sha256"]]
+
     def lock(self) -> recipe.Lock:
         """Return the packages that it was made of."""
         both = (self.manifest["lock"]["packages"], self.manifest["lock"]["build"])
@@ -103,6 +107,8 @@ def build(
         if there and not (locked and there.lock() != recipe.lock()):
             return there
         building.require(cache())
+        if there is None and (cache() / recipe.digest()).exists():
+            progress("the image that is there is not whole: it is made anew", 0.0)
         work = Path(tempfile.mkdtemp(prefix=".building-", dir=cache()))
         try:
             # A copy: what is edited meanwhile is of the next image.
@@ -145,6 +151,11 @@ def _alone(progress: Progress) -> Iterator[None]:
         yield
 
 
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _all(lock: recipe.Lock) -> tuple[recipe.Package, ...]:
     return (*lock.packages, *lock.build)
 
@@ -158,11 +169,8 @@ def _keep(out: Path, digest: str, made: recipe.Lock, seconds: float) -> Image:
     """Describe what was built and, as the last act, give it its name in the cache."""
     files = {}
     for name in FILES:
+        files[name] = {"sha256": _digest(out / name), "bytes": (out / name).stat().st_size}
         with open(out / name, "rb") as file:
-            files[name] = {
-                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-                "bytes": os.fstat(file.fileno()).st_size,
-            }
             os.fsync(file.fileno())
     manifest = {
         "digest": digest,

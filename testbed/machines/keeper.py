@@ -30,6 +30,8 @@ from testbed.messages import Line, send
 FOLDER = Path(sandbox.FOLDER)
 PATIENCE = 8  # s without a sign of life, after which a guest hangs
 _BOOT, _WARM, _RESTORE = 90.0, 180.0, 15.0  # s: an emulated processor on a machine that is busy with other things
+_LOOK = 1.0  # s between two looks at the console of a guest that does not answer
+_FAULT = b"testbed: fault: /dev/vda"  # what the initramfs says there when it can't mount the image; it waits then
 _KEYS = ("host_key", "key")
 
 
@@ -187,14 +189,17 @@ def _await(
         while talk.lines:
             if wanted(found := talk.lines.pop(0)):
                 return found
-        ready = [fd for fd, _ in poll.poll(max(0, 1000 * (deadline - time.monotonic())))]
+        left = deadline - time.monotonic()
+        ready = [fd for fd, _ in poll.poll(max(0, 1000 * min(left, _LOOK)))]
         if talk.connection.fileno() in ready:
             talk.hear()
         if keeper.owner is not None and keeper.owner.connection.fileno() in ready:
             os._exit(0)  # nobody waits for this guest any more
         if keeper.life in ready and not talk.lines:
             raise LabError(_death(keeper, os.waitpid(keeper.qemu, 0)[1]))
-        if not ready:
+        if not ready and _FAULT in (FOLDER / "console").read_bytes():  # its init can't go on
+            raise LabError(_tail(keeper.order.name, f"it did not {what}"))
+        if not ready and left <= _LOOK:
             raise LabError(_tail(keeper.order.name, f"it did not {what} within {seconds:g} s"))
 
 
@@ -327,6 +332,7 @@ def _told(keeper: Keeper) -> dict[str, Any]:
         "size": order.size,
         "accel": order.boot.accel,
         "port": keeper.port,
+        "shared": keeper.master != 0,
         "restored": order.restore is not None,
         "phases": keeper.phases,
         "shares": dict(order.shares),

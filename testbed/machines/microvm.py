@@ -188,15 +188,18 @@ def stop(guest: Guest) -> None:
             file.close()
 
 
-def alive(guest: Guest) -> None:
-    """Raise LabError, with the end of its console, when a guest is gone."""
+def alive(guest: Guest) -> Mapping[str, Any]:
+    """Return what a guest's keeper tells of it; LabError, with the end of its console, when it is gone."""
     try:
         with _connect(guest.name) as connection:
             connection.settimeout(10)
             send(connection, ("status",))
-            receive(connection)
+            (kind, told), _ = receive(connection)
     except (LabError, EOFError, OSError) as e:
         raise LabError(_gone(guest)) from e
+    if kind == "dead":
+        raise LabError(told)
+    return dict(told)
 
 
 def call(
@@ -211,9 +214,10 @@ def call(
     """Run a command in a guest on these streams; return its exit status, 128 + n for signal n.
 
     `testbed` as the first word is the command line in the share `code`. SIGINT, SIGQUIT, SIGTERM and SIGHUP of this
-    process are the command's, which also ends when this process is killed. LabError when the guest ends meanwhile.
+    process are the command's, which also ends when this process is killed. LabError when the guest ends meanwhile,
+    or the ssh that carries the command.
     """
-    alive(guest)
+    shared = alive(guest)["shared"]
     name = uuid4().hex
     environment = dict(env or {})
     digest = "-"
@@ -233,7 +237,12 @@ def call(
             preexec_fn=lambda: linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL),
         )
         try:
-            return _await(guest, child, connection, signals, name)
+            status = _await(guest, child, connection, signals, name)
+            # An ssh whose shared connection breaks ends with 255, as many a command does.
+            if status < 0 or (status == 255 and shared and not alive(guest)["shared"]):
+                how = f"ssh was killed by {signal.Signals(-status).name}" if status < 0 else "its ssh ended"
+                raise LabError(f"guest {guest.name}: the connection to it broke ({how}), and what ran there with it")
+            return status
         finally:
             child.kill()
             child.wait()
@@ -259,7 +268,7 @@ def _await(
                 # 255 is the command's, or ssh's own: a guest that is ending is given time to say so.
                 while status == 255 and select.select([connection], [], [], 2)[0]:
                     _hear(guest, connection)
-                return status if status >= 0 else 128 - status
+                return status
     finally:
         os.close(ended)
 

@@ -16,13 +16,12 @@ from testbed.drivers.nl80211 import LinksAre
 from testbed.drivers.wpa_ctrl import Controlled
 from testbed.nodes.place import Bss, Place, misnamed
 from testbed.spec import Spec
-from testbed.steps import Spawn, Step, Wait, Write
+from testbed.steps import START, Spawn, Step, Wait, Write
 from testbed.units import Address
 
 _GCMP_MTU = 1400  # hwsim leaves no room behind a frame for the MIC of software GCMP: longer ones are dropped
 _MTU = 1500
 _LINKS = 3
-_WITHIN = 30.0  # s
 Akm = Literal["sae", "sae-ext-key", "owe", "open"]
 Pairwise = Literal["ccmp", "gcmp-256"]
 
@@ -131,8 +130,8 @@ class AccessPoint(Spec):
         yield Spawn(here.node, "hostapd", hostapd.argv(tuple(files)))
         for link_id, _ in own.freqs:
             there = Controlled("hostapd", hostapd.folder(here.node, link_id), self.name)
-            yield Wait(here.node, there, _WITHIN, process="hostapd")
-        yield Wait(here.node, LinksAre(self.name, own.freqs, self.mlo()), _WITHIN, process="hostapd")
+            yield Wait(here.node, there, START, process="hostapd")
+        yield Wait(here.node, LinksAre(self.name, own.freqs, self.mlo()), START, process="hostapd")
 
 
 def _channels(role: AccessPoint) -> Iterator[tuple[tuple[str | int, ...], str]]:

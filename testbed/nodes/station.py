@@ -14,10 +14,10 @@ from testbed.drivers.wpa_ctrl import Controlled
 from testbed.drivers.wpa_supplicant import Sta
 from testbed.nodes.place import Bss, Place, misnamed
 from testbed.spec import Spec
-from testbed.steps import Spawn, Step, Wait, Write
+from testbed.steps import START, Spawn, Step, Wait, Write
 from testbed.units import Address
 
-_WITHIN = 45.0  # s: on an emulated processor some scans miss beacons, and the station joins again
+_WITHIN = 90.0  # s: on an emulated processor some scans miss beacons, and the station joins again
 STATIONS = 20  # of one access point
 
 
@@ -100,7 +100,7 @@ class Station(Spec):
         file, name = f"{here.node}/wpa_supplicant.conf", "wpa_supplicant"
         yield Write(file, wpa_supplicant.config(sta, wpa_supplicant.folder(here.node)), here.node)
         yield Spawn(here.node, name, wpa_supplicant.argv(self.name, file))
-        yield Wait(here.node, Controlled("wpa", wpa_supplicant.folder(here.node), self.name), process=name)
+        yield Wait(here.node, Controlled("wpa", wpa_supplicant.folder(here.node), self.name), START, process=name)
         yield Wait(
             here.node,
             LinksAre(self.name, freqs, self.mlo(here)),

@@ -15,7 +15,7 @@ from pydantic import Field
 from testbed import features
 from testbed.drivers.facts import Listening
 from testbed.spec import Spec
-from testbed.steps import Spawn, Step, Wait
+from testbed.steps import START, Spawn, Step, Wait
 from testbed.units import Rate, Size, Time, Word
 from testbed.workloads.place import PERCENTILES, Measured, Task, latencies
 
@@ -75,7 +75,7 @@ class Iperf3(Spec):
         argv = self._wrapped("iperf3", "-s", "-1", "-J", "-i", str(_INTERVAL), "-p", str(task.port))
         name = f"{task.name}.server"
         server = Spawn(self.to, name, argv, stdout=f"{self.to}/{name}.json", may_end=True)
-        return [server, Wait(self.to, Listening(task.port), process=name)]
+        return [server, Wait(self.to, Listening(task.port), START, name)]
 
     def clients(self, task: Task) -> list[Step]:
         """Return the client; it may take half a minute longer than its test, then it is killed."""

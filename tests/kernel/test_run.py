@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import subprocess
+import sys
 from pathlib import Path
 from uuid import uuid4
 from xml.etree import ElementTree
 
 import pytest
 
-from tests.conftest import ROOT, testbed
+from tests.conftest import ROOT, testbed, where
 
 pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("measure")]  # one at a time: they measure
 
@@ -220,3 +222,20 @@ def test_figures_that_the_host_limited_are_marked(tmp_path: Path, name: str) -> 
     assert "busy in the busiest second" in doubts["every rate and delay"]
     assert "where no shaping was asked for" in doubts["flows through a.eth0"]
     assert verdict["verdict"] == "no checks"
+
+
+@pytest.mark.parametrize("size", ["4k", "40k", "4m"], ids=["the plan", "the logs", "a capture"])
+def test_a_disk_that_is_full_ends_the_run_with_the_name_of_what_could_not_be_written(
+    size: str, tmp_path: Path, name: str
+) -> None:
+    short = ("workloads.bulk.iperf3.seconds=2", "workloads.rtt.ping.seconds=2", "capture=['client:*']")
+    file = str(ROOT / "topologies/two-hosts.yaml")
+    words = [sys.executable, "-m", "testbed", "run", file, "--name", name, "--results", str(tmp_path), *where()]
+    words += [w for s in short for w in ("--set", s)]
+    script = f'mount -t tmpfs -o size={size} small "{tmp_path}" && exec "$@"'
+    own = ("unshare", "--mount", *(("--map-root-user",) if os.geteuid() else ()), "sh", "-c", script, "sh")
+    done = subprocess.run((*own, *words), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert re.search(r"testbed: the results can't be written: /.+: No space left on device$", done.stderr, re.M)
+    assert "Traceback" not in done.stderr
+    assert testbed("status", name).returncode == 3, "and nothing is left"

@@ -201,6 +201,26 @@ def test_a_caller_that_is_killed_takes_its_command_along(guest: Guest) -> None:
     eventually(lambda: not runs(guest, f"sleep {number}"))
 
 
+@pytest.mark.parametrize("which", ["of the command", "that is shared"])
+def test_an_ssh_that_is_killed_is_told_and_the_command_goes_with_it(begin: Callable[..., Guest], which: str) -> None:
+    guest = begin()
+    number = str(uuid4().int % 10**6 + 10**6)
+    process = caller(guest, "sh", "-c", f"trap '' HUP; echo ready; exec sleep {number}", stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    if which == "of the command":
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    else:
+        children = [str(p) for p in _inside(guest) if b"\0-N\0" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    (ssh,) = children
+    os.kill(int(ssh), signal.SIGKILL)
+    _, said = process.communicate(timeout=20)
+    how = "ssh was killed by SIGKILL" if which == "of the command" else "its ssh ended"
+    assert f"LabError: guest {guest.name}: the connection to it broke ({how})" in said
+    eventually(lambda: not runs(guest, f"sleep {number}"))
+    assert output(guest, "sh", "-c", "exit 255")[0] == 255, "and it can be used as before"
+
+
 def test_a_terminal_is_the_commands_own(guest: Guest) -> None:
     ours, theirs = pty.openpty()
     script = "test -t 0 && tty && echo ready && trap 'echo stopped; exit 3' INT; while :; do sleep 0.1; done"

@@ -10,11 +10,11 @@ MACHINE_TOOLS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap debian
   newuidmap:uidmap unsquashfs:squashfs-tools zstd:zstd ssh:openssh-client sshd:openssh-server
 PEERS := cc:gcc mn:mininet brctl:bridge-utils
 
-.PHONY: setup tools peers machine demo test lint bench clean
+.PHONY: setup tools peers machine demo demo-mptcp test lint bench clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/'
 
 setup: tools $(VENV)/.done ## install Debian's tools and the Python packages, at the versions that were tested
 
@@ -46,6 +46,9 @@ $(VENV)/.done: pyproject.toml constraints.txt
 
 demo: machine ## Wi-Fi MLO, MPTCP and AMT in one lab: thirty seconds with events, measured and judged
 	@$(BIN)/testbed run experiments/reference.yaml
+
+demo-mptcp: setup ## on this kernel, without a guest: two shaped paths, MPTCP against TCP
+	@$(BIN)/testbed run experiments/mptcp-aggregation.yaml
 
 machine: setup ## what a microVM takes: QEMU, and the guest's image (some minutes, once)
 	$(call install,$(MACHINE_TOOLS))

@@ -77,12 +77,12 @@ def _happen(lab: Lab, due: Sequence[Step], origin: float, failures: list[str], s
     events: list[dict[str, object]] = []
     groups: list[list[Step]] = []
     asked = True
-    for step in (s for s in due if isinstance(s, Configure)):
+    for request in (s for s in due if isinstance(s, Configure)):
         # What a daemon refuses must not keep the rest from being performed: the gate that was closed for it opens.
-        before, asked = asked, isinstance(step.request, Control)
+        before, asked = asked, isinstance(request.request, Control)
         if before or asked:
             groups.append([])
-        groups[-1].append(step)
+        groups[-1].append(request)
     groups += [[s] for s in due if isinstance(s, Spawn)]
     for group in groups:
         try:

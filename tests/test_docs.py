@@ -3,6 +3,7 @@
 A comment before a fenced block says what is done with it; readers do not see it:
 
     <!-- run -->  or  <!-- run: mptcp tbf -->   a console block: each `$ ` command runs, in order, and needs features
+    <!-- machine -->                            the same, where a guest may be booted (tests/machine/test_docs.py)
     <!-- check -->                              a yaml block: `testbed check` finds no error
     <!-- file: docs/examples/event.yaml -->     a yaml or python block: the content of that file
 
@@ -75,19 +76,21 @@ def plain(row: str) -> str:
     return " ".join(re.sub(r"\d+(\.\d+)?(e[+-]\d+)?", "#", row).split())
 
 
-def perform(found: list[Command], folder: Path) -> list[tuple[str, int]]:
+def perform(
+    found: list[Command], folder: Path, spaces: tuple[str, ...] = ("--net",), patience: float = 120
+) -> list[tuple[str, int]]:
     """Run commands in order; return (output, exit status) of each.
 
-    They have network and process namespaces of their own: names of labs clash with nobody's, and whatever happens,
-    nothing that they started outlives them.
+    They have a process namespace of their own, and unless a guest is to be reached a network namespace: names of labs
+    clash with nobody's, and whatever happens, nothing that they started outlives them.
     """
     script = "".join(f"( {c.text}\n) 2>&1 </dev/null; printf '{_END}%s{_END}' $?\n" for c in found)
-    own = ("unshare", "--net", "--pid", "--kill-child", "--mount-proc")
+    own = ("unshare", *spaces, "--pid", "--kill-child", "--mount-proc")
     words = (*own, *(("--map-current-user",) if os.geteuid() else ()), "bash", "-c", script)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
     env = {**os.environ, "PATH": path, "LC_ALL": "C.UTF-8"}
     for _ in range(3):
-        done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=patience, check=False)
         if RACE not in done.stdout:
             break
     parts = done.stdout.split(_END)
@@ -148,7 +151,7 @@ def test_examples_are_right(file: Path) -> None:
 def test_every_mark_is_one_that_is_known(page: str) -> None:
     for mark, kind, body in blocks(TEXTS[page]):
         word = mark.partition(":")[0]
-        assert word in {"console": ("", "run"), "yaml": ("", "check", "file"), "python": ("", "file")}.get(
+        assert word in {"console": ("", "run", "machine"), "yaml": ("", "check", "file"), "python": ("", "file")}.get(
             kind, ("",)
         ), mark
         assert kind != "console" or body.startswith("$ "), body
@@ -194,10 +197,10 @@ def test_the_metrics_page_has_every_metric_of_every_workload() -> None:
             assert not [m for m in metrics if f"`{m.removeprefix('b.')}`" not in page]
 
 
-def test_the_readme_names_every_verb() -> None:
+def test_the_page_of_commands_has_every_verb() -> None:
     verbs = re.findall(r"^  (\w+)  ", testbed("--help").stdout.partition("Commands:")[2], flags=re.M)
     assert len(verbs) > 9
-    page = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs/commands.md").read_text()
     assert not [v for v in verbs if f"testbed {v}" not in page]
 
 

@@ -1,0 +1,23 @@
+"""The documented commands that take a guest do what their page shows."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.test_docs import SECTIONS, commands, explained, marked, perform
+
+pytestmark = [pytest.mark.machine, pytest.mark.xdist_group("measure")]
+
+
+@pytest.mark.parametrize("section", [s for s, text in SECTIONS.items() if marked(text, "machine")])
+def test_commands_do_what_the_page_shows(section: str, tmp_path: Path, guests: None) -> None:
+    for name in ("topologies", "experiments", "docs"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    found = [c for _, body in marked(SECTIONS[section], "machine") for c in commands(body)]
+    results = perform(found, tmp_path, spaces=(), patience=600)
+    faults = [explained(c, *result) for c, result in zip(found, results, strict=True)]
+    assert not any(faults), "\n\n".join(filter(None, faults))

@@ -672,7 +672,8 @@ def _short(path: Path) -> str:
 
 def _summary(found: Report) -> dict[str, Any]:
     verdict: dict[str, Any] = json.loads((found.folder / "verdict.json").read_text())
-    folder = _short(found.folder) if "TESTBED_RESULTS" in os.environ else str(found.folder)
+    folder = os.path.join(os.environ.get("TESTBED_FROM", ""), _short(found.folder))
+    folder = folder if "TESTBED_RESULTS" in os.environ else str(found.folder)
     return {"name": found.topology.name, "folder": folder, **verdict}
 
 

@@ -170,7 +170,7 @@ def asked(place: Place, errand: Errand, facts: dict[str, object], results: str =
     words += ["--results", results] if results else []
     tied = isinstance(place, Target)
     told = {"arguments": sys.argv[1:], **facts, **({"machine": place.name} if tied else {})}
-    env = {request.ABOUT: json.dumps(told)}
+    env = {request.ABOUT: json.dumps(told), request.FROM: os.getcwd()}
     if errand.files:
         env[request.FILE] = os.path.abspath(next(iter(errand.files)))
     return Request(tuple(words), secrets.token_hex(8), dict(there.values()), env, signals=tied)

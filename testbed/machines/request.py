@@ -33,8 +33,8 @@ _END, _PATIENCE, _STALE = 30.0, 20.0, 86400.0
 # Environment: end when the process that began this one does; the results folder there = as its reader knows it;
 # what a manifest says of the machine and of who asked.
 TIED, SHOWN, ABOUT = "TESTBED_TIED", "TESTBED_RESULTS", "TESTBED_MACHINE"
-# What its reader adds to the name of a lab, and calls the file that it is of.
-AT, FILE = "TESTBED_AT", "TESTBED_FILE"
+# What its reader adds to the name of a lab, calls the file that it is of, and the folder that the command line is from.
+AT, FILE, FROM = "TESTBED_AT", "TESTBED_FILE", "TESTBED_FROM"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
-import select
 import shutil
 import signal
 import subprocess
@@ -85,56 +83,10 @@ def test_the_same_file_here_names_what_is_missing(tmp_path: Path, name: str) -> 
     assert not (tmp_path / "r").exists()
 
 
-def test_input_and_both_outputs_pass_through_byte_by_byte(lab: str) -> None:
-    data = bytes(range(256)) * 1024
-    words = (*CLI, "exec", lab, "client", "--", "sh", "-c", "cat; echo told >&2")
-    done = subprocess.run(words, input=data, capture_output=True, check=True)
-    assert done.stdout == data
-    assert done.stderr == b"told\n"
-
-
 def test_a_node_is_a_node_and_reaches_its_neighbour(lab: str) -> None:
     assert said(lab, "hostname") == "client\n"
     assert sorted(said(lab, "ls", "/sys/class/net").split()) == ["eth0", "lo"]
     assert " 0% packet loss" in said(lab, "ping", "-c2", "-i0.2", "-q", "server")
-
-
-def test_ctrl_c_ends_the_command_there(lab: str) -> None:
-    words = (*CLI, "exec", lab, "client", "--", "sleep", "4322")
-    with subprocess.Popen(words, start_new_session=True) as process:
-        deadline = time.monotonic() + 30
-        while "sleep 4322" not in said(lab, "ps", "-e", "-o", "args=").splitlines():
-            assert time.monotonic() < deadline
-        os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(timeout=30) == 130
-    assert "sleep 4322" not in said(lab, "ps", "-e", "-o", "args=").splitlines()
-
-
-def test_a_command_ends_with_the_command_line_that_is_killed(lab: str) -> None:
-    with subprocess.Popen((*CLI, "exec", lab, "client", "--", "sleep", "4323")) as process:
-        deadline = time.monotonic() + 30
-        while "sleep 4323" not in said(lab, "ps", "-e", "-o", "args=").splitlines():
-            assert time.monotonic() < deadline
-        process.kill()
-    deadline = time.monotonic() + 15
-    while "sleep 4323" in said(lab, "ps", "-e", "-o", "args=").splitlines():
-        assert time.monotonic() < deadline
-
-
-def test_a_shell_has_a_terminal(lab: str) -> None:
-    child, terminal = pty.fork()
-    if child == 0:
-        os.execv(sys.executable, (*CLI, "shell", lab, "server"))
-    os.write(terminal, b"test -t 0 && hostname && exit 5\n")
-    seen, deadline = b"", time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if select.select([terminal], [], [], 1)[0]:
-            try:
-                seen += os.read(terminal, 4096)
-            except OSError:
-                break  # the other end is closed
-    assert b"server\r\n" in seen, seen
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
 
 
 def test_up_again_changes_nothing_and_another_file_changes_in_place(lab: str, tmp_path: Path) -> None:

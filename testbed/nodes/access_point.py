@@ -34,7 +34,7 @@ class Security(Spec):
     pairwise: Pairwise = "ccmp"
     password: str = Field("correct horse battery", min_length=8, max_length=63)
     pmf: bool = Field(True, description="Protected management frames (IEEE 802.11w)")
-    beacon_protection: bool = Field(True, description="Beacons with a BIP MIC")
+    beacon_protection: bool | None = Field(None, description="Beacons with a BIP MIC; as `pmf` when left out")
 
 
 class MloLink(Spec):
@@ -73,8 +73,9 @@ class AccessPoint(Spec):
     def bss(self, node: str, bssids: tuple[str, ...]) -> Bss:
         """Return what it offers stations."""
         s = self.security
+        protected = s.pmf if s.beacon_protection is None else s.beacon_protection
         common = (node, self.name, self.ssid, self.country, self.mlo(), self.freqs(), bssids)
-        return Bss(*common, s.akm, s.pairwise, s.password, s.pmf, s.beacon_protection)
+        return Bss(*common, s.akm, s.pairwise, s.password, s.pmf, protected)
 
     def requires(self) -> tuple[features.Feature, ...]:
         """Return what the machine must offer."""
@@ -86,7 +87,7 @@ class AccessPoint(Spec):
         if problem := misnamed(self.name):
             yield ("name",), problem
         if sum(i.name == self.name for i in here.interfaces) > 1:
-            yield ("name",), f"{self.name} is an interface of {here.node} already: a link ends there"
+            yield ("name",), f"{self.name} is an interface of {here.node} already: the access point needs another name"
         if (self.mlo_links is None) == (self.freq is None):
             what = "it has both" if self.freq is not None else "it has neither"
             yield (), f"an access point has `mlo_links` (an AP MLD) or a `freq` (without MLO), and {what}"
@@ -167,7 +168,10 @@ def _wrong_security(role: AccessPoint) -> Iterator[tuple[tuple[str | int, ...], 
     if (role.mlo() or six) and s.akm == "open":
         yield ("security", "akm"), f"{strict} is always protected (IEEE 802.11be 12.12.2): take sae, sae-ext-key or owe"
     elif s.akm != "open" and not s.pmf and (role.mlo() or six or s.akm == "owe"):
-        yield ("security", "pmf"), f"{'OWE' if s.akm == 'owe' else strict} takes protected management frames"
+        yield (
+            ("security", "pmf"),
+            f"{'OWE' if s.akm == 'owe' else strict} needs protected management frames: `pmf: true`",
+        )
     if s.beacon_protection and not s.pmf and s.akm != "open":
         yield ("security", "beacon_protection"), "beacon protection needs protected management frames: `pmf: true`"
     if "\n" in s.password or not s.password.isprintable():

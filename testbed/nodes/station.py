@@ -57,7 +57,7 @@ class Station(Spec):
         if problem := misnamed(self.name):
             yield ("name",), problem
         if sum(i.name == self.name for i in here.interfaces) > 1:
-            yield ("name",), f"{self.name} is an interface of {here.node} already: a link ends there"
+            yield ("name",), f"{self.name} is an interface of {here.node} already: the station needs another name"
         bss = self.bss(here)
         if bss is None:
             have = ", ".join(repr(b.ssid) for b in here.air) or "none"

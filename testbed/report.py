@@ -16,6 +16,7 @@ from testbed.experiment import read
 from testbed.machines.qemu import kernel_faults
 from testbed.results import Folder
 from testbed.topology import Check, Topology
+from testbed.wifi import metrics as links
 from testbed.workloads.place import Measured
 
 BUSY = 90.0  # per cent of all CPUs: above it a figure may be the host's and not the lab's
@@ -85,7 +86,7 @@ def report(path: Path) -> Report:
         metrics |= found | derive.captures(name, logs)
         if net.wireless(name):
             told = list(folder.lines(f"{name}/wlan-events.jsonl"))
-            metrics |= derive.wlans(link_ids(net, name), name, rows, told, frames, origin)
+            metrics |= links.wlans(link_ids(net, name), name, rows, told, frames, origin)
     logs = [log.read_text(errors="replace") for log in sorted(path.glob("*.dumpcap.log"))]
     metrics |= derive.captures(AIR, logs)
     metrics |= derive.machine(list(folder.lines("machine.jsonl")), origin)

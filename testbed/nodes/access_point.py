@@ -93,6 +93,9 @@ class AccessPoint(Spec):
             yield (), f"an access point has `mlo_links` (an AP MLD) or a `freq` (without MLO), and {what}"
         if not re.fullmatch("[A-Z]{2}", self.country):
             yield ("country",), f"{self.country!r} is no country: two capital letters (ISO 3166), such as DE"
+        elif others := [b for b in here.air if b.country != self.country]:
+            what = f"{others[0].node} is in {others[0].country}"
+            yield ("country",), f"{what}, and a kernel has one regulatory domain: all access points are in one country"
         yield from _channels(self)
         yield from _wrong_security(self)
         if len(self.ssid.encode()) > 32 or not self.ssid.isprintable() or '"' in self.ssid:
@@ -174,5 +177,5 @@ def _wrong_security(role: AccessPoint) -> Iterator[tuple[tuple[str | int, ...], 
         )
     if s.beacon_protection and not s.pmf and s.akm != "open":
         yield ("security", "beacon_protection"), "beacon protection needs protected management frames: `pmf: true`"
-    if "\n" in s.password or not s.password.isprintable():
-        yield ("security", "password"), "a password is printable"
+    if "|" in s.password or not s.password.isprintable():
+        yield ("security", "password"), "a password is printable, and has no | (hostapd.conf)"

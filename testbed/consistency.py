@@ -19,7 +19,9 @@ from testbed.addressing import Net, Network, NoRoom, ends, interface_of, network
 from testbed.document import Path
 from testbed.drivers.channels import channel
 from testbed.explain import suggest
+from testbed.nodes.node import Node
 from testbed.nodes.place import Place, misnamed
+from testbed.nodes.station import STATIONS
 from testbed.topology import NAME, NODE, Direction, Event, Link, Shaping, Topology, Way, Work, Written
 
 Fault = tuple[Path, str, str]
@@ -57,12 +59,13 @@ def faults(topology: Topology, written: Written) -> Iterator[Fault]:
     index = [n for n in range(len(topology.links)) if n not in no_end]
     links = tuple(topology.links[n] for n in index)
     try:
-        net = network(topology.model_copy(update={"links": tuple(map(_sound, links))}))
+        sound = {"links": tuple(map(_sound, links)), "nodes": {n: _sound_node(x) for n, x in topology.nodes.items()}}
+        net = network(topology.model_copy(update=sound))
     except NoRoom as e:
         at = ("links", index[int(e.at[1])], "ends") if e.at[0] == "links" else e.at
         yield at, str(e), "a shorter prefix length has room for more"
         return
-    for path, message, hint in _addresses(net, links):
+    for path, message, hint in _addresses(net, topology, links):
         yield ("links", index[int(path[1])], *path[2:]) if path[0] == "links" else path, message, hint
     yield from _nodes(net, doubt)
     yield from tunnels.faults(net) if not doubt & {"links", "nodes"} else ()
@@ -197,15 +200,27 @@ def _sound(link: Link) -> Link:
     return link.model_copy(update={"addresses": stated})
 
 
-def _addresses(net: Network, links: Sequence[Link]) -> Iterator[Fault]:
-    """Yield what is wrong between addresses; `links` are those of the network as they were written."""
+def _sound_node(node: Node) -> Node:
+    """Return the node with roles whose interfaces have no addresses that are none."""
+    update: dict[str, object] = {}
+    for field in ("access_point", "station", "bridge"):
+        role = getattr(node, field)
+        if role is not None and any(map(_address, role.addresses or ())):
+            good = tuple(a for a in role.addresses if not _address(a))
+            update[field] = role.model_copy(update={"addresses": good})
+    return node.model_copy(update=update) if update else node
+
+
+def _addresses(net: Network, topology: Topology, links: Sequence[Link]) -> Iterator[Fault]:
+    """Yield what is wrong between addresses; `topology` and `links` are as they were written, the network is sound."""
     owners: dict[str, str] = {}
     stated: dict[tuple[int, int], list[Stated]] = {}
+    written = {end.at: end for end in ends(topology)}
     for end in ends(net.topology):
         text, on_link = f"{end.node}:{end.name}", end.at[0] == "links"
         interface = next(i for i in net.interfaces[end.node] if i.name == end.name and i.kind == end.kind)
         # Those of links were judged by themselves, and the network is without the bad ones.
-        given = (links[int(end.at[1])].stated(int(end.at[3])) if on_link else end.stated) or ()
+        given = (links[int(end.at[1])].stated(int(end.at[3])) if on_link else written[end.at].stated) or ()
         firsts = set()
         for k, address in enumerate(given):
             place = ("links", end.at[1], "addresses", end.at[3], k) if on_link else (*end.at, "addresses", k)
@@ -263,12 +278,19 @@ def _nodes(net: Network, doubt: set[str]) -> Iterator[Fault]:
             unsure = "links" in doubt or (field == "bridge" and f"nodes.{name}" in doubt)
             for path, message in role.faults(here) if not unsure else ():
                 yield ("nodes", name, field, *path), message, ""
+        if node.access_point is not None and (count := _stations(net, node.access_point.ssid)) > STATIONS:
+            message = f"{count} stations have this SSID, and an access point takes at most {STATIONS} of them"
+            yield ("nodes", name, "access_point", "ssid"), message, "a second access point with another SSID"
         yield from _sysctl(node.sysctl, ("nodes", name, "sysctl"))
         own = [interface_of(a) for i in here.interfaces for a in i.addresses] if node.routes else []
         for n, route in enumerate(node.routes):
             field, message = _route(route.to, route.via, None if doubt & {"nodes", "links"} else own)
             if message:
                 yield ("nodes", name, "routes", n, field), message, ""
+
+
+def _stations(net: Network, ssid: str) -> int:
+    return sum(n.station is not None and n.station.ssid == ssid for n in net.topology.nodes.values())
 
 
 def _sysctl(names: Iterable[str], at: Path) -> Iterator[Fault]:
@@ -515,6 +537,14 @@ def _wlan_event(net: Network, event: Event, node: str, at: Path) -> Iterator[Fau
             yield (*at, "freq"), f"{event.freq} MHz is {why}", ""
         elif old is not None and old.band != new.band:
             yield (*at, "freq"), f"link {event.mlo_link} is on {old.band}, and {event.freq} MHz is not", ""
+        elif (other := next((n for n, f in _moved(net, event, freqs).items() if f == event.freq), None)) is not None:
+            yield (*at, "freq"), f"{event.freq} MHz is the channel of link {other} then: each link has its own", ""
+
+
+def _moved(net: Network, event: Event, freqs: dict[int, int]) -> dict[int, int]:
+    """Return the frequencies (MHz) of an access point's links at the time of an event, after those before it."""
+    before = [e for e in net.topology.events if e.node == event.node and e.freq is not None and e.at < event.at]
+    return freqs | {e.mlo_link: e.freq for e in sorted(before, key=lambda e: e.at) if e.mlo_link in freqs and e.freq}
 
 
 def _address_event(net: Network, event: Event, node: str, at: Path) -> Iterator[Fault]:

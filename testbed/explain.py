@@ -97,7 +97,11 @@ def _sentence(error: Any, path: Path, mark: Mark, model: type[BaseModel]) -> tup
     if kind == "too_short":
         return f"{name} must have at least {context['min_length']} item, and this has none", ""
     if kind == "too_long":
-        return f"{name} must have {context['max_length']} items, and this has {context['actual_length']}", ""
+        return f"{name} has at most {context['max_length']} items, and this has {context['actual_length']}", ""
+    if kind in ("string_too_short", "string_too_long"):
+        few = kind == "string_too_short"
+        bound = f"at least {context['min_length']}" if few else f"at most {context['max_length']}"
+        return f"{name} must have {bound} characters, and this has {len(got)}", ""
     if kind in _WANTED:
         wanted = _WANTED[kind]
         if "number" in wanted and isinstance(got, str) and re.match(r"[0-9.]+[a-z%]", got):

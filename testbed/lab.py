@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import TextIO, cast
@@ -272,7 +272,10 @@ def run(lab: Lab, step: Run) -> Waiting:
 def wait(lab: Lab, waits: Sequence[Wait]) -> Waiting:
     """Wait until every probe holds, first of those that only need time, then of those that are urged."""
     yield from _hold(lab, [s for s in waits if not s.urge])
-    yield from _urge(lab, [s for s in waits if s.urge])
+    urged = [s for s in waits if s.urge]
+    yield from _urge(lab, urged)
+    # While others came, what held may have ended: a station that its access point lost does not come back by itself.
+    yield from _urge(lab, [replace(s, urge=s.again) for s in urged if _unmet(lab, s)])
 
 
 def _hold(lab: Lab, waits: Sequence[Wait]) -> Waiting:

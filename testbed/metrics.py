@@ -17,7 +17,7 @@ _RATES = (("rx_bytes", "rx_mbps"), ("tx_bytes", "tx_mbps"))
 def interfaces(node: str, rows: Rows, origin: float) -> dict[str, Measured]:
     """Return counters since t = 0 of every interface, and the rates between samples."""
     found: dict[str, Measured] = {}
-    during = _since(rows, origin)
+    during = since(rows, origin)
     if not during:
         return found
     for ifname, first in during[0]["interfaces"].items():
@@ -41,7 +41,7 @@ def interfaces(node: str, rows: Rows, origin: float) -> dict[str, Measured]:
     return found
 
 
-def _since(rows: Rows, origin: float) -> Rows:
+def since(rows: Rows, origin: float) -> Rows:
     """Return the samples of the run, beginning with the last before t = 0."""
     before = [r for r in rows if r["t"] <= origin]
     return before[-1:] + [r for r in rows if r["t"] > origin]
@@ -49,7 +49,7 @@ def _since(rows: Rows, origin: float) -> Rows:
 
 def mptcp(net: Network, node: str, rows: Rows, origin: float) -> dict[str, Measured]:
     """Return MPTCP counters, subflows of a connection at once, and bytes by the interface of a subflow's address."""
-    during = _since(rows, origin)
+    during = since(rows, origin)
     if not during or "mib" not in during[0]:
         return {}
     found = {}
@@ -91,92 +91,6 @@ def mptcp(net: Network, node: str, rows: Rows, origin: float) -> dict[str, Measu
 def _most(subflows: Rows) -> float:
     tokens = [s["token"] for s in subflows if s["state"] != "SYN_SENT"]
     return float(max((tokens.count(t) for t in set(tokens)), default=0))
-
-
-def wlans(
-    names: dict[str, dict[int, int]], node: str, rows: Rows, told: Rows, frames: Rows, origin: float
-) -> dict[str, Measured]:
-    """Return links of wireless interfaces: which are active, how well they hear, and the data frames of each.
-
-    `names` are the planned link ids of each interface by frequency (MHz): a station without MLO has one link, which
-    the kernel does not number. `frames` are those on the medium, by address: a station has new ones at each join.
-    """
-    found: dict[str, Measured] = {}
-    during = _since([r for r in rows if "wlans" in r], origin)
-    if not during:
-        return found
-    for ifname in during[0]["wlans"]:
-        ids = names.get(ifname, {})
-        seen = [(r["t"] - origin, _by_id(r["wlans"].get(ifname, {}), ids)) for r in during]
-        active = tuple((t, float(sum(bool(link["freq"]) for link in links.values()))) for t, links in seen)
-        base = f"{node}.{ifname}"
-        found[f"{base}.links"] = Measured(active[-1][1], "link", active, "active ones, at the end")
-        mine = [e for e in told if e["t"] > origin]
-        joined = sum(e["event"] == "connect" for e in mine)
-        found[f"{base}.connects"] = Measured(float(joined), "join")
-        found |= _frames(base, rows, ifname, ids, _since(frames, origin))
-        for n in sorted({n for _, links in seen for n in links} | set(ids.values())):
-            there = [(t, links.get(n)) for t, links in seen]
-            on = tuple((t, float(bool(link and link["freq"]))) for t, link in there)
-            found[f"{base}.link{n}.active"] = Measured(on[-1][1], "", on)
-            mhz = tuple((t, float(link["freq"])) for t, link in there if link and link["freq"])
-            if mhz:
-                found[f"{base}.link{n}.freq_mhz"] = Measured(mhz[-1][1], "MHz", mhz)
-            for key, name, unit, pick in (
-                ("signal", "signal_dbm", "dBm", _median),
-                ("seen_ms", "seen_max_ms", "ms", max),
-            ):
-                if values := [float(link[key]) for _, link in there if link and key in link]:
-                    found[f"{base}.link{n}.{name}"] = Measured(pick(values), unit)
-            gone = [e["t"] - origin for e in mine if e["event"] == "links_removed" and n in e["links"]]
-            if gone:
-                found[f"{base}.link{n}.removed_at_s"] = Measured(gone[0], "s", note="as nl80211 told the station")
-    return found
-
-
-def _by_id(wlan: dict[str, Any], ids: dict[int, int]) -> dict[int, dict[str, Any]]:
-    """Return the links of a sample by their planned id."""
-    links = wlan.get("links", [])
-    if not wlan.get("mlo"):  # the kernel gives it no number: it is the only one that was planned
-        return {next(iter(ids.values()), 0): link for link in links}
-    return {link["id"]: link for link in links}
-
-
-def _median(values: list[float]) -> float:
-    return percentile(values, 0.5)
-
-
-def _frames(base: str, rows: Rows, ifname: str, ids: dict[int, int], heard: Rows) -> dict[str, Measured]:
-    """Return data frames and bytes of each link in both directions; group addressed ones count where they are sent."""
-    owner = {
-        link["mac"]: n for r in rows if "wlans" in r for n, link in _by_id(r["wlans"].get(ifname, {}), ids).items()
-    }
-    found: dict[str, Measured] = {}
-    if not heard:
-        return found
-    first, last = _tally(heard[0], owner), _tally(heard[-1], owner)
-    total = 0.0
-    for n in dict.fromkeys([*ids.values(), *owner.values()]):
-        for way in ("tx", "rx"):
-            for what, unit in (("frames", "frame"), ("bytes", "byte")):
-                value = last.get((n, way, what), 0) - first.get((n, way, what), 0)
-                found[f"{base}.link{n}.{way}_{what}"] = Measured(float(value), unit)
-                total += value if what == "frames" else 0
-    for n in dict.fromkeys([*ids.values(), *owner.values()]):
-        own = sum(found[f"{base}.link{n}.{way}_frames"].value for way in ("tx", "rx"))
-        if total:
-            found[f"{base}.link{n}.share_pct"] = Measured(100 * own / total, "%", note="of its data frames")
-    return found
-
-
-def _tally(row: dict[str, Any], owner: dict[str, int]) -> dict[tuple[int, str, str], int]:
-    found: dict[tuple[int, str, str], int] = {}
-    for _, sender, receiver, frames, size in row["frames"]:
-        for way, address in (("tx", sender), ("rx", receiver)):
-            if (n := owner.get(address)) is not None:
-                for what, value in (("frames", frames), ("bytes", size)):
-                    found[n, way, what] = found.get((n, way, what), 0) + value
-    return found
 
 
 def captures(node: str, logs: list[str]) -> dict[str, Measured]:

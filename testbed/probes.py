@@ -33,7 +33,10 @@ def holds(probe: Probe, here: Namespace, home: int, folder: Path) -> str:
         case Controlled(tool, control, ifname):
             return "" if Path(control, ifname).is_socket() else f"{tool}: no control socket in {control}"
         case nl80211.LinksAre(name):
-            return probe.unmet(wlan(here, name), _running(here, name))
+            unmet = probe.unmet(wlan(here, name), _running(here, name))
+            return unmet or (
+                probe.unknown(_stations(here.peers[probe.there[0]], probe.there[1])) if probe.there else ""
+            )
     with netlink.inside(here.fd, home):
         match probe:
             case Listening(port):
@@ -60,6 +63,12 @@ def wlan(here: Namespace, name: str) -> nl80211.Wlan | None:
     """Return a wireless interface of a namespace as nl80211 describes it."""
     entries = netlink.dump(here.generic(), here.family(nl80211.FAMILY), nl80211.GET_INTERFACES)
     return next((w for w in map(nl80211.parse_interface, entries) if w.name == name), None)
+
+
+def _stations(here: Namespace, name: str) -> dict[str, bool]:
+    """Return the stations of an access point's interface, and whether each is authorized."""
+    asked = nl80211.get_stations(here.index(name))
+    return dict(map(nl80211.parse_station, netlink.dump(here.generic(), here.family(nl80211.FAMILY), asked)))
 
 
 def _running(here: Namespace, name: str) -> bool:

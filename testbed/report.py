@@ -18,6 +18,7 @@ from testbed.machines.qemu import kernel_faults
 from testbed.plan import plan
 from testbed.results import Folder
 from testbed.topology import Check, Topology
+from testbed.wifi import metrics as links
 from testbed.workloads.place import Measured
 
 BUSY = 90.0  # per cent of all CPUs: above it a figure may be the host's and not the lab's
@@ -89,7 +90,7 @@ def report(path: Path) -> Report:
         found = derive.interfaces(name, rows, origin) | derive.mptcp(net, name, rows, origin)
         metrics |= found | derive.captures(name, logs)
         if net.wireless(name):
-            metrics |= derive.wlans(link_ids(net, name), name, rows, told[name], frames, origin)
+            metrics |= links.wlans(link_ids(net, name), name, rows, told[name], frames, origin)
     logs = [log.read_text(errors="replace") for log in sorted(path.glob("*.dumpcap.log"))]
     metrics |= derive.captures(AIR, logs)
     metrics |= derive.machine(list(folder.lines("machine.jsonl")), origin)

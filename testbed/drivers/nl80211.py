@@ -12,10 +12,12 @@ from typing import Literal
 from testbed.wire import Here, Message, attr, attributes, text, u32
 
 FAMILY = "nl80211"
-GET_WIPHY, SET_WIPHY, GET_INTERFACE, NEW_INTERFACE, REQ_SET_REG, GET_SCAN = 1, 2, 5, 7, 27, 32
+GET_WIPHY, SET_WIPHY, GET_INTERFACE, NEW_INTERFACE, GET_STATION = 1, 2, 5, 7, 17
+REQ_SET_REG, GET_SCAN = 27, 32
 SET_WIPHY_NETNS, SET_CHANNEL = 49, 65
 CONNECT, DISCONNECT, CH_SWITCH_NOTIFY, LINKS_REMOVED = 46, 48, 88, 154
 _WIPHY, _WIPHY_NAME, _IFINDEX, _IFNAME, _IFTYPE, _MAC, _REG_ALPHA2, _FREQ, _BSS = 1, 2, 3, 4, 5, 6, 33, 38, 47
+_STA_INFO, _STA_FLAGS, _AUTHORIZED = 21, 17, 1 << 1  # NL80211_STA_INFO_STA_FLAGS, NL80211_STA_FLAG_AUTHORIZED
 _FRAG_THRESHOLD = 63
 _WIDTH, _SPLIT_WIPHY_DUMP, _NETNS_FD, _MLO_LINKS, _MLO_LINK_ID = 159, 174, 219, 312, 313
 MLO_SUPPORT = 315
@@ -37,6 +39,11 @@ GET_INTERFACES = _command(GET_INTERFACE)
 def get_scan(index: int) -> bytes:
     """Encode the question which BSSs an interface knows (a dump)."""
     return _command(GET_SCAN, u32(_IFINDEX, index))
+
+
+def get_stations(index: int) -> bytes:
+    """Encode the question which stations an access point has (a dump)."""
+    return _command(GET_STATION, u32(_IFINDEX, index))
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +227,14 @@ def parse_bss(entry: bytes) -> Bss | None:
     return Bss(link, mac(found[_BSSID]), _number(found, _BSS_FREQ), signal, _number(found, _BSS_SEEN), mld)
 
 
+def parse_station(entry: bytes) -> tuple[str, bool]:
+    """Decode one message of a dump of `get_stations`: the address (of an MLD its MLD address), whether authorized."""
+    found = attributes(entry, 4)
+    flags = attributes(found.get(_STA_INFO, b"")).get(_STA_FLAGS, bytes(8))
+    mask, value = struct.unpack("=II", flags)
+    return mac(found[_MAC]), bool(mask & value & _AUTHORIZED)
+
+
 def parse_event(entry: bytes) -> Told:
     """Decode an event; of CONNECT and LINKS_REMOVED the links are those in MLO_LINKS, of a channel switch its own."""
     found = attributes(entry, 4)
@@ -247,12 +262,14 @@ class LinksAre:
     """A wireless interface has exactly these links, each on its frequency (MHz), and is operationally up.
 
     Of a station that means: associated on all of them, and the 4-way handshake done (wpa_supplicant lets the
-    interface be up then). `mlo` is whether they are the links of an MLD.
+    interface be up then); and the access point has it, authorized. `mlo` is whether they are the links of an MLD.
+    `there` is of a station the access point's node and interface, and the address that it knows the station by.
     """
 
     name: str
     freqs: tuple[tuple[int, int], ...]
     mlo: bool
+    there: tuple[str, str, str] | None = None
 
     def __str__(self) -> str:
         if not self.mlo:
@@ -279,3 +296,9 @@ class LinksAre:
         if not rows and seen.mlo != self.mlo:
             rows = [f"{self.name} is {'an' if seen.mlo else 'no'} MLD"]
         return ", ".join(rows) or ("" if running else f"{self.name} is not up: not authorized yet")
+
+    def unknown(self, stations: dict[str, bool]) -> str:
+        """Say that the access point, which has these stations (address: authorized), lacks this one (pure)."""
+        if self.there is None or stations.get(self.there[2]):
+            return ""
+        return f"{self.there[0]} has not {'authorized' if self.there[2] in stations else 'the station'} {self.there[2]}"

@@ -33,7 +33,7 @@ class Security(Spec):
     pairwise: Pairwise = "ccmp"
     password: str = Field("correct horse battery", min_length=8, max_length=63)
     pmf: bool = Field(True, description="Protected management frames (IEEE 802.11w)")
-    beacon_protection: bool = Field(True, description="Beacons with a BIP MIC")
+    beacon_protection: bool | None = Field(None, description="Beacons with a BIP MIC; as `pmf` when left out")
 
 
 class MloLink(Spec):
@@ -72,8 +72,9 @@ class AccessPoint(Spec):
     def bss(self, node: str, bssids: tuple[str, ...]) -> Bss:
         """Return what it offers stations."""
         s = self.security
+        protected = s.pmf if s.beacon_protection is None else s.beacon_protection
         common = (node, self.name, self.ssid, self.country, self.mlo(), self.freqs(), bssids)
-        return Bss(*common, s.akm, s.pairwise, s.password, s.pmf, s.beacon_protection)
+        return Bss(*common, s.akm, s.pairwise, s.password, s.pmf, protected)
 
     def requires(self) -> tuple[features.Feature, ...]:
         """Return what the machine must offer."""
@@ -85,12 +86,15 @@ class AccessPoint(Spec):
         if problem := misnamed(self.name):
             yield ("name",), problem
         if sum(i.name == self.name for i in here.interfaces) > 1:
-            yield ("name",), f"{self.name} is an interface of {here.node} already: a link ends there"
+            yield ("name",), f"{self.name} is an interface of {here.node} already: the access point needs another name"
         if (self.mlo_links is None) == (self.freq is None):
             what = "it has both" if self.freq is not None else "it has neither"
             yield (), f"an access point has `mlo_links` (an AP MLD) or a `freq` (without MLO), and {what}"
         if not re.fullmatch("[A-Z]{2}", self.country):
             yield ("country",), f"{self.country!r} is no country: two capital letters (ISO 3166), such as DE"
+        elif others := [b for b in here.air if b.country != self.country]:
+            what = f"{others[0].node} is in {others[0].country}"
+            yield ("country",), f"{what}, and a kernel has one regulatory domain: all access points are in one country"
         yield from _channels(self)
         yield from _wrong_security(self)
         if len(self.ssid.encode()) > 32 or not self.ssid.isprintable() or '"' in self.ssid:
@@ -166,8 +170,11 @@ def _wrong_security(role: AccessPoint) -> Iterator[tuple[tuple[str | int, ...], 
     if (role.mlo() or six) and s.akm == "open":
         yield ("security", "akm"), f"{strict} is always protected (IEEE 802.11be 12.12.2): take sae, sae-ext-key or owe"
     elif s.akm != "open" and not s.pmf and (role.mlo() or six or s.akm == "owe"):
-        yield ("security", "pmf"), f"{'OWE' if s.akm == 'owe' else strict} takes protected management frames"
+        yield (
+            ("security", "pmf"),
+            f"{'OWE' if s.akm == 'owe' else strict} needs protected management frames: `pmf: true`",
+        )
     if s.beacon_protection and not s.pmf and s.akm != "open":
         yield ("security", "beacon_protection"), "beacon protection needs protected management frames: `pmf: true`"
-    if "\n" in s.password or not s.password.isprintable():
-        yield ("security", "password"), "a password is printable"
+    if "|" in s.password or not s.password.isprintable():
+        yield ("security", "password"), "a password is printable, and has no | (hostapd.conf)"

@@ -57,7 +57,7 @@ class Station(Spec):
         if problem := misnamed(self.name):
             yield ("name",), problem
         if sum(i.name == self.name for i in here.interfaces) > 1:
-            yield ("name",), f"{self.name} is an interface of {here.node} already: a link ends there"
+            yield ("name",), f"{self.name} is an interface of {here.node} already: the station needs another name"
         bss = self.bss(here)
         if bss is None:
             have = ", ".join(repr(b.ssid) for b in here.air) or "none"
@@ -84,7 +84,9 @@ class Station(Spec):
     def steps(self, here: Place) -> Iterator[Step]:
         """Yield wpa_supplicant's file, its process, and the wait until the negotiated links are the planned ones."""
         bss = self.bss(here)
+        own = here.interface(self.name)
         assert bss is not None
+        assert own is not None
         freqs = self.freqs(bss)
         sta = Sta(
             ifname=self.name,
@@ -103,7 +105,7 @@ class Station(Spec):
         yield Wait(here.node, Controlled("wpa", wpa_supplicant.folder(here.node), self.name), START, process=name)
         yield Wait(
             here.node,
-            LinksAre(self.name, freqs, self.mlo(here)),
+            LinksAre(self.name, freqs, self.mlo(here), (bss.node, bss.ifname, own.mac)),
             within=_WITHIN,
             process=name,
             urge=wpa_supplicant.join(here.node, self.name),

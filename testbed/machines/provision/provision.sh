@@ -130,7 +130,9 @@ step_hostapd() {
     install_packages $(section build)
     work=$(workshop)
     tar xf "$SOURCES"/wpa_*.orig.tar.* -C "$work" --strip-components 1
-    patch -s -d "$work" -p 1 <"$here/hostapd-assoc-link.patch" || fail "hostapd-assoc-link.patch does not apply"
+    for change in "$here"/hostapd-*.patch; do
+        patch -s -d "$work" -p 1 <"$change" || fail "$change does not apply"
+    done
     cp "$here/hostapd.config" "$work/hostapd/.config"
     make -C "$work/hostapd" -j "$(nproc)" hostapd hostapd_cli >"$work/log" 2>&1 || { tail -n 20 "$work/log"; fail "hostapd does not build"; }
     install -D -s -t "$DESTDIR/usr/local/sbin" "$work/hostapd/hostapd" "$work/hostapd/hostapd_cli"

@@ -39,6 +39,10 @@ class BrokenStateError(LabError):
     """A saved guest could not be restored; a cold boot may do."""
 
 
+class PanicError(LabError):
+    """A guest's kernel panicked before its init was there; another boot may do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Order:
     """What the keeper is to run. `restore` is the folder of a saved guest, `save` an empty one for a new such."""
@@ -126,8 +130,7 @@ def _begin(order: Order, owner: socket.socket) -> Keeper:
         with keeper.phase("restore"):
             _restore(keeper, order.restore)
     else:
-        with keeper.phase("boot"):
-            _await(keeper, keeper.agent, lambda m: m.get("event") == "hello", _BOOT, "boot")
+        _boot(keeper)
     for key in keys:
         os.waitpid(key, 0)
     with keeper.phase("activate"):
@@ -241,10 +244,19 @@ def _restore(keeper: Keeper, folder: Path) -> None:
         raise BrokenStateError(f"{e}") from e
 
 
+def _boot(keeper: Keeper) -> None:
+    try:
+        with keeper.phase("boot"):
+            _await(keeper, keeper.agent, lambda m: m.get("event") == "hello", _BOOT, "boot")
+    except LabError as e:
+        if b"Kernel panic" in (FOLDER / "console").read_bytes():
+            raise PanicError(f"{e}") from e
+        raise
+
+
 def _save(keeper: Keeper, folder: Path) -> None:
     """Boot, import, and save; nothing that makes a guest this guest is in it yet."""
-    with keeper.phase("boot"):
-        _await(keeper, keeper.agent, lambda m: m.get("event") == "hello", _BOOT, "boot")
+    _boot(keeper)
     with keeper.phase("warm"):
         _tell(keeper, "settle", _BOOT)
         if code := keeper.order.shares.get("code"):

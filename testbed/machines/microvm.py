@@ -19,13 +19,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 
 from testbed import linux, sandbox
 from testbed.errors import LabError, Unsupported
 from testbed.machines import keeper, kvm, qemu, saved
-from testbed.machines.keeper import BrokenStateError, Order
+from testbed.machines.keeper import BrokenStateError, Order, PanicError
 from testbed.machines.qemu import Boot, Share, Size
 from testbed.messages import receive, send
 
@@ -66,6 +66,7 @@ class Guest:
 
 
 Told = Callable[[str], None]
+T = TypeVar("T")
 
 
 def start(
@@ -98,7 +99,16 @@ def start(
             told(f"the saved guest could not be restored and is removed; this one is booted. {e}")
             with suppress(FileNotFoundError):  # another start was faster
                 saved.remove(folder)
-    return _launched(order, why)
+    return _patiently(lambda: _launched(order, why), told)
+
+
+def _patiently(boot: Callable[[], T], told: Told) -> T:
+    """Boot, and once more if the kernel panics: an emulated one may trip over code that it patches (Oops: int3)."""
+    try:
+        return boot()
+    except PanicError as e:
+        told(f"{str(e).partition(';')[0]} while it was booted; it is booted once more")
+    return boot()  # here: what is forked must not be in the midst of an exception
 
 
 def _saved(image: Image, order: Order, version: str, told: Told) -> Path | None:
@@ -110,10 +120,16 @@ def _saved(image: Image, order: Order, version: str, told: Told) -> Path | None:
         began = time.monotonic()
         told("a guest of this size is booted once and saved; later ones start from that")
         code = {slot: share for slot, share in order.shares.items() if slot == "code"}
-        made = Order(f"save-{uuid4().hex[:8]}", order.boot, order.size, code, order.code, save=work)
-        owner, life = sandbox.launch(made.name, keeper.serve(made), FAMILY, _SPACES)
-        with owner, life:
-            _answer(made.name, owner)
+
+        def boot() -> None:
+            for left in work.iterdir():
+                left.unlink()
+            made = Order(f"save-{uuid4().hex[:8]}", order.boot, order.size, code, order.code, save=work)
+            owner, life = sandbox.launch(made.name, keeper.serve(made), FAMILY, _SPACES)
+            with owner, life:
+                _answer(made.name, owner)
+
+        _patiently(boot, told)
         told(f"saved after {time.monotonic() - began:.1f} s")
 
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -204,6 +205,20 @@ def test_an_image_that_was_damaged_is_named_with_its_cure(copied: Path, name: st
     assert time.monotonic() - began < 60, "what its own init says is not waited out"
     assert name not in sandbox.names(microvm.FAMILY)
     assert not list(copied.glob("*saved-*/*")), "and nothing of it was saved"
+
+
+def test_a_guest_whose_kernel_panics_at_boot_is_booted_once_more_and_then_told(copied: Path, name: str) -> None:
+    initrd = copied / "initrd.gz"
+    size = initrd.stat().st_size
+    initrd.write_bytes(gzip.compress(b"") + bytes(size))  # without an init
+    os.truncate(initrd, size)
+    done = testbed("up", str(TWO), "--name", name, "--machine", "microvm", timeout=PATIENCE)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "its kernel panicked while it was booted; it is booted once more" in done.stderr
+    assert f"image {copied.name} is damaged (initrd.gz): " in done.stderr
+    assert "Kernel panic - not syncing: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert name not in sandbox.names(microvm.FAMILY)
 
 
 def test_an_image_that_is_not_whole_is_not_taken_for_one(copied: Path) -> None:

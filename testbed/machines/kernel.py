@@ -75,6 +75,8 @@ def _qdisc(kind: str) -> Callable[[], str]:
         special = {"netem": tc.Shape(delay=0.001), "tbf": tc.Shape(rate=10**6)}
         if kind == "htb":
             root = tc.Qdisc("lo", kind, 0x10000, tc.ROOT, _Htb())
+        elif kind == "plug":
+            root = tc.gate("lo", closed=True)
         else:
             root = tc.shape("lo", special.get(kind, tc.Shape(queue=kind, limit=10000)))[0]
         known = _accepted(root.encode(_Scratch()), f"qdisc {kind}")

@@ -62,8 +62,9 @@ def join(node: str, ifname: str) -> tuple[Control, ...]:
 def rejoin(node: str, ifname: str) -> tuple[Control, ...]:
     """Leave and join anew with all links.
 
-    Without the PMKSA cache and the old scan an AP MLD that rejected one link would be left with fewer: a scan
-    that missed a beacon, on a busy processor, has the same cure.
+    An access point that rejected one request is on the list of BSSIDs to ignore: with that, the PMKSA cache or the
+    old scan, a station would be left with fewer links. A scan that missed a beacon, on a busy processor, has the same
+    cure.
     """
-    commands = ("DISCONNECT", "PMKSA_FLUSH", "BSS_FLUSH 0", "RECONNECT")
+    commands = ("DISCONNECT", "PMKSA_FLUSH", "BSS_FLUSH 0", "BSSID_IGNORE clear", "RECONNECT")
     return tuple(Control("wpa", folder(node), ifname, c) for c in commands)

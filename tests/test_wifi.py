@@ -355,6 +355,17 @@ def test_a_switch_keeps_the_generations_of_its_link() -> None:
     assert [c.command for c in wpa_supplicant.rejoin("sta", "wlan0")][::4] == ["DISCONNECT", "RECONNECT"]
 
 
+def test_a_station_with_some_links_ignores_the_others(tmp_path: Path) -> None:
+    access_point, *stations = ACCESS_POINTS["three-links"]
+    made = topology(tmp_path, access_point, *stations)
+    urges = {
+        s.node: [str(r).partition("raw ")[2] for r in s.urge] for s in made.steps if isinstance(s, Wait) and s.urge
+    }
+    (bss,) = made.network.air
+    assert urges["sta1"] == [*[f"BSSID_IGNORE {bss.bssids[1]}"] * 5, "ENABLE_NETWORK 0"]
+    assert urges["sta0"] == urges["sta2"] == ["ENABLE_NETWORK 0"]
+
+
 def test_a_station_waits_for_the_links_that_it_shall_have(tmp_path: Path) -> None:
     access_point, *stations = ACCESS_POINTS["three-links"]
     made = topology(tmp_path, access_point, *stations)

@@ -371,7 +371,7 @@ def test_a_removed_link_is_missed_by_nobody_but_who_was_on_it(box: Box) -> None:
     removed = next(e for e in told if e["event"] == "links_removed")
     assert removed["links"] == [1]
     late = removed["t"] - request["monotonic"]
-    assert 0.9 <= late <= 2.5, "ten beacons of 102.4 ms after it was announced"
+    assert 0.9 <= late <= 3.5, "ten beacons of 102.4 ms after it was announced"
     switched = next(e for e in told if e["event"] == "channel_switch")
     assert (switched["links"], switched["freq"]) == ([2], 6055)
     assert not [e for e in run.lines("near/wlan-events.jsonl") if e["event"] == "disconnect"]

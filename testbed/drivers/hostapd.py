@@ -73,8 +73,6 @@ def _security(ap: Ap) -> list[str]:
     rows += [f"ieee80211w={2 if ap.pmf else 0}"]
     rows += ["group_mgmt_cipher=AES-128-CMAC"] if ap.pmf else []
     rows += ["beacon_prot=1"] if ap.beacon_protection else []
-    # By default a station that leaves makes the group keys new, by a handshake with all others that nobody asked for.
-    rows += ["wpa_group_rekey=0", "wpa_strict_rekey=0"]
     if ap.akm.startswith("sae"):
         # 2: hash-to-element beside hunting-and-pecking; MLO and 6 GHz take the former only.
         rows += ["sae_pwe=2", "sae_groups=19 20", f"sae_password={ap.password}"]

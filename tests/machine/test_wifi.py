@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -508,6 +510,13 @@ def test_twenty_stations_join_one_access_point(box: Box) -> None:
     finally:
         box.good("testbed", "down", "many")
     box.gone()
+
+
+def test_association_after_association_has_every_link(guests: None) -> None:
+    words = (sys.executable, str(ROOT / "benchmarks/association.py"), "10")
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "10 associations: 10 with three links and no loss" in done.stdout
 
 
 # What can not be

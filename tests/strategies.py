@@ -115,9 +115,8 @@ cells = st.builds(
         ]
     ),
 )
-joined = st.sampled_from(
-    [{}, {}, {"mlo_links": [0]}, {"legacy_link": 0}, {"addresses": ["10.8.0.77/24"]}, {"name": "wlan1"}]
-).map(lambda more: {"ssid": "air", **more})
+ways: list[Data] = [{}, {}, {"mlo_links": [0]}, {"legacy_link": 0}, {"addresses": ["10.8.0.77/24"]}, {"name": "wlan1"}]
+joined = st.sampled_from(ways).map(lambda more: {"ssid": "air", **more})
 
 
 @st.composite

@@ -13,6 +13,7 @@ from testbed import linux, wire
 from testbed.drivers import nl80211
 from testbed.drivers.link import IFLA_IFNAME
 from testbed.errors import LabError
+from testbed.steps import LAB
 from testbed.wire import Message
 
 _NLMSG_ERROR, _NLMSG_DONE, _CTRL = 2, 3, 16
@@ -81,8 +82,13 @@ class Namespace:
             raise LabError(f"{self.name}: this kernel has no generic netlink family {name}")
         return self.families[name]
 
-    def wiphy(self, name: str) -> int:
+    def radio(self, name: str) -> str:
+        """Return a radio's name in the kernel: a kernel has each once (net/wireless/core.c), so the lab's is in it."""
+        return f"{name}.{os.fstat(self.peers[LAB].fd).st_ino}"
+
+    def wiphy(self, radio: str) -> int:
         """Return the number of a radio of this namespace (nl80211 names it a wiphy)."""
+        name = self.radio(radio)
         for entry in dump(self.generic(), self.family(nl80211.FAMILY), nl80211.GET_WIPHYS):
             if (found := nl80211.parse_wiphy(entry)).name == name:
                 return found.index

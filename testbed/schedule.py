@@ -9,7 +9,7 @@ from functools import partial
 from testbed import features, trees
 from testbed.addressing import Network, end_of, place_at
 from testbed.consistency import AIR, captured, link_index
-from testbed.drivers import hostapd, tc, wpa_supplicant
+from testbed.drivers import hostapd, tc
 from testbed.drivers.facts import Capturing, FileHas
 from testbed.drivers.link import AddressAdd, LinkSet
 from testbed.drivers.mptcp import EndpointAdd, EndpointFlags
@@ -195,7 +195,7 @@ def _node_event(plan: Plan, event: Event) -> Iterator[Step]:
     if event.mlo_link is not None:
         yield from _of_link(plan, event.node, event.mlo_link, event)
     if event.rejoin and (station := plan.topology.nodes[event.node].station) is not None:
-        for request in wpa_supplicant.rejoin(event.node, station.name):
+        for request in station.rejoin(plan.network.place(event.node)):
             yield Configure(event.node, request, event.at)
     if event.address is not None:
         yield from _readdressed(plan, event.node, event.address, event.at)

@@ -33,6 +33,9 @@ class Here(Protocol):
     def namespace(self, node: str) -> int:
         """Return a file descriptor of another node's network namespace."""
 
+    def radio(self, name: str) -> str:
+        """Return the name that a radio of this lab has in the kernel, where no two labs may have the same."""
+
     def wiphy(self, radio: str) -> int:
         """Return the number of a radio that is in this namespace."""
 

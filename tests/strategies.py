@@ -29,7 +29,9 @@ KEYS = sorted(
         for path in (
             (),
             ("nodes", "a"),
-            *(("nodes", "a", role) for role in ("bridge", "router", "mptcp")),
+            *(("nodes", "a", role) for role in ("bridge", "router", "mptcp", "access_point", "station")),
+            ("nodes", "a", "access_point", "security"),
+            ("nodes", "a", "access_point", "mlo_links", 0),
             ("nodes", "a", "mptcp", "endpoints", 0),
             ("links", 0),
             ("links", 0, "queue"),
@@ -96,6 +98,27 @@ def streams(names: list[str]) -> st.SearchStrategy[Data]:
     )
 
 
+LINKS = [{"link_id": n, "freq": freq} for n, freq in enumerate((2412, 5180, 5975))]
+access_points = st.fixed_dictionaries(
+    {"ssid": st.just("air")},
+    optional={"country": st.sampled_from(["DE", "US"]), "beacon_int": st.integers(15, 1000)},
+)
+cells = st.builds(
+    lambda common, kind: common | kind,
+    access_points,
+    st.sampled_from(
+        [
+            *({"mlo_links": LINKS[: n + 1]} for n in range(3)),
+            {"mlo_links": LINKS, "security": {"akm": "sae-ext-key", "pairwise": "gcmp-256"}},
+            {"freq": 2437, "security": {"akm": "open"}},
+            {"freq": 6055, "addresses": ["10.8.0.1/24", "fd08::1/64"]},
+        ]
+    ),
+)
+ways: list[Data] = [{}, {}, {"mlo_links": [0]}, {"legacy_link": 0}, {"addresses": ["10.8.0.77/24"]}, {"name": "wlan1"}]
+joined = st.sampled_from(ways).map(lambda more: {"ssid": "air", **more})
+
+
 @st.composite
 def topologies(draw: st.DrawFn) -> Data:
     names = draw(st.lists(st.sampled_from(["a", "b", "c", "r.1", "R_2", "sw"]), min_size=1, max_size=5, unique=True))
@@ -125,6 +148,11 @@ def topologies(draw: st.DrawFn) -> Data:
         if "mptcp" in node and used[name] and draw(st.booleans()):
             flags = draw(st.sampled_from([["subflow"], ["signal"], ["subflow", "backup"]]))
             node["mptcp"] = {"endpoints": [{"interface": "eth0", "flags": flags}]}
+    if len(names) > 1 and draw(st.booleans()):
+        cell, *others = draw(st.permutations(names))
+        nodes[cell]["access_point"] = draw(cells)
+        for name in others[: draw(st.integers(0, 2))]:
+            nodes[name]["station"] = draw(joined)
     found: Data = {"name": "lab", "nodes": nodes, "links": links}
     if len(names) > 1 and draw(st.booleans()):
         kinds = st.sampled_from(["iperf3", "ping"])

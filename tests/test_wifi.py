@@ -45,6 +45,9 @@ class Here:
     def namespace(self, node: str) -> int:
         return 9
 
+    def radio(self, name: str) -> str:
+        return name
+
     def wiphy(self, radio: str) -> int:
         return 8
 
@@ -99,12 +102,26 @@ def links(*ids: int) -> bytes:
 
 
 def test_events_name_their_links() -> None:
-    told = nl80211.parse_event(event(nl80211.LINKS_REMOVED, links(1)))
-    assert (told.command, told.index, told.links) == (nl80211.LINKS_REMOVED, 7, (1,))
+    told = [
+        nl80211.parse_event(e) for kind in ("channel-switch", "links-removed", "connect") for e in said("phone", kind)
+    ]
+    switch, removal, join = told
+    assert (switch.command, switch.links, switch.freq) == (nl80211.CH_SWITCH_NOTIFY, (2,), 6055)
+    assert (removal.command, removal.links) == (nl80211.LINKS_REMOVED, (1,))
+    assert (join.command, join.links) == (nl80211.CONNECT, (0, 1, 2))
+    assert {t.index for t in told} == {2}
+    (gone,) = map(nl80211.parse_event, said("phone", "disconnect"))
+    assert (gone.command, gone.links) == (nl80211.DISCONNECT, ())
     assert nl80211.parse_event(event(nl80211.CONNECT, links(2, 0, 1))).links == (0, 1, 2)
-    told = nl80211.parse_event(event(nl80211.CH_SWITCH_NOTIFY, wire.u8(313, 2), wire.u32(38, 6055)))
-    assert (told.links, told.freq) == ((2,), 6055)
-    assert nl80211.parse_event(event(nl80211.DISCONNECT)).links == ()
+
+
+def test_an_access_point_knows_a_station_by_its_mld_address() -> None:
+    known = dict(map(nl80211.parse_station, said("ap", "station")))
+    assert known == {"02:00:c3:f1:bf:18": True}
+    joined = LinksAre("wlan0", ((0, 2412),), True, ("ap", "wlan0", "02:00:c3:f1:bf:18"))
+    assert joined.unknown(known) == ""
+    assert joined.unknown({}) == "ap has not the station 02:00:c3:f1:bf:18"
+    assert joined.unknown({"02:00:c3:f1:bf:18": False}) == "ap has not authorized 02:00:c3:f1:bf:18"
 
 
 @given(st.binary(max_size=200))
@@ -335,7 +352,18 @@ def test_a_switch_keeps_the_generations_of_its_link() -> None:
     said = str(hostapd.channel_switch("ap", "wlan0", 2, 6055, mlo=True))
     assert said.endswith("raw CHAN_SWITCH 5 6055 center_freq1=6055 bandwidth=20 he eht")
     assert str(hostapd.channel_switch("ap", "wlan0", 0, 2437, mlo=False)).endswith("bandwidth=20 ht he")
-    assert [c.command for c in wpa_supplicant.rejoin("sta", "wlan0")][0::3] == ["DISCONNECT", "RECONNECT"]
+    assert [c.command for c in wpa_supplicant.rejoin("sta", "wlan0")][::4] == ["DISCONNECT", "RECONNECT"]
+
+
+def test_a_station_with_some_links_ignores_the_others(tmp_path: Path) -> None:
+    access_point, *stations = ACCESS_POINTS["three-links"]
+    made = topology(tmp_path, access_point, *stations)
+    urges = {
+        s.node: [str(r).partition("raw ")[2] for r in s.urge] for s in made.steps if isinstance(s, Wait) and s.urge
+    }
+    (bss,) = made.network.air
+    assert urges["sta1"] == [*[f"BSSID_IGNORE {bss.bssids[1]}"] * 5, "ENABLE_NETWORK 0"]
+    assert urges["sta0"] == urges["sta2"] == ["ENABLE_NETWORK 0"]
 
 
 def test_a_station_waits_for_the_links_that_it_shall_have(tmp_path: Path) -> None:

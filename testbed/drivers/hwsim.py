@@ -27,7 +27,7 @@ class RadioAdd:
 
     def encode(self, here: Here) -> Message:
         """Encode; the answer is the radio's number in place of an error."""
-        return Message(0, 0, command(NEW_RADIO, radio(self.name, self.mlo)), FAMILY)
+        return Message(0, 0, command(NEW_RADIO, radio(here.radio(self.name), self.mlo)), FAMILY)
 
 
 def radio(name: str, mlo: bool) -> bytes:

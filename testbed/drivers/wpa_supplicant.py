@@ -54,16 +54,30 @@ def argv(ifname: str, file: str) -> tuple[str, ...]:
     return ("wpa_supplicant", "-t", "-D", "nl80211", "-i", ifname, "-c", file)
 
 
-def join(node: str, ifname: str) -> tuple[Control, ...]:
-    """Join the network."""
-    return tuple(Control("wpa", folder(node), ifname, c) for c in ("ENABLE_NETWORK 0",))
+def join(node: str, ifname: str, unwanted: tuple[str, ...] = ()) -> tuple[Control, ...]:
+    """Join the network, with no link whose BSSID is unwanted."""
+    return _told(node, ifname, (*_ignore(unwanted), "ENABLE_NETWORK 0"))
 
 
-def rejoin(node: str, ifname: str) -> tuple[Control, ...]:
-    """Leave and join anew with all links.
+def rejoin(node: str, ifname: str, unwanted: tuple[str, ...] = ()) -> tuple[Control, ...]:
+    """Leave and join anew with all links but the unwanted.
 
-    Without the PMKSA cache and the old scan an AP MLD that rejected one link would be left with fewer: a scan
-    that missed a beacon, on a busy processor, has the same cure.
+    An access point that rejected one request is on the list of BSSIDs to ignore: with that, the PMKSA cache or the
+    old scan, a station would be left with fewer links. A scan that missed a beacon, on a busy processor, has the same
+    cure.
     """
-    commands = ("DISCONNECT", "PMKSA_FLUSH", "BSS_FLUSH 0", "RECONNECT")
+    fresh = ("DISCONNECT", "PMKSA_FLUSH", "BSS_FLUSH 0", "BSSID_IGNORE clear")
+    return _told(node, ifname, (*fresh, *_ignore(unwanted), "RECONNECT"))
+
+
+def _ignore(bssids: tuple[str, ...]) -> tuple[str, ...]:
+    """Return what leaves links out of an association.
+
+    Nothing else does: the frequencies of a network limit where it looks for an MLD, and of the links that it does not
+    find there it asks the MLD itself (an ML probe request). Said five times a BSSID is ignored for ten minutes.
+    """
+    return tuple(f"BSSID_IGNORE {bssid}" for bssid in bssids for _ in range(5))
+
+
+def _told(node: str, ifname: str, commands: tuple[str, ...]) -> tuple[Control, ...]:
     return tuple(Control("wpa", folder(node), ifname, c) for c in commands)

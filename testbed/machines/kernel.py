@@ -47,6 +47,9 @@ class _Scratch:
     def namespace(self, node: str) -> int:
         return os.open("/proc/self/ns/net", os.O_RDONLY)
 
+    def radio(self, name: str) -> str:
+        return name
+
     def wiphy(self, radio: str) -> int:
         raise OSError(errno.ENODEV, f"there is no radio {radio}")
 

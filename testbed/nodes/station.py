@@ -10,7 +10,7 @@ from pydantic import Field
 from testbed import features
 from testbed.drivers import wpa_supplicant
 from testbed.drivers.nl80211 import LinksAre
-from testbed.drivers.wpa_ctrl import Controlled
+from testbed.drivers.wpa_ctrl import Control, Controlled
 from testbed.drivers.wpa_supplicant import Sta
 from testbed.nodes.place import Bss, Place, misnamed
 from testbed.spec import Spec
@@ -45,6 +45,17 @@ class Station(Spec):
         if self.legacy_link is not None:
             return tuple((n, f) for n, f in bss.freqs if n == self.legacy_link)
         return tuple((n, f) for n, f in bss.freqs if self.mlo_links is None or n in self.mlo_links)
+
+    def _unwanted(self, bss: Bss) -> tuple[str, ...]:
+        """Return the BSSIDs of the links of an AP MLD that it does not join with."""
+        chosen = dict(self.freqs(bss))
+        links = zip(bss.freqs, bss.bssids, strict=True) if bss.mlo and self.legacy_link is None else ()
+        return tuple(bssid for (n, _), bssid in links if n not in chosen)
+
+    def rejoin(self, here: Place) -> tuple[Control, ...]:
+        """Return what lets it leave and join anew."""
+        bss = self.bss(here)
+        return wpa_supplicant.rejoin(here.node, self.name, self._unwanted(bss) if bss is not None else ())
 
     def requires(self) -> tuple[features.Feature, ...]:
         """Return what the machine must offer."""
@@ -108,6 +119,6 @@ class Station(Spec):
             LinksAre(self.name, freqs, self.mlo(here), (bss.node, bss.ifname, own.mac)),
             within=_WITHIN,
             process=name,
-            urge=wpa_supplicant.join(here.node, self.name),
-            again=wpa_supplicant.rejoin(here.node, self.name),
+            urge=wpa_supplicant.join(here.node, self.name, self._unwanted(bss)),
+            again=self.rejoin(here),
         )

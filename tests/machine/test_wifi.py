@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -124,7 +126,7 @@ def hostapd(link: int, command: str, node: str = "ap") -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def mix(box: Box) -> Iterator[Facts]:
+def mix(box: Box) -> Facts:
     box.good("testbed", "up", here("topologies/mlo-legacy-mix.yaml"), "--name", "mix")
     stations = ("phone", "tablet", "laptop", "sensor")
     facts = dict(
@@ -135,6 +137,7 @@ def mix(box: Box) -> Iterator[Facts]:
             **{f"ap {n}": hostapd(n, "status") for n in range(3)},
             **{f"sta {n}": hostapd(n, "all_sta") for n in range(3)},
             # The first frames of a station without MLO wait for its block acknowledgement agreement.
+            # Nobody has sent anything yet: this must find all of them by frames to group addresses.
             warm=("server", "for n in phone tablet laptop sensor; do ping -c 3 -i 0.3 -q $n >/dev/null; done"),
             **{f"to {n}": ("server", f"ping -c 3 -i 0.2 -q -4 {n}") for n in stations},
             **{f"to6 {n}": ("server", f"ping -c 3 -i 0.2 -q -6 {n}") for n in stations},
@@ -147,9 +150,9 @@ def mix(box: Box) -> Iterator[Facts]:
         )
     )
     facts |= {f"node {n}": box.good("testbed", "status", "mix", n, "--json") for n in ("phone", "ap")}
-    yield facts
     box.good("testbed", "down", "mix")
     box.gone()
+    return facts
 
 
 def seen(mix: Facts, node: str) -> dict[str, Any]:
@@ -314,16 +317,21 @@ def test_each_beacon_has_the_mld_its_link_and_its_partners(box: Box, rejoin: Run
 
 
 def test_one_authentication_and_one_association_bring_all_links(box: Box, rejoin: Run) -> None:
-    kinds: dict[str, int] = {}
+    kinds: dict[int, int] = {}
+    messages: set[int] = set()
     for freq in FREQS.values():
         wanted = "wlan.fc.type_subtype in {0, 1, 11} || eapol"
-        for kind, eapol in frames(box, rejoin, freq, wanted, "wlan.fc.type_subtype", "eapol.type"):
-            key = "eapol" if eapol else str(int(kind, 0))
-            kinds[key] = kinds.get(key, 0) + 1
-    assert kinds.get("11") == 4, "SAE: commit and confirm, one each way"
-    assert kinds.get("1") == 1, "one association response"
-    assert kinds.get("0", 0) >= 1, "one request; it may come again on a busy processor"
-    assert kinds.get("eapol") == 4, "one 4-way handshake"
+        fields = ("wlan.fc.type_subtype", "wlan_rsna_eapol.keydes.msgnr")
+        for kind, message in frames(box, rejoin, freq, wanted, *fields):
+            if message:
+                messages.add(int(message))
+            else:
+                kinds[int(kind, 0)] = kinds.get(int(kind, 0), 0) + 1
+    # On a busy processor all may come again that waits for an answer, and the answer is one.
+    assert kinds.get(1) == 1, "one association response"
+    assert kinds.get(0, 0) >= 1, "to one request"
+    assert kinds.get(11, 0) >= 4, "SAE: commit and confirm, one each way"
+    assert messages == {1, 2, 3, 4}, "one 4-way handshake"
 
 
 def test_the_addresses_of_links_are_new_at_each_join_and_the_mlds_is_not(rejoin: Run) -> None:
@@ -370,7 +378,7 @@ def test_a_removed_link_is_missed_by_nobody_but_who_was_on_it(box: Box) -> None:
     removed = next(e for e in told if e["event"] == "links_removed")
     assert removed["links"] == [1]
     late = removed["t"] - request["monotonic"]
-    assert 0.9 <= late <= 2.5, "ten beacons of 102.4 ms after it was announced"
+    assert 0.9 <= late <= 3.5, "ten beacons of 102.4 ms after it was announced"
     switched = next(e for e in told if e["event"] == "channel_switch")
     assert (switched["links"], switched["freq"]) == ([2], 6055)
     assert not [e for e in run.lines("near/wlan-events.jsonl") if e["event"] == "disconnect"]
@@ -410,11 +418,11 @@ links:
 
 
 @pytest.fixture(scope="module")
-def ways(box: Box) -> Iterator[Facts]:
+def ways(box: Box) -> Facts:
     box.good("testbed", "up", box.file("ways.yaml", WAYS), "--name", "ways")
     flows = {"owe": "owe", "ext": "host", "open": "open", "routed": "far"}
     load = "iperf3 -s -D -1 --logfile /dev/null"
-    yield box.ask(
+    facts = box.ask(
         "ways",
         **{f"status {n}": wpa(f"{n}-sta") for n in flows},
         **{f"warm {n}": (f"{n}-sta", f"ping -c 3 -i 0.3 -q {to}") for n, to in flows.items()},
@@ -427,6 +435,8 @@ def ways(box: Box) -> Iterator[Facts]:
         dmesg=("ext", "dmesg"),
     )
     box.good("testbed", "down", "ways")
+    box.gone()
+    return facts
 
 
 @pytest.mark.parametrize(
@@ -507,13 +517,20 @@ def test_twenty_stations_join_one_access_point(box: Box) -> None:
     box.gone()
 
 
+def test_association_after_association_has_every_link(guests: None) -> None:
+    words = (sys.executable, str(ROOT / "benchmarks/association.py"), "10")
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "10 associations: 10 with three links and no loss" in done.stdout
+
+
 # What can not be
 
 
 def test_a_channel_that_the_country_forbids_is_said_with_its_place_before_anything_is_made(box: Box) -> None:
     links = "[{link_id: 0, freq: 2412}, {link_id: 1, freq: 5975}]"
     text = f"name: us\nnodes:\n  ap: {{access_point: {{ssid: lab, country: US, mlo_links: {links}}}}}\n"
-    done = box.run("testbed", "up", box.file("us.yaml", text), "--name", "us")
+    done = box.run("testbed", "up", box.file("us.yaml", text), "--name", "us", "--machine", "here")
     assert done.status == 4, done.out + done.err
     assert "feature channel-US-5975 (nodes.ap.access_point.mlo_links[1]: an access point on 5975 MHz in US)" in done.err
     assert "nobody may begin to transmit" in done.err

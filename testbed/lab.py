@@ -217,6 +217,9 @@ def spawn(lab: Lab, step: Spawn) -> Process:
     finally:
         for fd in fds:
             os.close(fd)
+    if step.pinned:
+        with suppress(ProcessLookupError):  # it has ended already
+            os.sched_setaffinity(pid, {min(os.sched_getaffinity(0))})
     process = Process(step.node, step.name, pid, log, time.monotonic(), step)
     lab.processes.append(process)
     return process

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 from testbed import features, trees
@@ -77,8 +78,11 @@ def _workloads(plan: Plan, python: str, package: str) -> Iterator[Step]:
         way = trees.way(plan.network, work.multicast) if work.multicast is not None else None
         address = partial(reach, plan.network)
         task = Task(name, _FIRST_PORT + n, address, program, way)
-        yield from work.workload().servers(task)
-        yield from work.workload().clients(task)
+        for step in (*work.workload().servers(task), *work.workload().clients(task)):
+            # A frame goes its whole way through the simulated radios on the processor that sends it, and a second
+            # processor that has one for the same radio spins until that is over (kernel/softirq.c:
+            # tasklet_action_common): it would be lost to the daemons, whose beacons and timers then come late.
+            yield replace(step, pinned=True) if plan.network.air and isinstance(step, Spawn) else step
 
 
 def reach(net: Network, source: str, target: str, family: int | None) -> str:

@@ -91,6 +91,7 @@ class Spawn:
     until the lab (or the run) ends and is stopped by `stop`, a signal number. `may_end` excuses both, except
     from being killed.
     `drain` is a file that must have stopped growing before that, so that nothing under way is lost.
+    `pinned` ones share one processor.
     """
 
     node: str
@@ -102,11 +103,13 @@ class Spawn:
     stop: int = 15
     may_end: bool = False
     drain: str = ""
+    pinned: bool = False
 
     def __str__(self) -> str:
+        pin = "taskset -c 0 " if self.pinned else ""
         ends = f" within {self.within:g}s" if self.within is not None else ""
         into = f" > {self.stdout}" if self.stdout else ""
-        return f"[{self.node}]& {join(self.argv)}{into}{_at(self.at)}{ends}"
+        return f"[{self.node}]& {pin}{join(self.argv)}{into}{_at(self.at)}{ends}"
 
 
 # s for a program to begin its work: one that dies is told at once, so it is long, for emulated processors that share.

@@ -33,6 +33,9 @@ class Here:
     def namespace(self, node: str) -> int:
         raise AssertionError(node)
 
+    def radio(self, name: str) -> str:
+        raise AssertionError(name)
+
     def wiphy(self, radio: str) -> int:
         raise AssertionError(radio)
 

@@ -98,7 +98,9 @@ class Network:
                 own = next(i for i in self.interfaces[name] if i.kind == "wlan" and i.name == ap.name)
                 # Without MLO the interface's address is the BSSID.
                 links = tuple(mac(name, f"{ap.name}.{n}", taken) for n, _ in ap.freqs()) if ap.mlo() else (own.mac,)
-                found.append(ap.bss(name, links))
+                events = [e for e in self.topology.events if e.node == name]
+                moves = tuple((e.mlo_link, e.freq) for e in events if e.mlo_link is not None and e.freq is not None)
+                found.append(replace(ap.bss(name, links), moves=moves))
         return tuple(found)
 
     @cached_property

@@ -388,6 +388,15 @@ def test_gcmp_keeps_the_whole_segment_short(tmp_path: Path) -> None:
     assert {i.mtu for every in bridged.network.interfaces.values() for i in every} == {1400}
 
 
+def test_a_station_looks_for_links_where_events_move_them(tmp_path: Path) -> None:
+    access_point, *stations = ACCESS_POINTS["three-links"]
+    events = "duration: 9s\nevents: [{at: 1s, node: ap, mlo_link: 2, freq: 6055}]\n"
+    made = topology(tmp_path, access_point, *stations, rest=events)
+    texts = {s.path: s.text for s in made.steps if isinstance(s, Write)}
+    assert "scan_freq=2412 5180 5975 6055\n" in texts["sta0/wpa_supplicant.conf"]
+    assert "scan_freq=5180\n" in texts["sta2/wpa_supplicant.conf"]
+
+
 # Metrics
 
 NAMES = {"wlan0": {2412: 0, 5180: 1}}

@@ -49,7 +49,8 @@ class Interface:
 class Bss:
     """What an access point offers: its links (link_id, MHz of the centre), addresses of these, and how to join.
 
-    `mlo`: an AP MLD (IEEE 802.11be), whose MLD address is that of the interface and of no link.
+    `mlo`: an AP MLD (IEEE 802.11be), whose MLD address is that of the interface and of no link. `moves` are the
+    frequencies (link_id, MHz) that events move links to.
     """
 
     node: str
@@ -64,6 +65,7 @@ class Bss:
     password: str
     pmf: bool
     beacon_protection: bool
+    moves: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

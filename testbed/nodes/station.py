@@ -103,7 +103,7 @@ class Station(Spec):
             ifname=self.name,
             ssid=self.ssid,
             country=bss.country,
-            freqs=tuple(f for _, f in freqs),
+            freqs=tuple(dict.fromkeys(f for n, f in (*freqs, *bss.moves) if n in dict(freqs))),
             akm=bss.akm,
             pairwise=bss.pairwise,
             password=self.password or bss.password,

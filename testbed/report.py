@@ -14,7 +14,7 @@ from testbed.addressing import network
 from testbed.consistency import AIR, link_ids
 from testbed.effects import Effect, effects
 from testbed.experiment import read
-from testbed.machines.qemu import kernel_faults
+from testbed.machines.qemu import frames_without_channel, kernel_faults
 from testbed.plan import plan
 from testbed.results import Folder
 from testbed.topology import Check, Topology
@@ -186,13 +186,20 @@ def _doubts(
             )
     if manifest["accelerator"] == "tcg":
         yield Doubt("every rate and delay", "the processor was emulated (TCG): what it limits is not the network")
+    if copies := frames_without_channel(_kernel_log(folder)):
+        what = "group addressed frames of one link"
+        yield Doubt(what, f"the kernel warned of {copies} that hwsim dropped while that link was being stopped")
     for row in _kernel_faults(folder) if _shared(manifest) else ():
         yield Doubt("everything", f"the kernel says: {row}")
 
 
 def _kernel_faults(folder: Folder) -> list[str]:
+    return kernel_faults(_kernel_log(folder))
+
+
+def _kernel_log(folder: Folder) -> str:
     log = folder.path / "dmesg.log"
-    return kernel_faults(log.read_text(errors="replace")) if log.exists() else []
+    return log.read_text(errors="replace") if log.exists() else ""
 
 
 def _shared(manifest: dict[str, Any]) -> bool:

@@ -66,7 +66,9 @@ def _captures(plan: Plan) -> Iterator[Step]:
             words += ["-s", str(capture.snaplen)] if capture.snaplen is not None else []
             words += ["-f", capture.filter] if capture.filter is not None else []
             where, log = (LAB, f"{name}.log") if node == AIR else (node, f"{node}/{name}.log")
-            yield Spawn(where, name, tuple(words), stop=_SIGINT, drain=file)
+            # Beacons never end: a capture of the medium would never have drained.
+            drain = "" if node == AIR else file
+            yield Spawn(where, name, tuple(words), stop=_SIGINT, drain=drain)
             yield Wait(where, Capturing(ifname, log), START, name)
 
 
@@ -81,8 +83,9 @@ def _workloads(plan: Plan, python: str, package: str) -> Iterator[Step]:
         for step in (*work.workload().servers(task), *work.workload().clients(task)):
             # A frame goes its whole way through the simulated radios on the processor that sends it, and a second
             # processor that has one for the same radio spins until that is over (kernel/softirq.c:
-            # tasklet_action_common): it would be lost to the daemons, whose beacons and timers then come late.
-            yield replace(step, pinned=True) if plan.network.air and isinstance(step, Spawn) else step
+            # tasklet_action_common). What fills links keeps to one: daemons, whose timers else come late, have others.
+            pinned = bool(plan.network.air) and work.iperf3 is not None
+            yield replace(step, pinned=pinned) if isinstance(step, Spawn) else step
 
 
 def reach(net: Network, source: str, target: str, family: int | None) -> str:

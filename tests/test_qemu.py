@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.machines.qemu import Boot, Memory, Share, Size, Wires, argv, digest, kernel_faults
+from testbed.machines.qemu import Boot, Memory, Share, Size, Wires, argv, digest, frames_without_channel, kernel_faults
 
 BOOT = Boot(Path("/i/vmlinux"), Path("/i/initrd.gz"), Path("/i/root.squashfs"), "tcg")
 WIRES = Wires(5, 7, "/run/console", "/run/empty")
@@ -107,3 +107,13 @@ def test_every_kind_of_report_is_found_with_any_stamp(said: str, stamp: str) -> 
 
 def test_what_programs_write_on_the_console_is_no_fault_of_the_kernel() -> None:
     assert kernel_faults("WARNING: a program said so\nBUG: it too\n") == []
+
+
+def test_a_frame_for_a_link_that_goes_is_a_doubt_and_a_frame_without_room_a_fault() -> None:
+    going = (
+        "[   82.625712] WARNING: drivers/net/wireless/virtual/mac80211_hwsim_main.c:2223 at "
+        "mac80211_hwsim_tx+0x6a9/0xa50 [mac80211_hwsim], CPU#1: ksoftirqd/1/25"
+    )
+    fault = "[   82.7] WARNING: net/mac80211/wpa.c:462 at ieee80211_crypto_ccmp_encrypt+0x2cc/0x2f0 [mac80211]"
+    assert (kernel_faults(going), frames_without_channel(going)) == ([], 1)
+    assert (len(kernel_faults(fault)), frames_without_channel(fault)) == (1, 0)

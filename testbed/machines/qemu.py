@@ -136,6 +136,9 @@ _FAULTS = re.compile(
     """,
     re.VERBOSE,
 )
+# hwsim's complaint of a frame for a link without a channel: mac80211 sends what is group addressed on every link of an
+# AP MLD, also on one that is just being stopped, and hwsim drops that copy; the others arrive.
+_LINK_GOES = re.compile(r"WARNING: .*mac80211_hwsim\w*\.c:\d+ at mac80211_hwsim_tx\+")
 _STAMP = re.compile(r"^\s*(?:<\d+>)?\[\s*\d+\.\d+\](?:\[\s*[CT]\d+\])?\s*")
 
 
@@ -148,6 +151,11 @@ def kernel_faults(log: str | Iterable[str]) -> list[str]:
     found = []
     for row in rows:
         said = _STAMP.sub("", row.strip("\r"))
-        if said != row.strip("\r") and _FAULTS.search(said):
+        if said != row.strip("\r") and _FAULTS.search(said) and not _LINK_GOES.search(said):
             found.append(said.strip())
     return found
+
+
+def frames_without_channel(log: str) -> int:
+    """Return how many frames the simulated radios were given for a link that was coming or going (see kernel log)."""
+    return len(_LINK_GOES.findall(log))

@@ -67,6 +67,7 @@ def measure(got: Sequence[Arrival], sent: Sequence[int], its: Listening, origin:
     total = window.end - window.begin
     lost = total - len(firsts)
     gap = longest_gap(firsts, window)
+    worst = longest_gap(firsts, window, by_loss=True)
     found |= {
         "sent_packets": Measured(total, "packet", note="while it was to receive"),
         "received_packets": Measured(len(firsts), "packet"),
@@ -78,7 +79,7 @@ def measure(got: Sequence[Arrival], sent: Sequence[int], its: Listening, origin:
     if total:
         found["gap_s"] = Measured(gap.length / _SECOND, "s", note="longest time without a packet")
         found["gap_at_s"] = Measured((gap.began - origin) / _SECOND, "s", note="when it began")
-        found["lost_outside_gap_packets"] = Measured(lost - gap.lost, "packet")
+        found["lost_outside_gap_packets"] = Measured(lost - worst.lost, "packet")
     if not firsts:
         return found
     found |= latencies(sorted((a.received - a.sent) / 1e6 for a in firsts), "delay")
@@ -125,9 +126,10 @@ def jitter(firsts: Sequence[Arrival]) -> float:
     return found
 
 
-def longest_gap(firsts: Sequence[Arrival], window: Window) -> Gap:
+def longest_gap(firsts: Sequence[Arrival], window: Window, by_loss: bool = False) -> Gap:
     """Return the longest time without a packet while packets were sent: between two, before the first, after the last.
 
+    By loss it is the time in which most were lost, which a short interruption may be beside a long delay.
     Lost in it are the numbers above all that came before it and below all that came after it.
     """
     if not firsts:
@@ -135,8 +137,10 @@ def longest_gap(firsts: Sequence[Arrival], window: Window) -> Gap:
     times = [window.since, *(a.received for a in firsts), window.until]
     below = [window.begin - 1, *accumulate((a.sequence for a in firsts), max)]
     above = [*list(accumulate((a.sequence for a in reversed(firsts)), min))[::-1], window.end]
-    n = max(range(len(times) - 1), key=lambda n: times[n + 1] - times[n])
-    return Gap(max(0, times[n + 1] - times[n]), times[n], max(0, above[n] - below[n] - 1))
+    gaps = [
+        Gap(max(0, times[n + 1] - times[n]), times[n], max(0, above[n] - below[n] - 1)) for n in range(len(times) - 1)
+    ]
+    return max(gaps, key=lambda g: (g.lost, g.length) if by_loss else (g.length, g.lost))
 
 
 def goodput(firsts: Sequence[Arrival], window: Window, origin: int) -> Measured | None:

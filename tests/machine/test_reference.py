@@ -1,0 +1,59 @@
+"""The main job: Wi-Fi MLO, MPTCP, AMT and multicast in one lab, with everything that happens to it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, testbed
+
+pytestmark = [pytest.mark.machine, pytest.mark.xdist_group("measure")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, guests: None) -> Path:
+    """The results of a run that passed; an emulated processor that others share may need another."""
+    root = tmp_path_factory.mktemp("reference")
+    words = ("run", str(ROOT / "experiments/reference.yaml"), "--name", "t-reference", "--machine", "microvm")
+    for _ in range(3):
+        done = testbed(*words, "--results", str(root), timeout=600)
+        if done.returncode != 1:
+            break
+    assert done.returncode == 0, done.stdout + done.stderr
+    return (root / "reference/latest").resolve()
+
+
+def test_every_check_holds_and_every_event_took_effect(folder: Path) -> None:
+    verdict = json.loads((folder / "verdict.json").read_text())
+    assert verdict["verdict"] == "passed"
+    assert len(verdict["checks"]) > 10
+    events = verdict["events"]
+    assert [e["what"] for e in events if e["effect"] is None] == []
+    removal = next(e for e in events if "is removed" in e["what"])
+    assert 0.9 <= removal["effect"] - removal["performed"] <= 3, "ten beacons after it was announced"
+
+
+def test_the_captures_tell_of_both_paths_the_tunnel_and_the_beacons(folder: Path) -> None:
+    def seen(file: str, display: str) -> int:
+        words = ("tshark", "-r", str(folder / file), "-Y", display)
+        return len(subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines())
+
+    assert seen("phone/eth0.pcapng", "tcp.options.mptcp.subtype == 0") or seen(
+        "phone/wlan0.pcapng", "tcp.options.mptcp.subtype == 0"
+    ), "MP_CAPABLE"
+    assert seen("phone/eth0.pcapng", "tcp.options.mptcp.subtype == 1") or seen(
+        "phone/wlan0.pcapng", "tcp.options.mptcp.subtype == 1"
+    ), "MP_JOIN"
+    assert seen("edge/uplink.pcapng", "amt.type == 6") > 100
+    for freq in (2412, 5180, 5975):
+        assert seen(f"air{freq}.pcapng", "wlan.fc.type_subtype == 8") > 30
+
+
+def test_the_summary_fits_one_screen(folder: Path) -> None:
+    said = testbed("report", str(folder)).stdout
+    assert len(said.splitlines()) <= 70
+    for part in ("checks", "subflows by interface", "data frames by link", "video:", "events", "results in"):
+        assert part in said

@@ -561,8 +561,10 @@ def _planned(file: Path, sets: list[str] | None) -> Plan:
 
 def _choice(machine: str, lab: str, requires: Sequence[Feature]) -> Choice:
     """Return where a lab is to be: where one of its name is already, else where what it requires is."""
+    from testbed import start
     from testbed.machines import choose, known
 
+    start.permitted_name(lab)
     if machine not in known.RESERVED:
         known.find(machine)
         return choose.choose((), machine)  # which has labs of its own

@@ -36,10 +36,7 @@ def up(
     needed = (*plan.requires(), *requires)
     here.require(f for f in needed if not f.refused)
     name = name or plan.name
-    if not NAME.fullmatch(name):
-        raise InputError(
-            f"--name: {name!r}: a lab's name has lower-case letters, digits and -, and begins with a letter"
-        )
+    permitted_name(name)
     tell = {"topology": plan.topology.name, "interfaces": where(plan), **(about or {})}
     body = serve(name, plan.hosts, plan.steps, tell, str(folder or ""))
     lab = control.own(name, *sandbox.launch(name, body))
@@ -54,6 +51,14 @@ def up(
         lab.abandon()
         raise
     return lab
+
+
+def permitted_name(name: str) -> None:
+    """Raise InputError for what is no name of a lab: before a guest is booted for it, too."""
+    if not NAME.fullmatch(name):
+        raise InputError(
+            f"--name: {name!r}: a lab's name has lower-case letters, digits and -, and begins with a letter"
+        )
 
 
 def _explain(needed: Sequence[Feature], error: LabError) -> None:

@@ -307,16 +307,13 @@ def _urge(lab: Lab, waits: Sequence[Wait]) -> Waiting:
             began[step], due[step] = time.monotonic(), 0.0
         for step in list(due):
             now = time.monotonic()
-            if due[step] == 0.0:
-                configure(lab, [Configure(step.node, r) for r in step.urge])
-                due[step] = now + step.every
-            if not (unmet := _unmet(lab, step)):
+            if not (unmet := _unmet(lab, step)):  # in a lab that is up already it holds, and nothing is to be done
                 note(lab, step)
                 del due[step]
                 continue
             _fail(lab, step, unmet, now - began[step])
             if now > due[step]:
-                configure(lab, [Configure(step.node, r) for r in step.again])
+                configure(lab, [Configure(step.node, r) for r in (step.again if due[step] else step.urge)])
                 due[step] = now + step.every
         if due:
             yield 0.03
@@ -337,7 +334,7 @@ def _fail(lab: Lab, step: Wait, unmet: str, elapsed: float) -> None:
         raise LabError(f"{step}: not after {elapsed:.1f} s: {unmet}{logs}")
 
 
-def control(lab: Lab, node: str, request: Control, patience: float = 5.0) -> None:
+def control(lab: Lab, node: str, request: Control, patience: float = 15.0) -> None:
     """Send a command to a daemon's control socket; LabError unless it answers OK."""
     with netlink.inside(lab.place(node).fd, lab.home):  # an abstract address is one of a network namespace
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)

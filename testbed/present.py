@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _ROWS = 30  # nodes that fit on one screen
 _RECEIVERS = 10  # of one multicast workload
 _SHOWN = ("received_packets", "loss_pct", "delay_p50_ms", "delay_max_ms", "gap_s", "goodput_mbps")
-_MEASURED, _EVENTS = 24, 16  # rows of metrics that are shown one by one, and of events
+_SCREEN, _EVENTS = 60, 16  # rows of a report that shows every metric of its workloads, and of events
 _BRIEF = ("goodput_mbps", "loss_pct", "gap_s", "gap_at_s", "rtt_p50_ms", "rtt_p99_ms", "jitter_ms", "retransmits")
 _WIDTH, _PURPOSE = 100, 34  # columns of the table of features, and those of what a feature is for
 
@@ -110,10 +110,11 @@ def images(found: Iterable[Image], current: str) -> str:
 
 def report(found: Report, place: str) -> str:
     """Return the outcome of a run; `place` is its results folder as the user would write it."""
-    return "\n\n".join(_sections(found, place))
+    whole = "\n\n".join(_sections(found, place))
+    return whole if whole.count("\n") < _SCREEN else "\n\n".join(_sections(found, place, brief=True))
 
 
-def _sections(found: Report, place: str) -> Iterator[str]:
+def _sections(found: Report, place: str, brief: bool = False) -> Iterator[str]:
     measured: list[Sequence[str]] = []
     tables: list[str] = []
     for name, work in found.topology.workloads.items():
@@ -124,7 +125,7 @@ def _sections(found: Report, place: str) -> Iterator[str]:
             if (metric := found.metrics.get(f"{name}.{key}")) is not None:
                 measured.append((f"  {name}.{key}", _number(metric.value), metric.unit, metric.note))
     yield f"{found.topology.name}: {found.verdict}"
-    if len(measured) > _MEASURED:
+    if measured and brief:
         yield f"measured (metrics.json has all)\n{_briefly(found)}"
     elif measured:
         yield f"measured\n{columns(measured)}"

@@ -96,8 +96,10 @@ def report(path: Path) -> Report:
     metrics |= derive.machine(list(folder.lines("machine.jsonl")), origin)
     failures += [] if _shared(manifest) else [f"the guest's kernel says: {row}" for row in _kernel_faults(folder)]
     outcomes = tuple(_judge(check, metrics) for check in topology.checks)
-    doubts = tuple(_doubts(topology, metrics, folder, manifest))
-    happened = tuple(effects(plan(topology), run.get("events", ()), told, metrics, origin))
+    doubts = tuple(_doubts(topology, metrics, folder, manifest, frames))
+    happened: tuple[Effect, ...] = ()
+    if topology.events:  # a plan may take a while, and only events need it here
+        happened = tuple(effects(plan(topology), run.get("events", ()), told, metrics, origin))
     seconds = float(run.get("seconds", 0.0))
     whole = Report(path, topology, metrics, outcomes, doubts, tuple(failures), happened, seconds)
     _write(folder, whole)
@@ -158,7 +160,11 @@ def _value(name: str, at: float | None, metrics: dict[str, Measured]) -> tuple[f
 
 
 def _doubts(
-    topology: Topology, metrics: dict[str, Measured], folder: Folder, manifest: dict[str, Any]
+    topology: Topology,
+    metrics: dict[str, Measured],
+    folder: Folder,
+    manifest: dict[str, Any],
+    frames: list[Any],
 ) -> Iterable[Doubt]:
     cpu = metrics.get("machine.cpu_max_pct")
     if cpu is not None and cpu.value > BUSY:
@@ -172,9 +178,8 @@ def _doubts(
     for name, work in topology.workloads.items():
         if work.multicast is not None:
             yield from (Doubt(what, seen) for what, seen in work.multicast.doubts(name, metrics))
-    rows = list(folder.lines("air.jsonl"))
-    if rows and rows[-1]["drops"]:
-        yield Doubt("frames by link", f"{rows[-1]['drops']} frames on the medium were not counted")
+    if frames and frames[-1]["drops"]:
+        yield Doubt("frames by link", f"{frames[-1]['drops']} frames on the medium were not counted")
     shaped, told = _shaped(topology), _told_as_drops(topology)
     for name, metric in metrics.items():
         where, _, what = name.rpartition(".")

@@ -46,6 +46,7 @@ class Node:
     netstat: int
     out: TextIO
     wlan: socket.socket | None = None  # asks nl80211
+    family: int = 0  # the message type of nl80211
     told: socket.socket | None = None  # is told by it
     events: TextIO | None = None
 
@@ -126,7 +127,8 @@ def _open(name: str, extras: list[str]) -> Node:
     if "wlan" not in extras:
         return Node(route, diag, netstat, out)
     events = Path(name, "wlan-events.jsonl").open("a")  # noqa: SIM115 (the same)
-    return Node(route, diag, netstat, out, netlink.connect(wire.NETLINK_GENERIC), state.listen(), events)
+    wlan = netlink.connect(wire.NETLINK_GENERIC)
+    return Node(route, diag, netstat, out, wlan, netlink.family(wlan, nl80211.FAMILY), state.listen(), events)
 
 
 def _sample(node: Node) -> dict[str, Any]:
@@ -142,7 +144,7 @@ def _sample(node: Node) -> dict[str, Any]:
         sample["mib"] = mib(os.pread(node.netstat, 65536, 0).decode())
         sample["subflows"] = [asdict(s) for s in subflows(node.diag)]
     if node.wlan is not None:
-        sample["wlans"] = state.wlans(node.wlan, netlink.family(node.wlan, nl80211.FAMILY))
+        sample["wlans"] = state.wlans(node.wlan, node.family)
     return sample
 
 

@@ -14,7 +14,7 @@ from testbed.drivers.channels import channel
 from testbed.drivers.hostapd import Ap
 from testbed.drivers.nl80211 import LinksAre
 from testbed.drivers.wpa_ctrl import Controlled
-from testbed.nodes.place import Bss, Place, misnamed
+from testbed.nodes.place import Bss, Place, named
 from testbed.spec import Spec
 from testbed.steps import START, Spawn, Step, Wait, Write
 from testbed.units import Address
@@ -83,10 +83,7 @@ class AccessPoint(Spec):
 
     def faults(self, here: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Yield what can't work."""
-        if problem := misnamed(self.name):
-            yield ("name",), problem
-        if sum(i.name == self.name for i in here.interfaces) > 1:
-            yield ("name",), f"{self.name} is an interface of {here.node} already: the access point needs another name"
+        yield from named(self.name, here, "the access point needs another name")
         if (self.mlo_links is None) == (self.freq is None):
             what = "it has both" if self.freq is not None else "it has neither"
             yield (), f"an access point has `mlo_links` (an AP MLD) or a `freq` (without MLO), and {what}"

@@ -12,12 +12,13 @@ from testbed.drivers.amt import PORT, AmtAdd, RelayFound
 from testbed.drivers.link import AddressAdd, AutoAddressOff, LinkSet, PortAdd
 from testbed.drivers.sysctl import SysctlSet
 from testbed.errors import Unsupported
-from testbed.nodes.place import Interface, Place, misnamed
+from testbed.nodes.place import Interface, Place, named
 from testbed.spec import Spec
 from testbed.steps import Configure, Step, Wait
 from testbed.units import Address
 
 Driver = Literal["auto", "kernel", "userspace"]
+CLASH = "the pseudo-interface needs a name of its own"
 _WITHIN = 30.0  # s: a Relay Discovery that is lost is repeated after 5 s
 
 
@@ -40,7 +41,7 @@ class AmtGateway(Spec):
 
     def faults(self, here: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Yield what can't work, as far as this node tells: `tunnels` looks at both ends."""
-        yield from named(self.name, here)
+        yield from named(self.name, here, CLASH)
         if self.port != self.relay_port:
             why = "the kernel's gateway sends from its `port` and listens on its `relay_port`"
             yield ("port",), f"port {self.port} and relay_port {self.relay_port} differ: {why}"
@@ -84,14 +85,6 @@ def begun(here: Place, own: Interface) -> Iterator[SysctlSet | AutoAddressOff | 
     for address in own.addresses:
         yield AddressAdd(address, own.name)
     yield LinkSet(own.name, up=True)
-
-
-def named(name: str, here: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """Yield what is wrong with the name of a pseudo-interface."""
-    if problem := misnamed(name):
-        yield ("name",), problem
-    if sum(i.name == name for i in here.interfaces) > 1:
-        yield ("name",), f"{name} is an interface of {here.node} already: the pseudo-interface needs a name of its own"
 
 
 def driver(chosen: Driver) -> features.Feature:

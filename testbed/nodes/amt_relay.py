@@ -8,8 +8,8 @@ from pydantic import Field
 
 from testbed import features
 from testbed.drivers.amt import MOST_TUNNELS, PORT, AmtAdd
-from testbed.nodes.amt_gateway import Driver, begun, driver, named
-from testbed.nodes.place import Place
+from testbed.nodes.amt_gateway import CLASH, Driver, begun, driver
+from testbed.nodes.place import Place, named
 from testbed.spec import Spec
 from testbed.steps import Configure, Step
 
@@ -29,7 +29,7 @@ class AmtRelay(Spec):
 
     def faults(self, here: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Yield what can't work, as far as this node tells: `tunnels` looks at both ends."""
-        yield from named(self.name, here)
+        yield from named(self.name, here, CLASH)
         if any(i.port for i in here.interfaces if i.name == self.name):
             yield (), f"{self.name} can't be a port of a bridge: a relay routes multicast into it"
 

@@ -121,6 +121,14 @@ def misnamed(name: str) -> str:
     return ""
 
 
+def named(name: str, here: Place, cure: str) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Yield what is wrong with the name of an interface that a role brings; `cure` ends the sentence of a clash."""
+    if problem := misnamed(name):
+        yield ("name",), problem
+    if sum(i.name == name for i in here.interfaces) > 1:
+        yield ("name",), f"{name} is an interface of {here.node} already: {cure}"
+
+
 class Role(Protocol):
     """What a node does: frozen data, and a pure function from itself and its place to steps."""
 

@@ -12,7 +12,7 @@ from testbed.drivers import wpa_supplicant
 from testbed.drivers.nl80211 import LinksAre
 from testbed.drivers.wpa_ctrl import Control, Controlled
 from testbed.drivers.wpa_supplicant import Sta
-from testbed.nodes.place import Bss, Place, misnamed
+from testbed.nodes.place import Bss, Place, named
 from testbed.spec import Spec
 from testbed.steps import START, Spawn, Step, Wait, Write
 from testbed.units import Address
@@ -65,10 +65,7 @@ class Station(Spec):
 
     def faults(self, here: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Yield what can't work."""
-        if problem := misnamed(self.name):
-            yield ("name",), problem
-        if sum(i.name == self.name for i in here.interfaces) > 1:
-            yield ("name",), f"{self.name} is an interface of {here.node} already: the station needs another name"
+        yield from named(self.name, here, "the station needs another name")
         bss = self.bss(here)
         if bss is None:
             have = ", ".join(repr(b.ssid) for b in here.air) or "none"

@@ -352,6 +352,18 @@ def control(lab: Lab, node: str, request: Control, patience: float = 15.0) -> No
         raise LabError(f"[{node}] {request}: the daemon answers {answer or 'nothing'}")
 
 
+def finish(processes: Sequence[Process], patience: float = 2.0) -> Waiting:
+    """Wait until what may end by itself has: a server writes its results after its client's end.
+
+    A signal in the middle of that breaks them: the handler of iperf3 3.12 prints too, and crashes or writes half.
+    """
+    deadline = time.monotonic() + patience
+    while any(p.status is None and p.step and p.step.may_end for p in processes):
+        if (left := deadline - time.monotonic()) <= 0:
+            return
+        yield left
+
+
 def stop(processes: Sequence[Process], patience: float = 3.0) -> Waiting:
     """End processes newest first, each by its own signal, so that captures flush; SIGKILL after `patience` s.
 

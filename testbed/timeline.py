@@ -50,6 +50,7 @@ def play(lab: Lab, steps: Sequence[Step], folder: Path, seconds: float, say: Say
     finally:
         # However it ends: first what loads the network, for only then there is an end to what captures see.
         yield from labs.stop([p for p in lab.processes[first:] if _bounded(p)])
+        yield from labs.finish(lab.processes[first:])
         yield from labs.drain(lab, lab.processes[first:])
         yield from labs.stop(lab.processes[first:])
         failures += [text for p in lab.processes[first:] if (text := _fault(p))]

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -225,6 +226,21 @@ def test_figures_that_the_host_limited_are_marked(tmp_path: Path, name: str) -> 
     assert "busy in the busiest second" in doubts["every rate and delay"]
     assert "where no shaping was asked for" in doubts["flows through a.eth0"]
     assert verdict["verdict"] == "no checks"
+
+
+def test_a_server_that_is_still_writing_when_its_client_has_ended_is_left_to_end(tmp_path: Path, name: str) -> None:
+    slow = tmp_path / "bin/iperf3"
+    slow.parent.mkdir()
+    slow.write_text(f'#!/bin/sh\ntrap "exit 99" TERM\n{shutil.which("iperf3")} "$@"\n[ "$1" != -s ] || sleep 0.7\n')
+    slow.chmod(0o755)
+    env = {**os.environ, "PATH": f"{slow.parent}:{os.environ['PATH']}"}
+    works = {"bulk": {"iperf3": {"from": "a", "to": "b", "seconds": 1, "rate": "10mbit"}}}
+    lab = {"name": "slow", "nodes": {"a": {}, "b": {}}, "links": [{"ends": ["a:eth0", "b:eth0"]}], "workloads": works}
+    (tmp_path / "slow.yaml").write_text(json.dumps(lab))
+    done = testbed("run", "slow.yaml", "--name", name, cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    run = json.loads((tmp_path / "results/slow/latest/run.json").read_text())
+    assert {p["name"]: p["status"] for p in run["processes"]}["bulk.server"] == 0
 
 
 @pytest.mark.parametrize("size", ["4k", "40k", "4m"], ids=["the plan", "the logs", "a capture"])

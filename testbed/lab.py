@@ -24,6 +24,7 @@ from testbed.drivers.nl80211 import LOOKING
 from testbed.drivers.sysctl import SysctlSet
 from testbed.drivers.wpa_ctrl import Control
 from testbed.errors import LabError
+from testbed.forked import fork
 from testbed.mptcp import diag
 from testbed.netlink import Namespace
 from testbed.probes import holds
@@ -207,11 +208,16 @@ def spawn(lab: Lab, step: Spawn) -> Process:
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"{step.name}.log"
     out = lab.folder / step.stdout if step.stdout else log
-    streams = [(out, 1), (log, 2)] if step.stdout else [(log, 1)]
+    files = [out, log] if step.stdout else [log]
     fds = [os.open("/dev/null", os.O_RDONLY)]
-    fds += [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644) for path, _ in streams]
+    fds += [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644) for path in files]
     try:
-        pid = start(lab, step.node, step.argv, lab.env, str(lab.folder), [fds[0], fds[1], fds[-1]])
+        streams = [fds[0], fds[1], fds[-1]]
+        if step.forked:
+            with _inside(lab, step.node):
+                pid = fork(step.argv[0], step.argv[1:], str(lab.folder), streams)
+        else:
+            pid = start(lab, step.node, step.argv, lab.env, str(lab.folder), streams)
     except OSError as e:
         raise LabError(f"{step}: {e.strerror}: {step.argv[0]}") from e
     finally:
@@ -229,7 +235,7 @@ def start(lab: Lab, node: str, argv: Sequence[str], env: Mapping[str, str], cwd:
     """Start a command in a node with these standard streams; its process group is its own."""
     actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds)]
     # setns around posix_spawn costs 30 us; a preexec_fn would cost 2 ms, for it forces fork instead of vfork.
-    with netlink.inside(lab.place(node or LAB).fd, lab.home), _own_sys(lab.place(node or LAB), lab.place(LAB)):
+    with _inside(lab, node or LAB):
         os.chdir(cwd)
         return os.posix_spawnp(
             argv[0],
@@ -240,6 +246,13 @@ def start(lab: Lab, node: str, argv: Sequence[str], env: Mapping[str, str], cwd:
             setsigmask=(),
             setsigdef=_DEFAULT,
         )
+
+
+@contextmanager
+def _inside(lab: Lab, node: str) -> Iterator[None]:
+    place = lab.place(node)
+    with netlink.inside(place.fd, lab.home), _own_sys(place, lab.place(LAB)):
+        yield
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def run(experiment: Experiment, case: Case, root: Path, overrides: tuple[str, ..
     Raise what `up` raises; a workload or a step that failed during the run is in the report, as verdict `error`.
     """
     planned = plan(case.topology)
-    steps = schedule.run_steps(planned, sys.executable, str(Path(__file__).parent))
+    steps = schedule.run_steps(planned)
     needed = schedule.requires(planned)
     here.require((*planned.requires(), *needed))  # before a folder is made
     text = f"{planned}\n# run\n" + "".join(f"{s}\n" for s in steps)

@@ -14,6 +14,7 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -51,12 +52,12 @@ class Node:
     events: TextIO | None = None
 
 
-def main(config: str) -> None:
+def main(words: Sequence[str]) -> None:
     """Sample until SIGTERM.
 
-    `config` is the JSON file {"every": seconds, "nodes": {name: ["mptcp", "wlan"]}, "air": {interface: MHz}}.
+    The one word is a JSON file {"every": seconds, "nodes": {name: ["mptcp", "wlan"]}, "air": {interface: MHz}}.
     """
-    asked = json.loads(Path(config).read_text())
+    asked = json.loads(Path(words[0]).read_text())
     ended, end = os.pipe2(os.O_NONBLOCK)
     signal.set_wakeup_fd(end)
     signal.signal(signal.SIGTERM, lambda *_: None)
@@ -196,4 +197,4 @@ def _usage(before: list[int], now: list[int]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])

@@ -37,19 +37,19 @@ def requires(plan: Plan) -> tuple[Feature, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def run_steps(plan: Plan, python: str = "python3", package: str = "testbed") -> tuple[Step, ...]:
-    """Return the steps of a run; `python` runs the sampler and, by their path in `package`, other programs of ours."""
-    return (*_sampler(plan, python), *_captures(plan), *_workloads(plan, python, package), *_events(plan))
+def run_steps(plan: Plan) -> tuple[Step, ...]:
+    """Return the steps of a run."""
+    return (*_sampler(plan), *_captures(plan), *_workloads(plan), *_events(plan))
 
 
-def _sampler(plan: Plan, python: str) -> Iterator[Step]:
+def _sampler(plan: Plan) -> Iterator[Step]:
     nodes = {
         name: [*(["mptcp"] if node.mptcp is not None else []), *(["wlan"] if plan.network.wireless(name) else [])]
         for name, node in plan.topology.nodes.items()
     }
     asked = {"every": plan.topology.samples.every, "nodes": nodes, "air": plan.network.ears}
     yield Write("sampler.json", json.dumps(asked) + "\n")
-    yield Spawn(LAB, "sampler", (python, "-m", "testbed.sampler", "sampler.json"))
+    yield Spawn(LAB, "sampler", ("testbed.sampler", "sampler.json"), forked=True)
     yield Wait(LAB, FileHas("machine.jsonl"), START, "sampler")
 
 
@@ -72,14 +72,11 @@ def _captures(plan: Plan) -> Iterator[Step]:
             yield Wait(where, Capturing(ifname, log), START, name)
 
 
-def _workloads(plan: Plan, python: str, package: str) -> Iterator[Step]:
-    def program(path: str) -> tuple[str, ...]:
-        return (python, "-I", "-S", f"{package}/{path}")
-
+def _workloads(plan: Plan) -> Iterator[Step]:
     for n, (name, work) in enumerate(plan.topology.workloads.items()):
         way = trees.way(plan.network, work.multicast) if work.multicast is not None else None
         address = partial(reach, plan.network)
-        task = Task(name, _FIRST_PORT + n, address, program, way)
+        task = Task(name, _FIRST_PORT + n, address, way)
         for step in (*work.workload().servers(task), *work.workload().clients(task)):
             # A frame goes its whole way through the simulated radios on the processor that sends it, and a second
             # processor that has one for the same radio spins until that is over (kernel/softirq.c:

@@ -90,6 +90,7 @@ class Spawn:
     One with `at` starts then and must end by itself within `within` seconds, with status 0; one without runs
     until the lab (or the run) ends and is stopped by `stop`, a signal number. `may_end` excuses both, except
     from being killed.
+    A `forked` one is a module of ours (the first of `argv`), run by a copy of the holder.
     `drain` is a file that must have stopped growing before that, so that nothing under way is lost.
     `pinned` ones share one processor.
     """
@@ -104,12 +105,14 @@ class Spawn:
     may_end: bool = False
     drain: str = ""
     pinned: bool = False
+    forked: bool = False
 
     def __str__(self) -> str:
+        python = "python3 -m " if self.forked else ""
         pin = "taskset -c 0 " if self.pinned else ""
         ends = f" within {self.within:g}s" if self.within is not None else ""
         into = f" > {self.stdout}" if self.stdout else ""
-        return f"[{self.node}]& {pin}{join(self.argv)}{into}{_at(self.at)}{ends}"
+        return f"[{self.node}]& {pin}{python}{join(self.argv)}{into}{_at(self.at)}{ends}"
 
 
 # s for a program to begin its work: one that dies is told at once, so it is long, for emulated processors that share.

@@ -29,7 +29,7 @@ PURE = (
 LATE = {("topology", "experiment"), ("topology", "consistency")}
 # What performs steps knows nothing of where they come from.
 LINUX = {
-    *("linux", "netlink", "lab", "probes", "timeline", "sampler", "holder", "sandbox", "control"),
+    *("linux", "netlink", "lab", "forked", "probes", "timeline", "sampler", "holder", "sandbox", "control"),
     *("mptcp", "multicast", "wifi"),
 }
 # What reads results is no part of a lab, whatever folder it is in.
@@ -77,13 +77,6 @@ def test_what_performs_steps_knows_no_topology(module: str) -> None:
     assert not above
 
 
-@pytest.mark.parametrize("module", ["multicast.sender", "multicast.receiver"])
-def test_what_an_emulated_processor_starts_is_the_standard_library_alone(module: str) -> None:
-    heavy = {"typing", "json", "re", "dataclasses", "pathlib", "collections.abc", "argparse", "asyncio", "subprocess"}
-    assert not set(imported(TREES[module])) & heavy
-    assert all(not m.startswith("testbed") and m not in TREES for m in imported(TREES[module]))
-
-
 def users(*words: str) -> set[str]:
     """The modules that import, or name with a dot, one of these."""
     found = {m for m, tree in TREES.items() if set(words) & set(imported(tree))}
@@ -97,6 +90,7 @@ def users(*words: str) -> set[str]:
 def test_processes_are_started_in_few_places() -> None:
     assert users("os.fork", "os.execvp", "os.posix_spawn", "os.posix_spawnp", "subprocess.run", "subprocess.Popen") == {
         "lab",  # the lab's own
+        "forked",  # the same, of our own code
         "sandbox",  # the holder, and what enters a node
         "machines.programs",  # what programs say of themselves
         "machines.scratch",  # where a kernel is probed

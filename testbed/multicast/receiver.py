@@ -1,13 +1,13 @@
 """A program that joins a multicast group on an interface and keeps a record of each packet (its form: `records`).
 
-It runs by its path with `python3 -I -S`, for a lab's processor may be an emulated one: it imports nothing of testbed
-and little else. Its arguments are `key=value`: group, port, interface, source (empty: of all sources), seconds
+Its arguments are `key=value`: group, port, interface, source (empty: of all sources), seconds
 (empty: until SIGTERM), and `out`, the beginning of its files' names.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import socket
@@ -15,7 +15,8 @@ import struct
 import sys
 import time
 
-_HEADER = 24  # bytes: of records.PACKET, which is kept as it came
+from testbed.multicast.records import PACKET
+
 _HEAD = struct.Struct("!QI")  # time of arrival and size, before it
 _TIMESPEC = struct.Struct("@ll")
 _PAUSE = 0.01  # seconds: packets are read in batches, for each has its time of arrival from the kernel
@@ -87,7 +88,7 @@ def kept(sock: socket.socket, file: io.FileIO, until: int | None, ending: list[i
 
     Between two batches it pauses, so that a packet costs no wake-up of its own. What is waiting is read at the end.
     """
-    header = bytearray(_HEADER)
+    header = bytearray(PACKET.size)  # kept as it came
     places, flags, pack = [header], socket.MSG_TRUNC, _HEAD.pack  # MSG_TRUNC: the size is that of the whole packet
     receive, unpack, space = sock.recvmsg_into, _TIMESPEC.unpack, socket.CMSG_SPACE(_TIMESPEC.size)
     now, rows, count, flushed = time.monotonic_ns, bytearray(), 0, time.monotonic_ns()
@@ -123,9 +124,8 @@ def drops(sock: socket.socket, family: int) -> int | None:
 def tell(out: str, joined: int, left: int | None, received: int, dropped: int | None) -> None:
     """Write what is known: times are nanoseconds of CLOCK_REALTIME, null is not known yet."""
     said = {"joined": joined, "left": left, "packets": received, "socket_drops": dropped}
-    rows = ", ".join(f'"{key}": {"null" if value is None else value}' for key, value in said.items())
     with open(f"{out}.receiver.json", "w") as file:
-        file.write(f"{{{rows}}}\n")
+        file.write(json.dumps(said) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,23 +1,24 @@
 """A program that sends numbered packets to a multicast group at a steady rate (its packets: `records`).
 
-It runs by its path with `python3 -I -S`, for a lab's processor may be an emulated one: it imports nothing of testbed
-and little else. Its arguments are `key=value`: group, port, interface, source, stream, interval (ns), size, seconds,
-ttl, and `out`, the beginning of its files' names.
+Its arguments are `key=value`: group, port, interface, source, stream, interval (ns), size, seconds, ttl, and `out`, the
+beginning of its files' names.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import signal
 import socket
 import struct
 import sys
 import time
 from array import array
+from typing import Any
 
-HEADER = struct.Struct("!4sIQQ")  # as records.PACKET: magic, stream, sequence number, time
+from testbed.multicast.records import MAGIC, PACKET
+
 _TIMES = struct.Struct("!QQ")
-_MAGIC = b"TBM1"
 _BEHIND = 50_000_000  # ns: what was missed by more than this is left out and not sent in a burst
 _BUFFER = 4 << 20
 _SO_SNDBUFFORCE = 32  # include/uapi/asm-generic/socket.h
@@ -28,7 +29,7 @@ def main(words: list[str]) -> None:
     given = dict(word.split("=", 1) for word in words)
     sock = opened(given["group"], int(given["port"]), given["interface"], given["source"], int(given["ttl"]))
     payload = bytearray(int(given["size"]))
-    HEADER.pack_into(payload, 0, _MAGIC, int(given["stream"]), 0, 0)
+    PACKET.pack_into(payload, 0, MAGIC, int(given["stream"]), 0, 0)
     ending: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: ending.append(number))
     times, said = paced(sock, payload, float(given["interval"]), int(float(given["seconds"]) * 1e9), ending)
@@ -37,7 +38,7 @@ def main(words: list[str]) -> None:
     with open(f"{given['out']}.sent", "wb") as file:
         times.tofile(file)
     with open(f"{given['out']}.sender.json", "w") as file:
-        file.write("{" + ", ".join(f'"{key}": {value}' for key, value in said.items()) + "}\n")
+        file.write(json.dumps(said) + "\n")
 
 
 def opened(group: str, port: int, interface: str, source: str, ttl: int) -> socket.socket:
@@ -65,7 +66,7 @@ def opened(group: str, port: int, interface: str, source: str, ttl: int) -> sock
 
 def paced(
     sock: socket.socket, payload: bytearray, interval: float, length: int, ending: list[int]
-) -> tuple[array[int], dict[str, int | str]]:
+) -> tuple[array[int], dict[str, Any]]:
     """Send one packet at each multiple of `interval` ns: deadlines are absolute, so that nothing drifts.
 
     Return when each was sent, and a summary. A packet that the kernel refuses has no sequence number and was not sent.
@@ -95,8 +96,7 @@ def paced(
             name = errno.errorcode.get(e.errno or 0, str(e.errno))
             refused[name] = refused.get(name, 0) + 1
         slot += 1
-    errors = "{" + ", ".join(f'"{name}": {count}' for name, count in refused.items()) + "}"
-    said: dict[str, int | str] = {"start": began, "end": clock(), "sent": len(times), "send_errors": errors}
+    said: dict[str, Any] = {"start": began, "end": clock(), "sent": len(times), "send_errors": refused}
     return times, {**said, "skipped": skipped, "late_max": latest}
 
 

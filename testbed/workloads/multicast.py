@@ -99,11 +99,11 @@ class Multicast(Spec):
             seconds = "" if r.at is None else f"{self.stay(r):g}"
             out = f"{r.node}/{task.name}"
             words = (f"group={self.group}", f"port={self._port(task)}", f"interface={ifname}", f"source={source}")
-            argv = (*task.program("multicast/receiver.py"), *words, f"seconds={seconds}", f"out={out}")
+            argv = ("testbed.multicast.receiver", *words, f"seconds={seconds}", f"out={out}")
             within = None if r.at is None else self.stay(r) + _PATIENCE
             drain = f"{out}.packets" if r.at is None else ""
             name = f"{task.name}.receiver"
-            yield r, Spawn(r.node, name, argv, at=r.at, within=within, drain=drain), ifname, source
+            yield r, Spawn(r.node, name, argv, at=r.at, within=within, drain=drain, forked=True), ifname, source
 
     def servers(self, task: Task) -> list[Step]:
         """Return the receivers without a time, and the waits until the kernel has their memberships."""
@@ -130,9 +130,9 @@ class Multicast(Spec):
             f"ttl={self.ttl}",
             f"out={self.source}/{task.name}",
         )
-        argv = (*task.program("multicast/sender.py"), *words)
+        argv = ("testbed.multicast.sender", *words)
         within = self.seconds + _PATIENCE
-        sender = Spawn(self.source, f"{task.name}.sender", argv, at=self.at, within=within)
+        sender = Spawn(self.source, f"{task.name}.sender", argv, at=self.at, within=within, forked=True)
         return [sender, *(process for r, process, _, _ in self._listeners(task) if r.at is not None)]
 
     def failure(self, name: str, folder: Path) -> str:

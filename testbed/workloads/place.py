@@ -24,13 +24,12 @@ class Way:
 class Task:
     """A workload's name, its own port, and the address of a node as another node reaches it (family 4, 6).
 
-    `program` returns the words that run one of our own programs; `way` is that of a multicast workload.
+    `way` is that of a multicast workload.
     """
 
     name: str
     port: int
     reach: Callable[[str, str, int | None], str]
-    program: Callable[[str], tuple[str, ...]]
     way: Way | None = None
 
 

@@ -22,6 +22,7 @@ from testbed import netlink, sandbox, wire
 from testbed.control import RunningLab
 
 MARK = "TESTBED_MARK"
+COPIES = ("sampler", "sender", "receiver")  # of the holder, with its command line (testbed/forked.py)
 _RTM_NEWNSID, _RTM_GETNSID, _NETNSA_NSID, _NETNSA_FD = 88, 90, 1, 3
 _PLACES = tuple(map(Path, ("/run", "/run/netns", "/tmp", "/var/tmp", "/dev/shm", "/sys/class/net")))
 Remains = dict[str, list[str]]
@@ -42,8 +43,9 @@ def marked(mark: str) -> list[Process]:
         if entry.name.isdigit():
             with suppress(OSError):
                 if f"{MARK}={mark}".encode() in (entry / "environ").read_bytes().split(b"\0"):
-                    words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                    found.append(Process(int(entry.name), words))
+                    name = (entry / "comm").read_text().strip()
+                    line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                    found.append(Process(int(entry.name), name if name in COPIES else line))
     return sorted(found, key=lambda p: p.pid)
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -187,7 +186,7 @@ def test_kill_9_during_run_leaves_nothing_but_results(line: Driver, name: str, w
 
 LONG = LAB.replace("seconds: 1}", "seconds: 30}").replace("seconds: 1,", "seconds: 30,")
 ROLES = {
-    f"{sys.executable} -m testbed.sampler": "[-] sampler",
+    "sampler": "[-] sampler",
     "dumpcap": "[a] eth0.dumpcap",
     "iperf3 -s": "[b] bulk.server",
     "iperf3 -c": "[a] bulk.client",

@@ -63,6 +63,15 @@ class Network:
         return tuple({"ipv4": 4, "ipv6": 6}[f] for f in dict.fromkeys(self.topology.families))
 
     @cached_property
+    def named(self) -> dict[tuple[str, str], tuple[Interface, ...]]:
+        """Return interfaces by node and name; a name that a file gives twice is a fault that is still to be told."""
+        found: dict[tuple[str, str], tuple[Interface, ...]] = {}
+        for interfaces in self.interfaces.values():
+            for i in interfaces:
+                found[i.node, i.name] = (*found.get((i.node, i.name), ()), i)
+        return found
+
+    @cached_property
     def segments(self) -> dict[int, tuple[Interface, ...]]:
         """Return the interfaces that are not bridge ports, by segment."""
         found: dict[int, list[Interface]] = {}
@@ -346,11 +355,11 @@ class Hop:
 
 def hops(net: Network) -> dict[str, dict[int, list[Hop]]]:
     """Return, for each node and each segment that it is not on, the best hop of each of its interfaces, best first."""
-    import networkx  # 150 ms: only labs with routers pay for it
-
     routers = [n for n in net.interfaces if net.router(n)]
     if not routers:
         return {}
+    import networkx  # 150 ms: only labs with routers pay for it
+
     graph: networkx.Graph[str | int] = networkx.Graph()
     graph.add_nodes_from(net.segments)
     for router in routers:

@@ -329,7 +329,7 @@ def run(
     from testbed.machines import choose
 
     overrides = tuple(sets or ())
-    experiment = read(file, overrides)
+    experiment = read(file, overrides, _under())
     choice = choose.choose(runner.requires(experiment), machine)
     if choice.machine != choose.HERE:
         from testbed.machines import elsewhere
@@ -556,7 +556,13 @@ def _planned(file: Path, sets: list[str] | None) -> Plan:
     from testbed.plan import plan as make
     from testbed.topology import load
 
-    return make(load(file, tuple(sets or ())))
+    return make(load(file, tuple(sets or ()), _under()))
+
+
+def _under() -> Path | None:
+    """Return the file that stands in for the topology that an experiment names, when another machine asks for it."""
+    named = os.environ.get("TESTBED_UNDER")
+    return Path(named) if named is not None else None
 
 
 def _choice(machine: str, lab: str, requires: Sequence[Feature]) -> Choice:

@@ -218,7 +218,7 @@ def _addresses(net: Network, topology: Topology, links: Sequence[Link]) -> Itera
     written = {end.at: end for end in ends(topology)}
     for end in ends(net.topology):
         text, on_link = f"{end.node}:{end.name}", end.at[0] == "links"
-        interface = next(i for i in net.interfaces[end.node] if i.name == end.name and i.kind == end.kind)
+        interface = next(i for i in net.named[end.node, end.name] if i.kind == end.kind)
         # Those of links were judged by themselves, and the network is without the bad ones.
         given = (links[int(end.at[1])].stated(int(end.at[3])) if on_link else written[end.at].stated) or ()
         firsts = set()

@@ -80,7 +80,8 @@ def plan(topology: Topology) -> Plan:
     net = addressing.network(topology)
     # A relay is there before its gateways ask for it.
     order = sorted(net.interfaces, key=lambda name: topology.nodes[name].amt_gateway is not None)
-    roles = [step for name in order for step in _roles(net, name)]
+    routed = trees.members(net)
+    roles = [step for name in order for step in _roles(net, name, name in routed)]
     early = [step for step in roles if _early(net, step)]
     late = [step for step in roles if not _early(net, step)]
     steps = (
@@ -98,12 +99,12 @@ def plan(topology: Topology) -> Plan:
     return Plan(topology.name, net, steps, _hosts(net))
 
 
-def _roles(net: Network, name: str) -> Iterator[Step]:
+def _roles(net: Network, name: str, multicast: bool) -> Iterator[Step]:
     node = net.topology.nodes[name]
     if node.bridge is not None:
         # One write before its ports exist: a switch port has no addresses and sends nothing of its own.
         yield Configure(name, SysctlSet("net.ipv6.conf.default.disable_ipv6", "1"))
-    if node.mptcp is not None or name in net.tunnels or name in trees.members(net):
+    if node.mptcp is not None or name in net.tunnels or multicast:
         # Replies and joins leave by the interface of their address, and the way of multicast, be it a tree or a
         # tunnel, need not be the way back; a strict reverse path filter, which a namespace may inherit from the host,
         # would drop what comes in so.
@@ -159,8 +160,7 @@ def _ends(net: Network, link: Link) -> tuple[Interface, Interface]:
 
 
 def _interface(net: Network, text: str) -> Interface:
-    node, ifname = addressing.end_of(text)
-    return next(i for i in net.interfaces[node] if i.name == ifname)
+    return net.named[addressing.end_of(text)][0]
 
 
 def _master(net: Network, interface: Interface) -> str:

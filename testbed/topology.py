@@ -217,13 +217,13 @@ class Topology(Spec):
         return max([*ends, self.duration or 0.0])
 
 
-def load(path: str | File, overrides: tuple[str, ...] = ()) -> Topology:
-    """Read a topology (or the first case of an experiment) from a file; InputError has every problem."""
+def load(path: str | File, overrides: tuple[str, ...] = (), base: File | None = None) -> Topology:
+    """Read a topology, or the first case of an experiment (as `experiment.read`); InputError has every problem."""
     from testbed.experiment import (
         read,  # late: an experiment is more than a topology and is above this module
     )
 
-    return read(path, overrides).cases[0].topology
+    return read(path, overrides, base).cases[0].topology
 
 
 @dataclass(frozen=True, slots=True)

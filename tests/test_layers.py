@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,6 +77,15 @@ def test_planning_asks_nothing_of_the_machine(module: str) -> None:
 def test_what_performs_steps_knows_no_topology(module: str) -> None:
     above = {m for m in imported(TREES[module]) if (layer(m) or 0) >= 2}
     assert not above
+
+
+def test_a_lab_without_routers_does_not_wait_for_the_library_that_finds_routes() -> None:
+    code = (
+        "import sys; from pathlib import Path; from testbed.plan import plan; from testbed.topology import load\n"
+        "plan(load(Path('topologies/two-hosts.yaml'))); print(sys.modules.keys() & {'networkx', 'rich', 'pyroute2'})"
+    )
+    done = subprocess.run((sys.executable, "-c", code), cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def users(*words: str) -> set[str]:

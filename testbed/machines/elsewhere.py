@@ -173,6 +173,8 @@ def asked(place: Place, errand: Errand, facts: dict[str, object], results: str =
     env = {request.ABOUT: json.dumps(told), request.FROM: os.getcwd()}
     if errand.files:
         env[request.FILE] = os.path.abspath(next(iter(errand.files)))
+    if len(errand.files) > 1:
+        env[request.UNDER] = list(there.values())[1][0]
     return Request(tuple(words), secrets.token_hex(8), dict(there.values()), env, signals=tied)
 
 

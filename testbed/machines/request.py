@@ -35,6 +35,7 @@ _END, _PATIENCE, _STALE = 30.0, 20.0, 86400.0
 TIED, SHOWN, ABOUT = "TESTBED_TIED", "TESTBED_RESULTS", "TESTBED_MACHINE"
 # What its reader adds to the name of a lab, calls the file that it is of, and the folder that the command line is from.
 AT, FILE, FROM = "TESTBED_AT", "TESTBED_FILE", "TESTBED_FROM"
+UNDER = "TESTBED_UNDER"  # where the file is, there, that `topology:` of an experiment names
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ class AccessPoint(Spec):
 
     ssid: str = Field(min_length=1, max_length=32)
     country: str = Field("DE", description="ISO 3166 alpha-2; decides which frequencies are allowed")
-    security: Security = Security()
+    security: Security = Field(default_factory=Security)
     mlo_links: tuple[MloLink, ...] | None = Field(None, min_length=1, max_length=_LINKS)
     freq: int | None = Field(None, description="Without MLO: its only channel")
     name: str = Field("wlan0", description="The interface")

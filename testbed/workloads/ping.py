@@ -66,7 +66,7 @@ class Ping(Spec):
         out = f"{self.from_}/{task.name}.ping.txt"
         name = f"{task.name}.ping"
         # ping exits 1 when nothing answers: that is a measurement here, so any end will do.
-        within = self.seconds + 15
+        within = self.seconds + 30
         return [
             Spawn(
                 self.from_,

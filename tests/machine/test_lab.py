@@ -112,10 +112,12 @@ def test_a_lab_is_on_one_machine(lab: str) -> None:
 
 
 def test_a_check_that_fails_and_a_node_that_is_not_there(lab: str, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "elsewhere.yaml"  # the guest has the files' texts, and neither of the folders
+    file.write_text(f"name: two-hosts\ntopology: {TWO}\n")
     words: tuple[str, ...] = ("--set", "workloads.bulk.iperf3.seconds=1", "--set", "workloads.rtt.ping.seconds=1")
     words += ("--set", "links.cable.rate=5mbit")
     words += ("--set", "checks=[{metric: bulk.goodput_mbps, min: 500}]", "--results", str(tmp_path))
-    done = testbed("run", str(TWO), "--name", name, "--machine", "microvm", *words, timeout=PATIENCE)
+    done = testbed("run", str(file), "--name", name, "--machine", "microvm", *words, timeout=PATIENCE)
     assert done.returncode == 1, done.stderr
     assert "FAIL  bulk.goodput_mbps" in done.stdout
     assert str(tmp_path / "two-hosts") in done.stdout, "the folder as it is called here"

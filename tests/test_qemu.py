@@ -1,4 +1,4 @@
-"""The words for QEMU, the name of a saved guest, and faults in kernel logs: no process is started."""
+"""The words for QEMU, saved guests, and faults in kernel logs: no process is started."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from testbed.machines import saved
 from testbed.machines.qemu import Boot, Memory, Share, Size, Wires, argv, digest, frames_without_channel, kernel_faults
 
 BOOT = Boot(Path("/i/vmlinux"), Path("/i/initrd.gz"), Path("/i/root.squashfs"), "tcg")
@@ -32,11 +33,11 @@ def test_only_a_writable_share_can_be_written_and_every_slot_is_there() -> None:
 
 
 def test_a_restored_guest_has_the_devices_of_the_saved_one() -> None:
-    saved = argv(BOOT, Size(), WIRES, {}, Memory(Path("/s/ram"), private=False))
+    kept = argv(BOOT, Size(), WIRES, {}, Memory(Path("/s/ram"), private=False))
     restored = argv(
         BOOT, Size(), WIRES, {"results": Share(Path("/r"), "/r", True)}, Memory(Path("/s/ram"), True), incoming=True
     )
-    assert [w for o, w in pairs(saved) if o == "-device"] == [w for o, w in pairs(restored) if o == "-device"]
+    assert [w for o, w in pairs(kept) if o == "-device"] == [w for o, w in pairs(restored) if o == "-device"]
     assert "share=off" in " ".join(restored), "several guests restore from one file"
     assert restored[-2:] == ("-incoming", "defer")
 
@@ -63,6 +64,28 @@ def test_the_hosts_processor_counts_only_for_kvm() -> None:
     kvm = Boot(BOOT.kernel, BOOT.initrd, BOOT.root, "kvm")
     assert digest(kvm, Size(), "i", "v", "one") != digest(kvm, Size(), "i", "v", "other")
     assert digest(BOOT, Size(), "i", "v", "one") == digest(BOOT, Size(), "i", "v", "other")
+
+
+def test_a_saved_guest_with_other_sources_serves_once_and_is_then_made_anew(tmp_path: Path) -> None:
+    def waits() -> None:
+        raise AssertionError
+
+    def made(code: str) -> Path:
+        return saved.find(tmp_path, "d", code) or saved.make(tmp_path, "d", code, fill, waits)
+
+    filled: list[Path] = []
+    fill = filled.append
+    first = made("one")
+    assert made("one") == made("") == first
+    assert made("two") == first, "somebody edits"
+    assert len(filled) == 1
+    assert made("three") == first, "and again"
+    assert made("three") == first
+    assert len(filled) == 2
+    assert made("three") == made("three") == first
+    assert (first / "code").read_text() == "three"
+    assert len(filled) == 2
+    assert [f.name for f in tmp_path.iterdir() if f.is_dir()] == [first.name], "nothing of the old one is left"
 
 
 # As kernels said them: a sysrq crash on Debian's 7.2.12 in QEMU; net/mac80211/wpa.c and others from their sources.

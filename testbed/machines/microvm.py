@@ -113,7 +113,7 @@ def _patiently(boot: Callable[[], T], told: Told) -> T:
 
 def _saved(image: Image, order: Order, version: str, told: Told) -> Path | None:
     digest = qemu.digest(order.boot, order.size, image.digest, version, _processor())
-    if (folder := saved.find(image.folder, digest)) is not None:
+    if (folder := saved.find(image.folder, digest, order.code)) is not None:
         return folder
 
     def fill(work: Path) -> None:
@@ -133,7 +133,9 @@ def _saved(image: Image, order: Order, version: str, told: Told) -> Path | None:
         told(f"saved after {time.monotonic() - began:.1f} s")
 
     try:
-        return saved.make(image.folder, digest, fill, lambda: told("another start is saving such a guest; waiting"))
+        return saved.make(
+            image.folder, digest, order.code, fill, lambda: told("another start is saving such a guest; waiting")
+        )
     except OSError as e:
         told(f"no guest can be saved beside the image: {e}; this one is booted")
         return None

@@ -1,7 +1,9 @@
 """Guests that were booted once and saved, each a folder beside the image, named by everything that it depends on.
 
 The folder has QEMU's device state and the guest's memory as a file. A restored guest maps that file privately, so
-nothing is read at the start, and guests share what they do not write.
+nothing is read at the start, and guests share what they do not write. Its `code` is the digest of the sources that its
+command line has imported: with others it serves, but imports them at each start, which takes an emulated processor ten
+seconds. So it is used once with others (somebody edits), and is made anew for those that come again.
 """
 
 from __future__ import annotations
@@ -11,32 +13,44 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _KEPT = 4  # of other sizes, or of a QEMU that was since replaced; each is some 300 MB
 
 
-def find(beside: Path, digest: str) -> Path | None:
-    """Return the saved guest of that digest."""
+def find(beside: Path, digest: str, code: str) -> Path | None:
+    """Return the saved guest of that digest, unless it has met `code` before and has not imported that."""
     folder = beside / f"saved-{digest}"
-    return folder if folder.is_dir() else None
+    try:
+        if code in ("", (folder / "code").read_text()):
+            return folder
+        met = folder / "met"
+        if met.exists() and met.read_text() == code:
+            return None
+        met.write_text(code)
+    except OSError:  # there is none; or it was just removed, or nothing can be written there
+        return None
+    return folder
 
 
-def make(beside: Path, digest: str, fill: Callable[[Path], None], waits: Callable[[], None]) -> Path:
+def make(beside: Path, digest: str, code: str, fill: Callable[[Path], None], waits: Callable[[], None]) -> Path:
     """Return a saved guest, made by `fill` if nobody else has; `waits` is called when somebody is at it.
 
     It is filled under another name: one that was interrupted is never taken for a good one.
     """
     with _alone(beside / f".saved-{digest}.lock", waits):
-        if (found := find(beside, digest)) is not None:
+        if (found := find(beside, digest, code)) is not None:
             return found
         for left in beside.glob(f".saved-{digest}-*"):
             shutil.rmtree(left, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix=f".saved-{digest}-", dir=beside))
         try:
             fill(work)
+            (work / "code").write_text(code)
             target = beside / f"saved-{digest}"
+            with suppress(FileNotFoundError):
+                remove(target)
             work.rename(target)
             for old in sorted(beside.glob("saved-*"), key=lambda f: f.stat().st_mtime)[:-_KEPT]:
                 remove(old)

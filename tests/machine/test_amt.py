@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
 from tests.conftest import ROOT, testbed
+from tests.machine.conftest import Run
 from tests.machine.test_lab import PATIENCE
 
 pytestmark = [pytest.mark.machine, pytest.mark.xdist_group("measure")]
@@ -21,35 +21,14 @@ DISCOVERY, ADVERTISEMENT, REQUEST, QUERY, UPDATE, DATA = range(1, 7)
 PAIR = ROOT / "topologies/amt-pair.yaml"
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run that ended, and its results folder."""
-
-    done: subprocess.CompletedProcess[str]
-    folder: Path
-
-    def metrics(self) -> dict[str, float]:
-        return {k: v["value"] for k, v in json.loads((self.folder / "metrics.json").read_text()).items()}
-
-    def events(self) -> dict[str, float]:
-        return {e["step"]: e["t"] for e in json.loads((self.folder / "run.json").read_text())["events"]}
-
-
-def run(name: str, folder: Path) -> Run:
-    file = str(ROOT / "experiments" / f"{name}.yaml")
-    where = ("--name", f"t{uuid4().hex[:10]}", "--machine", "microvm", "--results", str(folder))
-    done = testbed("run", file, *where, timeout=PATIENCE)
-    return Run(done, folder / name / "latest")
+@pytest.fixture(scope="module")
+def pair(ran: Callable[[str], Run]) -> Run:
+    return ran("amt-pair")
 
 
 @pytest.fixture(scope="module")
-def pair(guests: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return run("amt-pair", tmp_path_factory.mktemp("pair"))
-
-
-@pytest.fixture(scope="module")
-def ipv6(guests: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return run("amt-ipv6", tmp_path_factory.mktemp("ipv6"))
+def ipv6(ran: Callable[[str], Run]) -> Run:
+    return ran("amt-ipv6")
 
 
 def tshark(file: Path, *words: str) -> list[list[str]]:
@@ -64,18 +43,17 @@ def fields(file: Path, shown: str, *names: str) -> list[list[str]]:
 
 
 def test_every_packet_of_both_families_comes_through_but_for_the_restart(pair: Run) -> None:
-    assert pair.done.returncode == 0, pair.done.stdout + pair.done.stderr
-    metrics = pair.metrics()
+    metrics = pair.metrics
     for name in ("four", "six"):
         assert metrics[f"{name}.listener.lost_outside_gap_packets"] == 0
         assert metrics[f"{name}.listener.received_packets"] >= 200
 
 
 def test_a_relay_that_forgot_its_tunnels_is_told_again_within_seconds(pair: Run) -> None:
-    events = pair.events()
+    events = {e["step"]: e["t"] for e in pair.events}
     down, up = (events[f"[relay] ip link set amt0 {state}  @10s"] for state in ("down", "up"))
     assert 10 <= down <= up < 12
-    metrics = pair.metrics()
+    metrics = pair.metrics
     for name in ("four", "six"):
         assert abs(metrics[f"{name}.listener.gap_at_s"] - down) < 2
         # The driver's Requests are two seconds apart, and one may come while the relay is down.
@@ -83,13 +61,12 @@ def test_a_relay_that_forgot_its_tunnels_is_told_again_within_seconds(pair: Run)
 
 
 def test_a_counter_that_counts_messages_is_no_doubt(pair: Run) -> None:
-    assert pair.metrics()["gateway.amt0.tx_dropped"] > 0
+    assert pair.metrics["gateway.amt0.tx_dropped"] > 0
     assert "dropped" not in pair.done.stdout
 
 
 def test_an_ipv6_group_comes_through_an_ipv4_tunnel_in_packets_as_large_as_it_takes(ipv6: Run) -> None:
-    assert ipv6.done.returncode == 0, ipv6.done.stdout + ipv6.done.stderr
-    metrics = ipv6.metrics()
+    metrics = ipv6.metrics
     assert metrics["stream.gateway.loss_pct"] == 0
     assert metrics["stream.gateway.received_packets"] == metrics["stream.sent_packets"] >= 100
 

@@ -327,6 +327,7 @@ def test_a_damaged_saved_guest_is_told_removed_and_not_used(
     folder = tmp_path / f"saved-{qemu.digest(boot, SMALL, image.digest, microvm.qemu_version(), '')}"
     folder.mkdir()
     (folder / "state").write_bytes(b"nonsense")
+    (folder / "code").write_text("")
     with (folder / "ram").open("wb") as ram:
         ram.truncate(SMALL.memory << 20)
     told: list[str] = []

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, testbed
+from tests.conftest import testbed
+from tests.machine.conftest import Run
 
 pytestmark = [pytest.mark.machine, pytest.mark.xdist_group("measure")]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, guests: None) -> Path:
-    """The results of a run that passed; an emulated processor that others share may need another."""
-    root = tmp_path_factory.mktemp("reference")
-    words = ("run", str(ROOT / "experiments/reference.yaml"), "--name", "t-reference", "--machine", "microvm")
-    for _ in range(3):
-        done = testbed(*words, "--results", str(root), timeout=600)
-        if done.returncode != 1:
-            break
-    assert done.returncode == 0, done.stdout + done.stderr
-    return (root / "reference/latest").resolve()
+def folder(ran: Callable[[str], Run]) -> Path:
+    return ran("reference").folder
 
 
 def test_every_check_holds_and_every_event_took_effect(folder: Path) -> None:

@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ import pytest
 
 from testbed.machines import image, microvm
 from testbed.machines.qemu import Share, Size
-from tests.conftest import ROOT, testbed
+from tests.conftest import ROOT
+from tests.machine.conftest import Run
 
 pytestmark = [pytest.mark.machine, pytest.mark.xdist_group("measure")]
 
@@ -255,32 +256,12 @@ checks: [{{metric: phone.wlan0.links, equals: 3}}, {{metric: phone.wlan0.connect
 """
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run in the guest: its folder, and its outcome."""
-
-    folder: Path
-    done: Done
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        return {k: m["value"] for k, m in json.loads((self.folder / "metrics.json").read_text()).items()}
-
-    def lines(self, name: str) -> list[dict[str, Any]]:
-        return [json.loads(row) for row in (self.folder / name).read_text().splitlines()]
-
-
-def performed(box: Box, file: str, name: str) -> Run:
-    done = box.run("testbed", "run", file, "--name", name, "--results", "/results", "--machine", "here")
-    folders = sorted((box.folder / name).glob("2*"))
-    return Run(folders[-1] if folders else box.folder, done)
-
-
 @pytest.fixture(scope="module")
 def rejoin(box: Box) -> Run:
-    run = performed(box, box.file("rejoin.yaml", REJOIN), "rejoin")
-    assert run.done.status == 0, run.done.out + run.done.err
-    return run
+    file = box.file("rejoin.yaml", REJOIN)
+    said = box.good("testbed", "run", file, "--name", "rejoin", "--results", "/results", "--machine", "here")
+    done = subprocess.CompletedProcess((), 0, said, "")
+    return Run(done, max((box.folder / "rejoin").glob("2*")))
 
 
 def frames(box: Box, run: Run, freq: int, wanted: str, *fields: str, count: int = 0) -> list[list[str]]:
@@ -357,30 +338,23 @@ def test_a_join_is_told_with_its_links(rejoin: Run) -> None:
 # The experiments
 
 
-def test_every_link_carries_its_share(tmp_path: Path, name: str, guests: None) -> None:
-    file = str(ROOT / "experiments/mlo-three-link.yaml")
-    where = ("--name", name, "--results", str(tmp_path), "--machine", "microvm")
-    done = testbed("run", file, *where, timeout=PATIENCE)
-    assert done.returncode == 0, done.stdout + done.stderr
-    folder = tmp_path / "mlo-three-link/latest"
-    metrics = {k: m["value"] for k, m in json.loads((folder / "metrics.json").read_text()).items()}
+def test_every_link_carries_its_share(ran: Callable[[str], Run]) -> None:
+    run = ran("mlo-three-link")
+    metrics = run.metrics
     sent = sum(metrics[f"phone.wlan0.link{n}.tx_frames"] for n in range(3))
     assert sent >= metrics["phone.wlan0.tx_packets"] - 3
-    assert [json.loads(row)["drops"] for row in (folder / "air.jsonl").read_text().splitlines()][-1] == 0
+    assert run.lines("air.jsonl")[-1]["drops"] == 0
 
 
-def test_stations_with_and_without_mlo_get_on_with_one_another(box: Box) -> None:
-    run = performed(box, here("experiments/mlo-legacy-mix.yaml"), "mlo-legacy-mix")
-    assert run.done.status == 0, run.done.out + run.done.err
+def test_stations_with_and_without_mlo_get_on_with_one_another(ran: Callable[[str], Run]) -> None:
+    run = ran("mlo-legacy-mix")
     assert not [name for name in run.metrics if name.startswith("tablet.wlan0.link2.")]
 
 
-def test_a_removed_link_is_missed_by_nobody_but_who_was_on_it(box: Box) -> None:
-    run = performed(box, here("experiments/mlo-link-removal.yaml"), "mlo-link-removal")
-    assert run.done.status == 0, run.done.out + run.done.err
+def test_a_removed_link_is_missed_by_nobody_but_who_was_on_it(ran: Callable[[str], Run]) -> None:
+    run = ran("mlo-link-removal")
     told = run.lines("phone/wlan-events.jsonl")
-    asked = json.loads((run.folder / "run.json").read_text())["events"]
-    request = next(e for e in asked if "LINK_REMOVE" in e["step"])
+    request = next(e for e in run.events if "LINK_REMOVE" in e["step"])
     removed = next(e for e in told if e["event"] == "links_removed")
     assert removed["links"] == [1]
     late = removed["t"] - request["monotonic"]

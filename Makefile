@@ -55,10 +55,12 @@ machine: setup ## what a microVM takes: QEMU, and the guest's image (some minute
 	@$(BIN)/testbed image build || [ $$? = 4 ]
 
 test: machine ## every test
-	@$(BIN)/pytest -q -n $(WORKERS) --dist loadgroup --ignore tests/machine -p no:rerunfailures
-	# By themselves: an emulated processor needs the real ones. One that the host holds up for seconds misses beacons
-	# and deadlines, and multi-threaded TCG has been seen to break a booting kernel: a test has three tries, and says so.
-	@$(BIN)/pytest -q -n 1 --dist loadgroup --reruns 2 tests/machine
+	@$(BIN)/pytest -q -n $(WORKERS) --dist loadgroup -m "not machine" -p no:rerunfailures
+	# An emulated processor that the host holds up for seconds misses beacons and deadlines, and multi-threaded TCG has
+	# been seen to break a booting kernel: a test in a guest has three tries, and says so. Those that measure go last,
+	# one by one.
+	@$(BIN)/pytest -q -n 2 --dist loadgroup -m "machine and not quiet" --reruns 2
+	@$(BIN)/pytest -q -n 1 -m "machine and quiet" --reruns 2
 
 lint: setup ## ruff and mypy --strict
 	@$(BIN)/ruff check .

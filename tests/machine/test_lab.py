@@ -21,7 +21,7 @@ from testbed import features, sandbox
 from testbed.machines import here, image, microvm
 from tests.conftest import ROOT, testbed
 
-pytestmark = [pytest.mark.machine, pytest.mark.xdist_group("measure")]
+pytestmark = [pytest.mark.machine, pytest.mark.xdist_group("lab")]
 
 TWO = ROOT / "topologies/two-hosts.yaml"
 CLI = (sys.executable, "-m", "testbed")
@@ -56,6 +56,7 @@ def said(lab: str, *argv: str, node: str = "client") -> str:
     return done.stdout
 
 
+@pytest.mark.quiet
 def test_netem_goes_to_the_microvm_by_itself_and_is_accurate(tmp_path: Path, name: str, guests: None) -> None:
     file = str(ROOT / "topologies/netem-demo.yaml")
     where = ("--machine", "microvm") if has_netem() else ()
@@ -286,6 +287,7 @@ EXPERIMENTS = {
 }
 
 
+@pytest.mark.quiet
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_an_experiment_shows_there_what_it_shows_here(experiment: str, tmp_path: Path, name: str, guests: None) -> None:
     file = str(ROOT / "experiments" / f"{experiment}.yaml")

@@ -27,7 +27,7 @@ from testbed.machines.microvm import Guest
 from testbed.machines.qemu import Boot, Share, Size
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.xdist_group("microvm")
+pytestmark = [pytest.mark.machine, pytest.mark.xdist_group("microvm")]
 SMALL = Size(2, 1024)
 
 

@@ -13,7 +13,6 @@ from tests.machine.test_ssh import Place, place, server, topology
 
 __all__ = ["place", "server"]  # fixtures
 
-pytestmark = pytest.mark.machine
 pytest_plugins = ["pytester"]
 
 REMOTE = """
@@ -36,7 +35,8 @@ def test_words(lab):
 """
 
 
-@pytest.mark.xdist_group("measure")
+@pytest.mark.machine
+@pytest.mark.xdist_group("image")
 def test_a_lab_in_a_guest_is_used_and_measured_as_one_here(pytester: pytest.Pytester, guests: None) -> None:
     pytester.makepyfile(
         f"""

@@ -473,6 +473,7 @@ def test_another_version_there_is_refused(server: Place) -> None:
     assert server.left() == []
 
 
+@pytest.mark.machine
 @pytest.mark.xdist_group("microvm")
 def test_a_guest_is_a_machine_that_ssh_reaches(tmp_path: Path) -> None:
     from testbed.machines import image, microvm
@@ -483,7 +484,8 @@ def test_a_guest_is_a_machine_that_ssh_reaches(tmp_path: Path) -> None:
         pytest.skip("there is no image: `testbed image build` makes one")
     program = tmp_path / "program/testbed"
     program.parent.mkdir()
-    program.write_text('#!/bin/sh\nPYTHONPATH=/srv/testbed exec python3 -m testbed "$@"\n')
+    call = f'/usr/sbin/testbed-call "$$" {microvm.sources(ROOT)} "$PWD" PYTHONPATH=/srv/testbed'
+    program.write_text(f'#!/bin/sh\nexec {call} -- testbed "$@"\n')  # by its command line that is warm
     program.chmod(0o755)
     shares = {"code": Share(ROOT, "/srv/testbed"), "results": Share(program.parent, "/srv/program", True)}
     guest = microvm.start(made, Size(2, 1024), f"t{uuid4().hex[:8]}", shares)

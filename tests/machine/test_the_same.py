@@ -22,7 +22,7 @@ from tests.kernel.test_run import folder
 
 __all__ = ["folder"]  # a fixture
 
-pytestmark = [pytest.mark.machine, pytest.mark.xdist_group("measure")]
+pytestmark = [pytest.mark.machine, pytest.mark.xdist_group("same")]
 
 DIFFERENT = {
     "test_names_of_labs_and_nodes_are_completed": "the shell's completion asks no guest",

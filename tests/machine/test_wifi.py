@@ -23,7 +23,7 @@ from testbed.machines.qemu import Share, Size
 from tests.conftest import ROOT
 from tests.machine.conftest import Run
 
-pytestmark = [pytest.mark.machine, pytest.mark.xdist_group("measure")]
+pytestmark = [pytest.mark.machine, pytest.mark.quiet]
 
 PATIENCE = 300  # s: the first guest is saved for the others
 HOME = "-"  # the lab's own namespace, where the monitor interfaces are
@@ -335,10 +335,28 @@ def test_a_join_is_told_with_its_links(rejoin: Run) -> None:
     assert not [e for e in rejoin.lines("old/wlan-events.jsonl") if e["event"] in ("connect", "disconnect")]
 
 
-# The experiments
+# The experiments, each in a guest of its own, and meanwhile a station that is not let in
 
 
-def test_every_link_carries_its_share(ran: Callable[[str], Run]) -> None:
+@pytest.fixture(scope="module")
+def wrong(box: Box) -> Iterator[subprocess.Popen[str]]:
+    """A lab that waits for a station with another password: that takes a minute and a half, and little else."""
+    other = "set_network 0 sae_password '\"not the password\"'"
+    again = f"until wpa_cli -p /run/testbed/wpa-phone -i wlan0 {other}; do :; done"
+    text = (
+        "name: wrong\nnodes:\n  ap: {access_point: {ssid: lab, freq: 5180}}\n"
+        f"  phone: {{station: {{ssid: lab}}, commands: [[sh, -c, {json.dumps(again)}]]}}\n"
+    )
+    words = ("env", "PYTHONPATH=/srv/testbed", "python3", "-m", "testbed", "up", box.file("wrong.yaml", text))
+    ssh = (*box.guest.ssh, shlex.join((*words, "--name", "wrong")))
+    with subprocess.Popen(
+        ssh, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as p:
+        yield p
+        p.kill()
+
+
+def test_every_link_carries_its_share(ran: Callable[[str], Run], wrong: subprocess.Popen[str]) -> None:
     run = ran("mlo-three-link")
     metrics = run.metrics
     sent = sum(metrics[f"phone.wlan0.link{n}.tx_frames"] for n in range(3))
@@ -364,6 +382,16 @@ def test_a_removed_link_is_missed_by_nobody_but_who_was_on_it(ran: Callable[[str
     assert not [e for e in run.lines("near/wlan-events.jsonl") if e["event"] == "disconnect"]
     dmesg = (run.folder / "dmesg.log").read_text()
     assert "WARNING" not in dmesg
+
+
+def test_a_station_that_is_not_let_in_is_said_with_the_end_of_its_log(box: Box, wrong: subprocess.Popen[str]) -> None:
+    out, err = wrong.communicate(timeout=PATIENCE)
+    assert wrong.returncode == 3, out + err
+    assert "[phone]? wlan0 up on 5180 MHz" in err
+    assert "wlan0 has no link" in err
+    assert "wpa_supplicant.log: " in err
+    assert "SME: Trying to authenticate" in err
+    box.gone()
 
 
 # All ways to join
@@ -515,20 +543,3 @@ def test_a_channel_that_the_country_forbids_is_said_with_its_place_before_anythi
     assert "feature channel-US-5975 (nodes.ap.access_point.mlo_links[1]: an access point on 5975 MHz in US)" in done.err
     assert "nobody may begin to transmit" in done.err
     assert box.radios() == ""
-
-
-def test_a_station_that_is_not_let_in_is_said_with_the_end_of_its_log(box: Box) -> None:
-    wrong = (
-        "until wpa_cli -p /run/testbed/wpa-phone -i wlan0 set_network 0 sae_password '\"not the password\"'; do :; done"
-    )
-    text = (
-        "name: wrong\nnodes:\n  ap: {access_point: {ssid: lab, freq: 5180}}\n"
-        f"  phone: {{station: {{ssid: lab}}, commands: [[sh, -c, {json.dumps(wrong)}]]}}\n"
-    )
-    done = box.run("testbed", "up", box.file("wrong.yaml", text), "--name", "wrong")
-    assert done.status == 3, done.out + done.err
-    assert "[phone]? wlan0 up on 5180 MHz" in done.err
-    assert "wlan0 has no link" in done.err
-    assert "wpa_supplicant.log: " in done.err
-    assert "SME: Trying to authenticate" in done.err
-    box.gone()

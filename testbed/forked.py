@@ -18,9 +18,13 @@ def fork(module: str, words: Sequence[str], cwd: str, fds: Sequence[int]) -> int
     Nothing of the holder is left open in it: its standard streams are `fds`, and its process group is its own.
     It ends with status 1 and a traceback in its log if `main` raises.
     """
-    pid = os.fork()
-    if pid == 0:
-        _become(module, words, cwd, fds)
+    # A signal that came before the copy has handlers of its own would be told to the holder, by a pipe that both have.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        if (pid := os.fork()) == 0:
+            _become(module, words, cwd, fds)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     os.setpgid(pid, pid)  # both do it: who signals the group must not come before it is there
     return pid
 
@@ -32,6 +36,7 @@ def _become(module: str, words: Sequence[str], cwd: str, fds: Sequence[int]) -> 
         signal.set_wakeup_fd(-1)
         for blockable in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
             signal.signal(blockable, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         for number, fd in enumerate(fds):
             os.dup2(fd, number)
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))

@@ -54,10 +54,10 @@ def main(count: int) -> int:
         folder = Path(name)
         script = SCRIPT.format(join=join, count=count, folder=wpa_supplicant.folder("phone"))
         (folder / "join.sh").write_text(script)
-        shares = {"code": Share(ROOT, "/srv/testbed"), "results": Share(folder, "/results", True)}
+        shares = {"code": Share(ROOT, "/testbed"), "results": Share(folder, "/results", True)}
         guest = microvm.start(made, Size(2, 2048), f"b{uuid4().hex[:8]}", shares)
         try:
-            lab = "/srv/testbed/topologies/mlo-three-link.yaml"
+            lab = "/testbed/topologies/mlo-three-link.yaml"
             status = microvm.call(guest, ("testbed", "up", lab, "--name", "many", "--machine", "here"))
             if status:
                 return status

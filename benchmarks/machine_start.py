@@ -39,8 +39,8 @@ from testbed.machines import microvm
 from testbed.machines.qemu import Share, Size
 folder, digest, how, code = sys.argv[1:]
 guest = microvm.start(SimpleNamespace(folder=Path(folder), digest=digest), Size(2, 2048), f"bench-{os.getpid()}",
-                      {"code": Share(Path(code), "/srv/testbed")}, restore=how != "cold", accel="tcg")
-words = ("testbed", "check", "/srv/testbed/topologies/two-hosts.yaml") if how == "command" else ("true",)
+                      {"code": Share(Path(code), "/testbed")}, restore=how != "cold", accel="tcg")
+words = ("testbed", "check", "/testbed/topologies/two-hosts.yaml") if how == "command" else ("true",)
 with open(os.devnull, "r+") as null:
     status = microvm.call(guest, words, streams=(null.fileno(),) * 3)
 assert status == 0, status

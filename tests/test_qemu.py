@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.machines import saved
+from testbed.machines import microvm, saved
 from testbed.machines.qemu import Boot, Memory, Share, Size, Wires, argv, digest, frames_without_channel, kernel_faults
 
 BOOT = Boot(Path("/i/vmlinux"), Path("/i/initrd.gz"), Path("/i/root.squashfs"), "tcg")
@@ -86,6 +86,16 @@ def test_a_saved_guest_with_other_sources_serves_once_and_is_then_made_anew(tmp_
     assert (first / "code").read_text() == "three"
     assert len(filled) == 2
     assert [f.name for f in tmp_path.iterdir() if f.is_dir()] == [first.name], "nothing of the old one is left"
+
+
+def test_sources_at_another_place_are_imported_anew(tmp_path: Path) -> None:
+    module = tmp_path / "testbed/cli.py"
+    module.parent.mkdir()
+    module.write_text("one")
+    one = microvm.sources(Share(tmp_path, "/testbed"))
+    assert microvm.sources(Share(tmp_path, "/srv/testbed")) != one, "a module knows where it is"
+    module.write_text("other")
+    assert microvm.sources(Share(tmp_path, "/testbed")) != one
 
 
 # As kernels said them: a sysrq crash on Debian's 7.2.12 in QEMU; net/mac80211/wpa.c and others from their sources.

@@ -91,7 +91,7 @@ def start(
         boot = replace(boot, accel="kvm" if works else "tcg")
         if not works:
             told(f"KVM is not used: {why}; the guest's processor is emulated, some ten times slower")
-    order = Order(name, boot, size, shares, sources(shares["code"].folder) if "code" in shares else "")
+    order = Order(name, boot, size, shares, sources(shares["code"]) if "code" in shares else "")
     if restore and (folder := _saved(image, order, version, told)) is not None:
         try:
             return _launched(Order(name, boot, size, shares, order.code, restore=folder), why)
@@ -240,7 +240,7 @@ def call(
     environment = dict(env or {})
     digest = "-"
     if code := guest.shares.get("code"):
-        digest = sources(code.folder)
+        digest = sources(code)
         environment["PYTHONPATH"] = code.at
     words = ("exec", "/usr/sbin/testbed-call", name, digest, cwd, *(f"{k}={v}" for k, v in environment.items()))
     ssh = (*guest.ssh[:-1], "-tt" if tty else "-T", guest.ssh[-1], shlex.join((*words, "--", *argv)))
@@ -392,11 +392,11 @@ def _processor() -> str:
     return "\n".join(r for r in rows if r.split("\t")[0] in ("vendor_id", "model name", "flags", "microcode"))
 
 
-def sources(folder: Path) -> str:
-    """Return the digest of testbed's own sources in a folder: a guest that has imported others imports these anew."""
-    found = hashlib.sha256()
-    for file in sorted((folder / "testbed").rglob("*.py")):
-        found.update(str(file.relative_to(folder)).encode() + b"\0" + file.read_bytes() + b"\0")
+def sources(code: Share) -> str:
+    """Return the digest of testbed's own sources and of their place: a guest that imported others imports these anew."""
+    found = hashlib.sha256(code.at.encode())
+    for file in sorted((code.folder / "testbed").rglob("*.py")):
+        found.update(str(file.relative_to(code.folder)).encode() + b"\0" + file.read_bytes() + b"\0")
     return found.hexdigest()[:16]
 
 

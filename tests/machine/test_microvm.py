@@ -67,7 +67,7 @@ def begin(image: microvm.Image, results: Path) -> Iterator[Callable[..., Guest]]
     started: list[Guest] = []
 
     def start(more: Mapping[str, Share] = MappingProxyType({}), **options: object) -> Guest:
-        shares = {"code": Share(ROOT, "/srv/testbed"), "results": Share(results, "/srv/results", True), **more}
+        shares = {"code": Share(ROOT, "/testbed"), "results": Share(results, "/srv/results", True), **more}
         options = {"accel": "tcg", **options}
         started.append(microvm.start(image, SMALL, f"t{uuid4().hex[:8]}", shares, **options))  # type: ignore[arg-type]
         return started[-1]
@@ -111,12 +111,12 @@ def test_a_restored_guest_is_a_machine_of_its_own_and_runs_the_command_line(gues
     assert (status, name) == (0, guest.name)
     assert abs(time.time() - int(seconds)) < 5, "its clock is this machine's"
     assert len({drawn, machine}) == 2
-    status, said = output(guest, "testbed", "check", "/srv/testbed/topologies/two-hosts.yaml", "--json")
+    status, said = output(guest, "testbed", "check", "/testbed/topologies/two-hosts.yaml", "--json")
     assert (status, json.loads(said)["name"]) == (0, "two-hosts")
 
 
 def test_a_lab_comes_up_in_a_guest(guest: Guest) -> None:
-    assert output(guest, "testbed", "up", "/srv/testbed/topologies/two-hosts.yaml")[0] == 0
+    assert output(guest, "testbed", "up", "/testbed/topologies/two-hosts.yaml")[0] == 0
     status, said = output(guest, "testbed", "exec", "two-hosts", "client", "--", "ping", "-c", "1", "10.0.1.2")
     assert (status, "1 received" in said) == (0, True), said
     assert output(guest, "testbed", "down", "two-hosts")[0] == 0
@@ -151,19 +151,19 @@ def test_what_a_guest_writes_is_a_plain_file_here(guest: Guest, results: Path) -
     assert (made.st_uid, made.st_mode & 0o777) == (os.geteuid(), 0o640)
     (results / "a/b").write_text("edited here\n")
     assert output(guest, "cat", "/srv/results/a/b")[1] == "edited here\n"
-    assert output(guest, "touch", "/srv/testbed/x")[0] != 0, "the sources are read-only"
+    assert output(guest, "touch", "/testbed/x")[0] != 0, "the sources are read-only"
 
 
 def test_edited_sources_are_what_runs(begin: Callable[..., Guest], tmp_path: Path) -> None:
     subprocess.run(("cp", "-r", str(ROOT / "testbed"), str(tmp_path)), check=True)
-    guest = begin({"code": Share(tmp_path, "/srv/testbed")})
+    guest = begin({"code": Share(tmp_path, "/testbed")})
     assert output(guest, "testbed", "--version")[1].startswith("testbed 0")
     (tmp_path / "testbed/__init__.py").write_text(
         re.sub(r"__version__ = .*", '__version__ = "edited"', (ROOT / "testbed/__init__.py").read_text())
     )
     assert output(guest, "testbed", "--version")[1] == "testbed edited\n"
     (tmp_path / "testbed/units.py").write_text("nonsense here\n")
-    status, said = output(guest, "testbed", "check", "/srv/testbed/x.yaml")
+    status, said = output(guest, "testbed", "check", "/testbed/x.yaml")
     assert (status, "SyntaxError" in said) == (1, True), said
 
 

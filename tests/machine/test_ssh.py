@@ -484,10 +484,11 @@ def test_a_guest_is_a_machine_that_ssh_reaches(tmp_path: Path) -> None:
         pytest.skip("there is no image: `testbed image build` makes one")
     program = tmp_path / "program/testbed"
     program.parent.mkdir()
-    call = f'/usr/sbin/testbed-call "$$" {microvm.sources(ROOT)} "$PWD" PYTHONPATH=/srv/testbed'
+    code = Share(ROOT, "/testbed")
+    call = f'/usr/sbin/testbed-call "$$" {microvm.sources(code)} "$PWD" PYTHONPATH=/testbed'
     program.write_text(f'#!/bin/sh\nexec {call} -- testbed "$@"\n')  # by its command line that is warm
     program.chmod(0o755)
-    shares = {"code": Share(ROOT, "/srv/testbed"), "results": Share(program.parent, "/srv/program", True)}
+    shares = {"code": code, "results": Share(program.parent, "/srv/program", True)}
     guest = microvm.start(made, Size(2, 1024), f"t{uuid4().hex[:8]}", shares)
     try:
         words = dict(zip(guest.ssh[1:-1:2], guest.ssh[2::2], strict=False))

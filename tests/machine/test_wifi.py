@@ -98,7 +98,7 @@ def box(guests: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]
     made = image.find()
     assert made is not None
     folder = tmp_path_factory.mktemp("results")
-    shares = {"code": Share(ROOT, "/srv/testbed"), "results": Share(folder, "/results", True)}
+    shares = {"code": Share(ROOT, "/testbed"), "results": Share(folder, "/results", True)}
     guest = microvm.start(made, Size(2, 2048), f"t{uuid4().hex[:8]}", shares)
     try:
         yield Box(guest, folder)
@@ -107,7 +107,7 @@ def box(guests: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]
 
 
 def here(file: str) -> str:
-    return f"/srv/testbed/{file}"
+    return f"/testbed/{file}"
 
 
 def pairs(text: str) -> dict[str, str]:
@@ -347,7 +347,7 @@ def wrong(box: Box) -> Iterator[subprocess.Popen[str]]:
         "name: wrong\nnodes:\n  ap: {access_point: {ssid: lab, freq: 5180}}\n"
         f"  phone: {{station: {{ssid: lab}}, commands: [[sh, -c, {json.dumps(again)}]]}}\n"
     )
-    words = ("env", "PYTHONPATH=/srv/testbed", "python3", "-m", "testbed", "up", box.file("wrong.yaml", text))
+    words = ("env", "PYTHONPATH=/testbed", "python3", "-m", "testbed", "up", box.file("wrong.yaml", text))
     ssh = (*box.guest.ssh, shlex.join((*words, "--name", "wrong")))
     with subprocess.Popen(
         ssh, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

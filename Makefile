@@ -57,10 +57,8 @@ machine: setup ## what a microVM takes: QEMU, and the guest's image (some minute
 test: machine ## every test
 	@$(BIN)/pytest -q -n $(WORKERS) --dist loadgroup -m "not machine" -p no:rerunfailures
 	# An emulated processor that the host holds up for seconds misses beacons and deadlines, and multi-threaded TCG has
-	# been seen to break a booting kernel: a test in a guest has three tries, and says so. Those that measure go last,
-	# one by one.
-	@$(BIN)/pytest -q -n 2 --dist loadgroup -m "machine and not quiet" --reruns 2
-	@$(BIN)/pytest -q -n 1 -m "machine and quiet" --reruns 2
+	# been seen to break a booting kernel: a test in a guest has three tries, and says so.
+	@$(BIN)/pytest -q -n 3 --dist loadgroup -m machine --reruns 2 --durations 12
 
 lint: setup ## ruff and mypy --strict
 	@$(BIN)/ruff check .

@@ -393,7 +393,7 @@ def _processor() -> str:
 
 
 def sources(code: Share) -> str:
-    """Return the digest of testbed's own sources and of their place: a guest that imported others imports these anew."""
+    """Return the digest of testbed's sources and of their place: a guest that imported others imports these anew."""
     found = hashlib.sha256(code.at.encode())
     for file in sorted((code.folder / "testbed").rglob("*.py")):
         found.update(str(file.relative_to(code.folder)).encode() + b"\0" + file.read_bytes() + b"\0")

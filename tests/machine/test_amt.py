@@ -14,7 +14,7 @@ from tests.conftest import ROOT, testbed
 from tests.machine.conftest import Run
 from tests.machine.test_lab import PATIENCE
 
-pytestmark = [pytest.mark.machine, pytest.mark.quiet]
+pytestmark = [pytest.mark.machine, pytest.mark.xdist_group("measure")]
 
 # RFC 7450 section 5.1: all but 7, Teardown, which the driver never sends
 DISCOVERY, ADVERTISEMENT, REQUEST, QUERY, UPDATE, DATA = range(1, 7)

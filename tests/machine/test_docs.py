@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 from tests.machine.conftest import Run
 from tests.test_docs import SECTIONS, commands, explained, marked, perform
 
-pytestmark = [pytest.mark.machine, pytest.mark.quiet]
+pytestmark = [pytest.mark.machine, pytest.mark.xdist_group("measure")]
 
 _EXPERIMENT = re.compile(r"testbed run experiments/([a-z0-9-]+)\.yaml\s*")
 

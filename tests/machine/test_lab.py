@@ -56,7 +56,7 @@ def said(lab: str, *argv: str, node: str = "client") -> str:
     return done.stdout
 
 
-@pytest.mark.quiet
+@pytest.mark.xdist_group("measure")
 def test_netem_goes_to_the_microvm_by_itself_and_is_accurate(tmp_path: Path, name: str, guests: None) -> None:
     file = str(ROOT / "topologies/netem-demo.yaml")
     where = ("--machine", "microvm") if has_netem() else ()
@@ -287,7 +287,7 @@ EXPERIMENTS = {
 }
 
 
-@pytest.mark.quiet
+@pytest.mark.xdist_group("measure")
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_an_experiment_shows_there_what_it_shows_here(experiment: str, tmp_path: Path, name: str, guests: None) -> None:
     file = str(ROOT / "experiments" / f"{experiment}.yaml")

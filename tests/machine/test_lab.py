@@ -56,25 +56,6 @@ def said(lab: str, *argv: str, node: str = "client") -> str:
     return done.stdout
 
 
-@pytest.mark.xdist_group("measure")
-def test_netem_goes_to_the_microvm_by_itself_and_is_accurate(tmp_path: Path, name: str, guests: None) -> None:
-    file = str(ROOT / "topologies/netem-demo.yaml")
-    where = ("--machine", "microvm") if has_netem() else ()
-    for _ in range(2):  # one run in a hundred is outside of the interval by its definition
-        done = testbed("run", file, "--name", name, "--results", str(tmp_path), *where, timeout=PATIENCE)
-        if done.returncode != 1:
-            break
-    assert done.returncode == 0, done.stderr + done.stdout
-    metrics, manifest = results(tmp_path, "netem-demo")
-    assert metrics["distance.rtt_p50_ms"] == pytest.approx(400, rel=0.05)
-    assert 8.27 <= metrics["loss.loss_pct"] <= 11.73, "99 % of the samples of 2000 packets of which 10 % are lost"
-    assert metrics["order.reorder_packets"] > 100
-    assert manifest["machine"] == "microvm"
-    assert manifest["accelerator"] in ("kvm", "tcg")
-    assert name not in sandbox.names(microvm.FAMILY), "the guest ended with the run"
-    assert has_netem() or "machine microvm: this kernel lacks netem" in done.stderr
-
-
 def test_the_same_file_here_names_what_is_missing(tmp_path: Path, name: str) -> None:
     if has_netem():
         pytest.skip("this kernel has netem")
@@ -266,35 +247,3 @@ def test_doctor_in_the_guest_shows_every_feature(guests: None) -> None:
     assert done.returncode == 0, done.stderr
     absent = [f"{f['feature']}: {f['known']}" for f in json.loads(done.stdout)["features"] if not f["present"]]
     assert not absent
-
-
-# Rates that an emulated processor carries beside other work; the checks are those of the experiments, scaled.
-EXPERIMENTS = {
-    "mptcp-aggregation": (
-        *("links.first.rate=4mbit", "links.second.rate=4mbit"),
-        "checks=[{metric: bulk.goodput_mbps, min: 6.8}, {metric: client.mptcp.subflows, equals: 2}]",
-    ),
-    "mptcp-handover": (
-        *("links.wifi.rate=4mbit", "links.mobile.rate=4mbit"),
-        "checks=[{metric: bulk.gap_s, max: 4}, {metric: phone.subflow.mobile0.bytes_acked, min: 1000000}]",
-    ),
-    "mptcp-backup": (
-        *("links.main.rate=4mbit", "links.spare.rate=4mbit"),
-        # Not 0 as here: where the emulated processor halts for a while, the first path counts as stale.
-        "checks=[{metric: client.subflow.eth1.bytes_sent, at: 4.9s, max: 200000}, "
-        "{metric: client.subflow.eth1.bytes_acked, min: 1000000}, {metric: bulk.gap_s, max: 4}]",
-    ),
-}
-
-
-@pytest.mark.xdist_group("measure")
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_an_experiment_shows_there_what_it_shows_here(experiment: str, tmp_path: Path, name: str, guests: None) -> None:
-    file = str(ROOT / "experiments" / f"{experiment}.yaml")
-    words = [word for assignment in EXPERIMENTS[experiment] for word in ("--set", assignment)]
-    where = ("--name", name, "--results", str(tmp_path), "--machine", "microvm")
-    for _ in range(3):  # the host may have other things to do: what an emulated processor carries is what is left
-        done = testbed("run", file, *where, *words, timeout=PATIENCE)
-        if done.returncode != 1:
-            break
-    assert done.returncode == 0, done.stdout + done.stderr

@@ -58,7 +58,7 @@ test: machine ## every test
 	@$(BIN)/pytest -q -n $(WORKERS) --dist loadgroup -m "not machine" -p no:rerunfailures
 	# An emulated processor that the host holds up for seconds misses beacons and deadlines, and multi-threaded TCG has
 	# been seen to break a booting kernel: a test in a guest has three tries, and says so.
-	@$(BIN)/pytest -q -n 3 --dist loadgroup -m machine --reruns 2 --durations 12
+	@$(BIN)/pytest -q -n 2 --dist loadgroup -m machine --reruns 2 --durations 12
 
 lint: setup ## ruff and mypy --strict
 	@$(BIN)/ruff check .

@@ -748,12 +748,6 @@ def _fraction() -> Iterator[Callable[[str, float], None]]:
         yield lambda text, fraction: progress.update(task, description=text, completed=fraction)
 
 
-def _interrupted(number: int, _: object) -> NoReturn:
-    """End as a command does that a signal ends; a lab that is being made or run goes with us."""
-    os.write(2, f"testbed: interrupted ({signal.Signals(number).name})\n".encode())
-    raise SystemExit(128 + number)
-
-
 def _commit() -> None:
     """From here on the lab is up: neither of these signals may leave one and say that there is none."""
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -763,8 +757,16 @@ def _commit() -> None:
 def main() -> NoReturn:
     """Run the command line; every error of ours ends with its own exit status and no traceback."""
     gc.set_threshold(200_000)  # a short life: collecting what imports and plans make would cost as much as making it
+    status: list[int] = []
+
+    def interrupted(number: int, _: object) -> NoReturn:
+        """End as a command does that a signal ends; a lab that is being made or run goes with us."""
+        os.write(2, f"testbed: interrupted ({signal.Signals(number).name})\n".encode())
+        status.append(128 + number)
+        raise SystemExit(status[0])
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupted)
+        signal.signal(number, interrupted)
     if "TESTBED_TIED" in os.environ:
         sandbox.end_with_parent()
     try:
@@ -775,6 +777,10 @@ def main() -> NoReturn:
     except BrokenPipeError as e:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of our output went away: nothing to say to it
         raise SystemExit(141) from e
+    finally:
+        # A library that it came up through may have made an error of its own of it: pydantic's validators do.
+        if status:
+            raise SystemExit(status[0])
     raise SystemExit(0)
 
 

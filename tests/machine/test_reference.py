@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import testbed
 from tests.machine.conftest import Run
 
-pytestmark = [pytest.mark.machine, pytest.mark.xdist_group("measure")]
+pytestmark = [pytest.mark.machine, pytest.mark.quiet]
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from testbed.machines.qemu import Share, Size
 from tests.conftest import ROOT
 from tests.machine.conftest import Run
 
-pytestmark = [pytest.mark.machine, pytest.mark.xdist_group("measure")]
+pytestmark = [pytest.mark.machine, pytest.mark.quiet]
 
 PATIENCE = 300  # s: the first guest is saved for the others
 HOME = "-"  # the lab's own namespace, where the monitor interfaces are

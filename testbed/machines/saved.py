@@ -22,16 +22,22 @@ _KEPT = 4  # of other sizes, or of a QEMU that was since replaced; each is some 
 def find(beside: Path, digest: str, code: str) -> Path | None:
     """Return the saved guest of that digest, unless it has met `code` before and has not imported that."""
     folder = beside / f"saved-{digest}"
-    try:
-        if code in ("", (folder / "code").read_text()):
-            return folder
-        met = folder / "met"
-        if met.exists() and met.read_text() == code:
-            return None
-        met.write_text(code)
-    except OSError:  # there is none; or it was just removed, or nothing can be written there
+    imported = _text(folder / "code")
+    if imported is None:
         return None
+    if code in ("", imported):
+        return folder
+    if _text(folder / "met") == code:
+        return None
+    with suppress(OSError):  # where nothing can be written, none could be saved either: this one serves
+        (folder / "met").write_text(code)
     return folder
+
+
+def _text(file: Path) -> str | None:
+    with suppress(FileNotFoundError):
+        return file.read_text()
+    return None
 
 
 def make(beside: Path, digest: str, code: str, fill: Callable[[Path], None], waits: Callable[[], None]) -> Path:

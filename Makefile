@@ -17,6 +17,7 @@ help: ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/'
 
 setup: tools $(VENV)/.done ## install Debian's tools and the Python packages, at the versions that were tested
+	@$(BIN)/python -m compileall -q testbed # who forbids Python to write bytecode would wait for it at every command
 
 # Only what is missing is installed, so that a machine which has it all needs neither root nor a network. Debian starts
 # a service of smcroute, which would route multicast on this machine: labs start their own, each in its node.
@@ -41,7 +42,6 @@ peers:
 $(VENV)/.done: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@$(BIN)/python -m compileall -q testbed
 	@touch $@
 
 demo: machine ## Wi-Fi MLO, MPTCP and AMT in one lab: thirty seconds with events, measured and judged

@@ -12,8 +12,8 @@ Methods, in random order, each in a process and a private network and mount name
 
 Figures: `up` until the tool returns; `down` until its own deletion returns; `gone` from the start of the
 deletion to the end of the kernel's last cleanup_net work item; `memory` is how much more the kernel and all
-processes hold at `up` than before the method's process began, per node. Every network must carry a ping
-before it goes. Exit status 1: a goal fails; 2: something could not be measured.
+processes hold at `up` than before the method's process began, per node. Times are the least of the repeats.
+Every network must carry a ping before it goes. Exit status 1: a goal fails; 2: something could not be measured.
 
 Let nothing else make network namespaces meanwhile: the kernel's cleanup does not say whose they were.
 """
@@ -413,15 +413,16 @@ def measure(cell: Cell, folder: Path, trace: Path | None) -> Figures:
     return Figures(up, down, end - start, held / cell.size)
 
 
-def medians(samples: Sequence[tuple[Cell, Figures]]) -> dict[Cell, Figures]:
-    """Reduce the repeats of every cell, figure by figure."""
+def reduced(samples: Sequence[tuple[Cell, Figures]]) -> dict[Cell, Figures]:
+    """Reduce the repeats of every cell: the least of each time, to which others only add, and the median memory."""
     grouped: dict[Cell, list[tuple[float, ...]]] = {}
     for cell, figures in samples:
         grouped.setdefault(cell, []).append(astuple(figures))
-    return {
-        cell: Figures(*(statistics.median(column) for column in zip(*rows, strict=True)))
-        for cell, rows in grouped.items()
-    }
+    found = {}
+    for cell, rows in grouped.items():
+        up, down, gone, memory = zip(*rows, strict=True)
+        found[cell] = Figures(min(up), min(down), min(gone), statistics.median(memory))
+    return found
 
 
 def goals(table: Mapping[Cell, Figures], traced: bool) -> Iterator[Goal]:
@@ -449,7 +450,7 @@ def goals(table: Mapping[Cell, Figures], traced: bool) -> Iterator[Goal]:
 
 
 def show(table: Mapping[Cell, Figures]) -> None:
-    """Print the medians and the ratios."""
+    """Print the figures and the ratios."""
 
     def ratio(one: float, other: float) -> str:
         return f"{one / other:.2f}" if one and other else "-"
@@ -515,7 +516,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--methods", type=names(METHODS), default=METHODS)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1, help="of the random order")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples, medians and goals")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples, figures and goals")
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -545,7 +546,7 @@ def main() -> int:
             label = f"[{count}/{len(order)}] {cell.shape} {cell.size} {cell.method}"
             print(f"{label:34} up {figures.up:.4f}  gone {figures.gone:.3f}", file=sys.stderr, flush=True)
 
-    found = medians(samples)
+    found = reduced(samples)
     table = {cell: found[cell] for cell in cells}
     verdicts = tuple(goals(table, traced=trace is not None))
     show(table)
@@ -559,7 +560,7 @@ def main() -> int:
             "machine": {"kernel": platform.release(), "cpus": os.cpu_count()},
             "options": {"seed": given.seed, "repeats": given.repeats, "traced": trace is not None},
             "samples": [asdict(cell) | asdict(figures) for cell, figures in samples],
-            "medians": [asdict(cell) | asdict(figures) for cell, figures in table.items()],
+            "figures": [asdict(cell) | asdict(figures) for cell, figures in table.items()],
             "goals": [asdict(goal) | {"met": goal.met} for goal in verdicts],
         }
         given.json.write_text(json.dumps(record, indent=1) + "\n")

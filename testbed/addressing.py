@@ -6,9 +6,11 @@ from binascii import crc32
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from ipaddress import IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_interface, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from testbed import tunnels
 from testbed.drivers import amt
@@ -16,6 +18,7 @@ from testbed.drivers.link import MTU
 from testbed.drivers.route import MAIN, RouteAdd, RuleAdd
 from testbed.nodes.place import Bss, Interface, Kind, Place, Tunnel
 from testbed.topology import Event, Topology
+from testbed.units import interface_of
 
 # RFC 1918 and RFC 3849: nothing that a lab's packets could be mistaken for outside of it.
 _POOLS = {4: ip_network("10.0.0.0/8"), 6: ip_network("2001:db8::/32")}
@@ -34,8 +37,7 @@ class NoRoom(ValueError):
         self.at = at
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(Struct, frozen=True):
     """An interface as the file states it: its place there, what it is joined to, and its addresses (None: planned).
 
     Media are numbered: links in the order of the file, then BSSs, bridges that have addresses, AMT interfaces.
@@ -50,8 +52,7 @@ class End:
     stated: tuple[str, ...] | None
 
 
-@dataclass(frozen=True)
-class Network:
+class Network(Struct, frozen=True, dict=True):
     """Every interface with its addresses; a segment is what one broadcast reaches (links joined by bridges)."""
 
     topology: Topology
@@ -137,12 +138,6 @@ class Network:
         return ""
 
 
-@lru_cache(maxsize=8192)
-def interface_of(address: str) -> IPv4Interface | IPv6Interface:
-    """Return `address/length` as an object: it takes 40 us, and every check of a file asks again."""
-    return ip_interface(address)
-
-
 def end_of(text: str) -> tuple[str, str]:
     """Split `node:interface`."""
     node, _, ifname = text.partition(":")
@@ -188,6 +183,7 @@ def place_at(net: Network, event: Event) -> Place:
     return here
 
 
+@lru_cache(maxsize=1)
 def network(topology: Topology) -> Network:
     """Return the planned interfaces of a consistent topology; NoRoom when a segment does not fit."""
     found = tuple(ends(topology))
@@ -345,8 +341,7 @@ def _allocator(version: int, used: list[Net]) -> Callable[[int, At], Net]:
     return take
 
 
-@dataclass(frozen=True, slots=True)
-class Hop:
+class Hop(Struct, frozen=True):
     """The way from a node to a segment: out of `interface`, to the router `via` on it."""
 
     interface: Interface

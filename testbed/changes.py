@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from testbed.drivers.link import MTU, AddressAdd, LinkSet
 from testbed.drivers.mptcp import EndpointAdd
@@ -12,8 +13,7 @@ from testbed.drivers.tc import Qdisc, QdiscDel
 from testbed.steps import Configure, Delete, Run, Step, Wait
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Struct, frozen=True):
     """How a running lab differs from a plan: steps that no longer hold, steps to perform, what can't be done."""
 
     removed: tuple[Step, ...]

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from glob import escape as glob
 from ipaddress import IPv4Interface, IPv6Interface, ip_address
 
+from msgspec import Struct
+from msgspec.structs import replace
+
 from testbed import groups, tunnels
-from testbed.addressing import Net, Network, NoRoom, ends, interface_of, network, place_at
+from testbed.addressing import Net, Network, NoRoom, ends, network, place_at
 from testbed.document import Path
 from testbed.drivers.channels import channel
 from testbed.explain import suggest
@@ -23,6 +25,7 @@ from testbed.nodes.node import Node
 from testbed.nodes.place import Place, misnamed
 from testbed.nodes.station import STATIONS
 from testbed.topology import NAME, NODE, Direction, Event, Link, Shaping, Topology, Way, Work, Written
+from testbed.units import interface_of
 
 Fault = tuple[Path, str, str]
 _SYSCTL = re.compile(r"net(\.[A-Za-z0-9_@+-]+(/[A-Za-z0-9_@+-]+)*)+")  # a slash is a dot in a device's name
@@ -59,8 +62,7 @@ def faults(topology: Topology, written: Written) -> Iterator[Fault]:
     index = [n for n in range(len(topology.links)) if n not in no_end]
     links = tuple(topology.links[n] for n in index)
     try:
-        sound = {"links": tuple(map(_sound, links)), "nodes": {n: _sound_node(x) for n, x in topology.nodes.items()}}
-        net = network(topology.model_copy(update=sound))
+        net = network(_sound_topology(topology, links))
     except NoRoom as e:
         at = ("links", index[int(e.at[1])], "ends") if e.at[0] == "links" else e.at
         yield at, str(e), "a shorter prefix length has room for more"
@@ -192,9 +194,19 @@ def _address(text: str) -> str:
     return ""
 
 
+def _sound_topology(topology: Topology, links: tuple[Link, ...]) -> Topology:
+    """Return the topology with these links, and without the addresses that are none; itself when there is no such."""
+    sound = tuple(map(_sound, links))
+    nodes = {n: _sound_node(x) for n, x in topology.nodes.items()}
+    pairs = (*zip(sound, topology.links, strict=False), *zip(nodes.values(), topology.nodes.values(), strict=True))
+    if len(sound) == len(topology.links) and all(one is other for one, other in pairs):
+        return topology  # whose network the plan asks for again
+    return topology.model_copy(update={"links": sound, "nodes": nodes})
+
+
 def _sound(link: Link) -> Link:
     """Return the link without the addresses that are none."""
-    if link.addresses is None:
+    if not any(_address(a) for e in range(2) for a in link.stated(e) or ()):
         return link
     stated = [[a for a in link.stated(e) or () if not _address(a)] for e in range(2)]
     return link.model_copy(update={"addresses": stated})
@@ -247,8 +259,7 @@ def _addresses(net: Network, topology: Topology, links: Sequence[Link]) -> Itera
         yield from _overlaps([s for (_, v), found in stated.items() if v == version for s in found])
 
 
-@dataclass(frozen=True, slots=True)
-class Stated:
+class Stated(Struct, frozen=True):
     """A network that the author gave to an end, the number of its medium, and where."""
 
     network: Net

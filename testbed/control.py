@@ -9,13 +9,14 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from subprocess import CompletedProcess
 from tempfile import TemporaryFile
 from types import TracebackType
 from typing import Any
+
+from msgspec import Struct
 
 from testbed import __version__, sandbox
 from testbed.errors import LabError
@@ -29,8 +30,7 @@ class SilentError(LabError):
     """A lab's holder does not answer: it is stopped, or stuck in the kernel."""
 
 
-@dataclass(slots=True)
-class RunningLab:
+class RunningLab(Struct):
     """A lab that is up; as a context manager it takes the lab down at the end.
 
     Every request has a connection of its own: threads may share this object, and a request that is interrupted

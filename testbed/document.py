@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
+from msgspec import Struct, field
 
 from testbed.errors import InputError, Problem
 
@@ -60,8 +60,7 @@ _SYNTAX: Mapping[str, tuple[bool, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(Struct, frozen=True):
     """A place in a file: line and column count from 0, width is that of the text there."""
 
     source: Source
@@ -85,16 +84,14 @@ class Mark:
         return Problem(_printable(message), *place, hint=_printable(hint))
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(Struct, frozen=True):
     """A file's name as the user wrote it, and its lines; without any it is no file but an option."""
 
     name: str
     rows: tuple[str, ...]
 
 
-@dataclass(slots=True)
-class Document:
+class Document(Struct):
     """Plain data, the place of each value, and the place of each mapping key (by the path of its value)."""
 
     data: Any
@@ -111,8 +108,7 @@ class Document:
         raise KeyError(path)
 
 
-@dataclass(slots=True)
-class _Open:
+class _Open(Struct):
     """A collection whose end event has not come yet."""
 
     path: Path
@@ -168,8 +164,7 @@ def _character(source: Source, line: int, column: int) -> str:
     return source.rows[line][column : column + 1] if line < len(source.rows) else ""
 
 
-@dataclass(slots=True)
-class _Builder:
+class _Builder(Struct):
     source: Source
     document: Document = field(default_factory=lambda: Document(None))
     stack: list[_Open] = field(default_factory=list)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from testbed.plan import Plan
 from testbed.schedule import event_steps
@@ -14,8 +15,7 @@ from testbed.workloads.place import Measured
 Rows = Sequence[Mapping[str, Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class Effect:
+class Effect(Struct, frozen=True):
     """An event of the file: when it was to happen, what it is, when it was performed, when it took effect (s)."""
 
     at: float

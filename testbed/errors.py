@@ -9,7 +9,7 @@ Unsupported   exit 4  no machine offers a required feature; nothing was created
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class TestbedError(Exception):
@@ -37,8 +37,7 @@ class Unsupported(TestbedError):
     exit_status = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(NamedTuple):  # and no Struct: a pytest that uses no lab has this module alone
     """One thing wrong with the input: its place, what is wrong, the offending line and, if any, a hint.
 
     `line` and `column` count from 1; 0 means that there is no such place (an option of the command line).

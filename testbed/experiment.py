@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+
+from msgspec import Struct
 
 from testbed.document import Document, Mark, Source, merge, override, parse, place
 from testbed.errors import InputError, Problem
@@ -16,8 +17,7 @@ _CASES = 1000
 Setting = tuple[str, int, object]
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
+class Case(Struct, frozen=True):
     """One run: its label ("" for the only one), what was set for it, and the topology that this gives."""
 
     label: str
@@ -25,8 +25,7 @@ class Case:
     topology: Topology
 
 
-@dataclass(frozen=True, slots=True)
-class Experiment:
+class Experiment(Struct, frozen=True):
     """A file with its cases; `texts` are the verbatim inputs by the name that they have in a results folder."""
 
     path: Path

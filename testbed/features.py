@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 Group = Literal["kernel", "MPTCP", "multicast", "Wi-Fi", "tools"]
 MICROVM = "--machine microvm"
 
 
-@dataclass(frozen=True, slots=True)
-class Feature:
+class Feature(Struct, frozen=True):
     """Something that a machine offers or not; `machines.here` knows how each is probed.
 
     `rests_on` and `program` are what its presence hangs on within one boot: a kernel module's folder, a sysctl,

@@ -10,9 +10,10 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
 
 from testbed import __version__, netlink, sandbox, timeline
 from testbed import lab as labs
@@ -26,8 +27,7 @@ from testbed.steps import LAB, Step
 Task = Generator[float, None, None]
 
 
-@dataclass(slots=True, eq=False)
-class Job:
+class Job(Struct, eq=False):
     """A request under way: resumed at `wake` or when a process ends; `line` is None when nobody waits for it."""
 
     verb: str
@@ -37,8 +37,7 @@ class Job:
     cancelled: bool = False
 
 
-@dataclass(slots=True)
-class Holder:
+class Holder(Struct):
     """The lab and who talks to it; the lab ends with its owner's connection until it is kept."""
 
     lab: Lab

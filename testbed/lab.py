@@ -13,10 +13,12 @@ import socket
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
 from itertools import count, groupby
 from pathlib import Path
 from typing import TextIO, cast
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from testbed import linux, netlink, sandbox, wire
 from testbed.drivers.link import LinkSet, NamespaceAdd
@@ -46,8 +48,7 @@ _DEFAULT = (
 _BATCH = 32768  # bytes in one send: well under the smallest default socket buffer
 
 
-@dataclass(slots=True)
-class Process:
+class Process(Struct):
     """A process that the lab started; `status` is None while it lives, negative for a signal (as subprocess)."""
 
     node: str
@@ -61,8 +62,7 @@ class Process:
     stopped: int = 0  # the signal that told it to end
 
 
-@dataclass(slots=True)
-class Lab:
+class Lab(Struct):
     """What a holder knows about its lab."""
 
     name: str

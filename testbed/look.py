@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 
+from msgspec import Struct
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
@@ -12,8 +12,7 @@ from pyroute2.netlink.rtnl.tcmsg import tcmsg
 from testbed.drivers import amt, nl80211
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(Struct, frozen=True):
     """One interface as the kernel reports it; state is RFC 2863's, counters are since it exists."""
 
     name: str

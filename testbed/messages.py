@@ -12,8 +12,9 @@ import socket
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from testbed.errors import LabError
 
@@ -24,8 +25,7 @@ _LONGEST, _PART = 1 << 28, 1 << 18  # bytes of a message, and of one recv
 _BROKEN = (pickle.UnpicklingError, AttributeError, EOFError, ImportError, IndexError, KeyError, TypeError, ValueError)
 
 
-@dataclass(slots=True, eq=False)
-class Line:
+class Line(Struct, eq=False):
     """One end of a conversation; on a non-blocking socket it waits for nobody, however slow the other end is."""
 
     connection: socket.socket

@@ -7,7 +7,8 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from testbed import linux, wire
 from testbed.drivers import nl80211
@@ -21,8 +22,7 @@ _SOL_NETLINK, _CAP_ACK, _EXT_ACK = 270, 10, 11
 _RTM_GETLINK = 18
 
 
-@dataclass(slots=True)
-class Namespace:
+class Namespace(Struct):
     """A node's network namespace, kept alive by `fd` and by `route`, an rtnetlink socket that belongs to it."""
 
     name: str
@@ -105,8 +105,7 @@ class Namespace:
         self.stale = True
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(Struct, frozen=True):
     """The kernel refused message number `at` of a batch."""
 
     at: int

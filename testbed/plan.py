@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from ipaddress import ip_address, ip_interface
+from ipaddress import ip_address
+
+from msgspec import Struct
 
 from testbed import addressing, features, trees
 from testbed.addressing import Network, link_local
@@ -29,10 +30,10 @@ from testbed.nodes.mptcp import planned
 from testbed.nodes.place import Interface
 from testbed.steps import LAB, Configure, Run, Step, Wait
 from testbed.topology import Link, Topology
+from testbed.units import interface_of
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """What `up` performs: steps in order, and the lab's /etc/hosts."""
 
     name: str
@@ -282,7 +283,7 @@ def _routes(net: Network) -> Iterator[Step]:
 def _towards(net: Network, node: str, via: str) -> str:
     gateway = ip_address(via)
     pairs = [(i, a) for i in net.interfaces[node] for a in i.addresses]
-    return next(i.name for i, a in pairs if gateway in ip_interface(a).network)
+    return next(i.name for i, a in pairs if gateway in interface_of(a).network)
 
 
 def _shaping(net: Network) -> Iterator[Step]:

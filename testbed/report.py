@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from testbed import metrics as derive
 from testbed import results
@@ -24,8 +26,7 @@ from testbed.workloads.place import Measured
 BUSY = 90.0  # per cent of all CPUs: above it a figure may be the host's and not the lab's
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Struct, frozen=True):
     """One check and what came of it; `value` is None when the metric was not measured, and `why` says so."""
 
     metric: str
@@ -36,16 +37,14 @@ class Outcome:
     why: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Doubt:
+class Doubt(Struct, frozen=True):
     """A figure that the host limited: what it affects, and what was seen."""
 
     what: str
     seen: str
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Struct, frozen=True):
     """Everything derived from a results folder."""
 
     folder: Path

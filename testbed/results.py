@@ -9,9 +9,10 @@ import platform
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from testbed import __version__
 from testbed.errors import InputError, LabError, Problem
@@ -19,8 +20,7 @@ from testbed.errors import InputError, LabError, Problem
 DERIVED = ("metrics.json", "verdict.json", "junit.xml")
 
 
-@dataclass(frozen=True, slots=True)
-class Folder:
+class Folder(Struct, frozen=True):
     """One run's folder."""
 
     path: Path

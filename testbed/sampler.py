@@ -15,9 +15,11 @@ import struct
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from testbed import linux, netlink, wire
 from testbed.drivers import nl80211
@@ -38,8 +40,7 @@ _COUNTERS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(Struct, frozen=True):
     """What is read of one node, and where it goes."""
 
     route: socket.socket

@@ -18,12 +18,13 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from io import FileIO
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
+
+from msgspec import Struct
 
 from testbed import linux
 from testbed.errors import LabError, Unsupported
@@ -33,8 +34,7 @@ FOLDER = "/run/testbed"  # inside the sandbox: a lab's own files, gone with it
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(Struct, frozen=True):
     """Who is at the other end of a socket: its process and user, as seen from here (SO_PEERCRED)."""
 
     pid: int

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from shlex import join
 from typing import Protocol
+
+from msgspec import Struct
 
 from testbed.wire import Here, Message
 
@@ -24,8 +25,7 @@ class Netlink(Request, Protocol):
         """Encode for the namespace `here`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Delete:
+class Delete(Struct, frozen=True):
     """The opposite of a request that added something."""
 
     added: Netlink
@@ -47,8 +47,7 @@ class Probe(Protocol):
     def __str__(self) -> str: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Configure:
+class Configure(Struct, frozen=True):
     """One request to the kernel, about one node."""
 
     node: str
@@ -59,8 +58,7 @@ class Configure:
         return f"[{self.node}] {self.request}{_at(self.at)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(Struct, frozen=True):
     """A file that later steps read; `path` is relative to the lab's folder."""
 
     path: str
@@ -71,8 +69,7 @@ class Write:
         return f"[{self.node}] write {self.path} ({len(self.text.splitlines())} lines)"
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(Struct, frozen=True):
     """A command to completion (within seconds) that must exit 0."""
 
     node: str
@@ -83,8 +80,7 @@ class Run:
         return f"[{self.node}] {join(self.argv)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Spawn:
+class Spawn(Struct, frozen=True):
     """A long-running process; its output becomes `stdout` and `<node>/<name>.log` in the lab's folder.
 
     One with `at` starts then and must end by itself within `within` seconds, with status 0; one without runs
@@ -119,8 +115,7 @@ class Spawn:
 START = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(Struct, frozen=True):
     """Repeat a probe until it holds, at most `within` seconds; `process` names who must live for it.
 
     One with `urge` is taken up when those without hold: requests that are made first, and `again` every `every`

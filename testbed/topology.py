@@ -1,12 +1,10 @@
 """The topology language: YAML text -> Topology, frozen and closed, with every error of the file at once."""
 
-from __future__ import annotations
-
 import re
-from dataclasses import dataclass
 from pathlib import Path as File
 from typing import Annotated, Any, Literal
 
+from msgspec import Struct
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
 
 from testbed.document import Document, get
@@ -92,9 +90,13 @@ class Shaping(Direction):
 
     def shape(self, way: Way) -> Shape:
         """Return what one direction does."""
-        own = getattr(self, way) or Direction()
-        keys = ("rate", "burst", "delay", "jitter", "distribution", "loss", "duplicate", "corrupt", "reorder")
-        found = {k: getattr(self if getattr(own, k) is None else own, k) for k in keys}
+        own = getattr(self, way)
+        if own is None and self.model_fields_set.isdisjoint(Direction.model_fields):
+            return Shape()
+        own = own or Direction()
+        found = {
+            k: getattr(self if getattr(own, k) is None else own, k) for k in Direction.model_fields if k != "queue"
+        }
         if isinstance(found["loss"], Bursts):
             found["loss"] = GilbertElliott(**dict(found["loss"]))
         queue = own.queue or self.queue
@@ -211,6 +213,9 @@ class Topology(Spec):
     checks: tuple[Check, ...] = ()
     duration: Time | None = Field(None, description="Length of a run; otherwise until the last workload ends")
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # pydantic's fails: some fields are mappings
+
     def seconds(self) -> float:
         """Return how long a run of this takes, as far as workloads and `duration` say."""
         ends = [w.at + w.seconds_long() for w in (x.workload() for x in self.workloads.values())]
@@ -226,8 +231,7 @@ def load(path: str | File, overrides: tuple[str, ...] = (), base: File | None = 
     return read(path, overrides, base).cases[0].topology
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
+class Written(Struct, frozen=True):
     """What a file names, faulty parts too; and the doubts, whose faults could make others seem to be there.
 
     Doubts are sections (`links`, `nodes`, `workloads` ...) and single nodes (`nodes.NAME`).

@@ -8,7 +8,8 @@ interface by which its sending end hears the packets to a segment of its own, an
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from testbed.addressing import Network
 from testbed.drivers.smcroute import Entry
@@ -18,8 +19,7 @@ from testbed.workloads.multicast import Multicast, Receiver
 from testbed.workloads.place import Way
 
 
-@dataclass(frozen=True, slots=True)
-class Hop:
+class Hop(Struct, frozen=True):
     """A router that takes packets of segment `near` by `iif` can send them by `oif` into segment `far`."""
 
     node: str
@@ -29,8 +29,7 @@ class Hop:
     far: int
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(Struct, frozen=True):
     """An interface where packets can be sent or received."""
 
     node: str
@@ -38,8 +37,7 @@ class End:
     segment: int
 
 
-@dataclass(frozen=True, slots=True)
-class Tree:
+class Tree(Struct, frozen=True):
     """Where a source sends, the hop that leads into each segment, and each segment's number of routers before it."""
 
     source: End
@@ -53,8 +51,7 @@ class Tree:
             segment = hop.near
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Struct, frozen=True):
     """The tree of a workload, and the interface of each receiver that it reaches."""
 
     tree: Tree

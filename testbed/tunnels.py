@@ -6,13 +6,14 @@ The tunnels are the kernel's: over IPv4, a relay has one stream interface, and a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING
 
 from testbed.drivers.amt import HEADERS, LEAST_MTU
 from testbed.explain import suggest
 from testbed.nodes.amt_gateway import AmtGateway
 from testbed.nodes.place import Interface, Place, Tunnel
+from testbed.units import interface_of
 
 if TYPE_CHECKING:
     from testbed.addressing import Network
@@ -222,7 +223,7 @@ def _routed(net: Network, node: str, mine: list[Interface], target: Interface) -
         to = ip_address(target.host(4))
         fits = [(length, via) for r in stated if (length := _covers(r.to, to)) >= 0 and (via := _parsed(r.via))]
         for _, via in sorted(fits, key=lambda f: -f[0])[:1]:
-            yield from (i for i in mine if any(via in ip_interface(a).network for a in i.addresses))
+            yield from (i for i in mine if any(via in interface_of(a).network for a in i.addresses))
     elif net.topology.routing == "static":
         best = net.ways.get(node, {}).get(target.segment, [])[:1]
         yield from (hop.interface for hop in best if hop.interface in mine)

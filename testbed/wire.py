@@ -8,8 +8,9 @@ Sources: include/uapi/linux/netlink.h, rtnetlink.h, if_link.h.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
@@ -40,8 +41,7 @@ class Here(Protocol):
         """Return the number of a radio that is in this namespace."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(Struct, frozen=True):
     """One netlink request without its header; `family` names a generic netlink family, "" is rtnetlink."""
 
     kind: int

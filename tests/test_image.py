@@ -7,7 +7,10 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -108,11 +111,12 @@ def test_no_host_is_named_in_the_recipe_or_its_code() -> None:
     assert not found
 
 
-def test_an_installed_package_has_the_recipe() -> None:
-    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["testbed"]
-    package = ROOT / "testbed"
-    packed = {f for pattern in patterns for f in package.glob(pattern)}
-    assert {f for f in recipe.FOLDER.iterdir() if f.is_file()} <= packed
+def test_an_installed_package_has_the_recipe(tmp_path: Path) -> None:
+    build = (sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path))
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    with zipfile.ZipFile(next(tmp_path.glob("testbed-*.whl"))) as wheel:
+        packed = {ROOT / name for name in wheel.namelist()}
+    assert {f for f in recipe.FOLDER.iterdir() if f.is_file()} | {ROOT / "testbed" / "py.typed"} <= packed
 
 
 def test_the_cached_image_is_found(cache: Path) -> None:

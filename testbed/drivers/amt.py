@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import socket
 import struct
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from testbed.drivers.link import (
     CREATE,
@@ -33,8 +34,7 @@ _KIND = "amt"
 _HEAD = struct.Struct("=BxHiII")  # struct ifinfomsg
 
 
-@dataclass(frozen=True, slots=True)
-class AmtAdd:
+class AmtAdd(Struct, frozen=True):
     """A gateway's pseudo-interface, or a relay's, made down and in its final namespace: it can't be moved.
 
     `dev` is the interface that carries the tunnels, `local` its address. Nothing of it can be changed later.
@@ -80,8 +80,7 @@ def _address(kind: int, text: str) -> bytes:
     return attr(kind, socket.inet_pton(socket.AF_INET, text))
 
 
-@dataclass(frozen=True, slots=True)
-class Amt:
+class Amt(Struct, frozen=True):
     """An AMT interface as the kernel describes it; `remote` is "" until a relay has advertised itself."""
 
     name: str
@@ -121,8 +120,7 @@ def _dotted(raw: bytes) -> str:
     return ".".join(map(str, raw))
 
 
-@dataclass(frozen=True, slots=True)
-class RelayFound:
+class RelayFound(Struct, frozen=True):
     """A gateway has had a Relay Advertisement (RFC 7450 section 5.1.2): the kernel then tells the relay's address.
 
     There is nothing more that the driver tells; it sends its Relay Discovery every five seconds until then.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 Band = Literal["2.4 GHz", "5 GHz", "6 GHz"]
 # Channels on which an access point must first listen for a radar, for a minute (DFS, ETSI EN 301 893, FCC part 15).
@@ -11,8 +12,7 @@ _RADAR = range(52, 145)
 _FIVE = (*range(36, 65, 4), *range(100, 145, 4), *range(149, 178, 4))
 
 
-@dataclass(frozen=True, slots=True)
-class Channel:
+class Channel(Struct, frozen=True):
     """One channel; `number` counts from the start of its band, `op_class` is the global operating class."""
 
     band: Band

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class Listening:
+class Listening(Struct, frozen=True):
     """A TCP (or MPTCP) server listens on a port."""
 
     port: int
@@ -15,8 +14,7 @@ class Listening:
         return f"listening on port {self.port}"
 
 
-@dataclass(frozen=True, slots=True)
-class Capturing:
+class Capturing(Struct, frozen=True):
     """A packet socket takes this interface's packets, and dumpcap says in its log that it writes them."""
 
     ifname: str
@@ -26,8 +24,7 @@ class Capturing:
         return f"capturing {self.ifname}"
 
 
-@dataclass(frozen=True, slots=True)
-class FileHas:
+class FileHas(Struct, frozen=True):
     """A file of the lab's folder exists and holds something."""
 
     path: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from testbed.drivers.channels import Channel, channel
 from testbed.drivers.wpa_ctrl import Control
@@ -17,8 +17,7 @@ _CIPHERS = {"ccmp": "CCMP", "gcmp-256": "GCMP-256"}
 BEACONS = 10  # from a removal's announcement to the removal
 
 
-@dataclass(frozen=True, slots=True)
-class Ap:
+class Ap(Struct, frozen=True):
     """One BSS of an access point as its file states it; `mld` is the MLD address, "" without MLO."""
 
     ifname: str

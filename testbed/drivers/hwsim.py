@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from testbed.wire import Here, Message, attr, text, u32
 
@@ -12,8 +13,7 @@ NEW_RADIO, DEL_RADIO = 4, 5
 CHANNELS, DESTROY_ON_CLOSE, RADIO_NAME, NO_VIF, PERM_ADDR, MLO_SUPPORT = 9, 16, 17, 18, 22, 25
 
 
-@dataclass(frozen=True, slots=True)
-class RadioAdd:
+class RadioAdd(Struct, frozen=True):
     """A radio without an interface, in the lab's own medium: it hears no radio of another lab, and goes with its own.
 
     One channel also with MLO: the kernel does not count the links of one MLD, and more would bar a userspace medium.

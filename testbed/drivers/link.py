@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import struct
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from testbed import wire
 from testbed.wire import Here, Message, attr, nest, text, u8, u32
@@ -35,8 +36,7 @@ def _mac(address: str) -> bytes:
     return attr(IFLA_ADDRESS, bytes.fromhex(address.replace(":", "")))
 
 
-@dataclass(frozen=True, slots=True)
-class NamespaceAdd:
+class NamespaceAdd(Struct, frozen=True):
     """A node: an empty network namespace with `lo` up."""
 
     name: str
@@ -45,8 +45,7 @@ class NamespaceAdd:
         return f"ip netns add {self.name}"
 
 
-@dataclass(frozen=True, slots=True)
-class VethAdd:
+class VethAdd(Struct, frozen=True):
     """A veth pair, both ends in their final namespace under their final name; this end may be a bridge port."""
 
     name: str
@@ -83,8 +82,7 @@ class VethAdd:
         return Message(RTM_NEWLINK, CREATE, _ifinfo(index, flags, flags) + body + info)
 
 
-@dataclass(frozen=True, slots=True)
-class BridgeAdd:
+class BridgeAdd(Struct, frozen=True):
     """An IEEE 802.1D bridge, down: ports join faster while it is."""
 
     name: str
@@ -104,8 +102,7 @@ class BridgeAdd:
         return Message(RTM_NEWLINK, CREATE, _ifinfo(here.claim(self.name)) + body)
 
 
-@dataclass(frozen=True, slots=True)
-class PortAdd:
+class PortAdd(Struct, frozen=True):
     """An existing interface becomes a port of a bridge, and comes up."""
 
     name: str
@@ -120,8 +117,7 @@ class PortAdd:
         return Message(RTM_NEWLINK, 0, head + u32(IFLA_MASTER, here.index(self.master)))
 
 
-@dataclass(frozen=True, slots=True)
-class LinkSet:
+class LinkSet(Struct, frozen=True):
     """Change an existing link: its state or its MTU."""
 
     name: str
@@ -144,8 +140,7 @@ class LinkSet:
         return Message(RTM_NEWLINK, 0, _ifinfo(here.index(self.name), IFF_UP if self.up else 0, change) + body)
 
 
-@dataclass(frozen=True, slots=True)
-class AutoAddressOff:
+class AutoAddressOff(Struct, frozen=True):
     """No automatic IPv6 address on a link; must come before `up`, and is ignored in a creating message."""
 
     name: str
@@ -158,8 +153,7 @@ class AutoAddressOff:
         return Message(RTM_NEWLINK, 0, _ifinfo(here.index(self.name)) + _NO_ADDRESS)
 
 
-@dataclass(frozen=True, slots=True)
-class AddressAdd:
+class AddressAdd(Struct, frozen=True):
     """An address on a link; IPv6 without duplicate address detection, for addresses here are planned."""
 
     address: str
@@ -175,8 +169,7 @@ class AddressAdd:
         return Message(RTM_NEWADDR, CREATE, head + struct.pack("=I", here.index(self.dev)) + body)
 
 
-@dataclass(frozen=True, slots=True)
-class LinksUp:
+class LinksUp(Struct, frozen=True):
     """Every named link is operationally up (RFC 2863, IFF_RUNNING), so that the first packet is not lost."""
 
     names: tuple[str, ...]

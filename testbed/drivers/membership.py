@@ -7,14 +7,14 @@ igmp6_mcf_seq_show), which print /proc/net/igmp, mcfilter, igmp6 and mcfilter6.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from ipaddress import ip_address
+
+from msgspec import Struct
 
 TABLES = {4: ("igmp", "mcfilter"), 6: ("igmp6", "mcfilter6")}
 
 
-@dataclass(frozen=True, slots=True)
-class Joined:
+class Joined(Struct, frozen=True):
     """A group has a member on an interface: of all its sources (*,G), or of one (S,G)."""
 
     group: str

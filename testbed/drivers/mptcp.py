@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 import struct
-from dataclasses import dataclass
 from ipaddress import ip_address
+
+from msgspec import Struct
 
 from testbed.wire import Here, Message, attr, nest, u8, u16, u32
 
@@ -21,8 +22,7 @@ def command(cmd: int, *attributes: bytes) -> bytes:
     return struct.pack("=BBH", cmd, _VERSION, 0) + b"".join(attributes)
 
 
-@dataclass(frozen=True, slots=True)
-class EndpointAdd:
+class EndpointAdd(Struct, frozen=True):
     """An address that the path manager may use (subflow) or announce (signal); its id is fixed by the plan."""
 
     address: str
@@ -50,8 +50,7 @@ class EndpointAdd:
         return Message(0, 0, command(ADD_ADDR, nest(1, body)), FAMILY)
 
 
-@dataclass(frozen=True, slots=True)
-class EndpointFlags:
+class EndpointFlags(Struct, frozen=True):
     """An existing endpoint gets other flags; the kernel takes backup and fullmesh here (MPTCP_PM_CMD_SET_FLAGS)."""
 
     endpoint: EndpointAdd
@@ -66,8 +65,7 @@ class EndpointFlags:
         return Message(added.kind, 0, bytes((SET_FLAGS,)) + added.body[1:], FAMILY)
 
 
-@dataclass(frozen=True, slots=True)
-class LimitsSet:
+class LimitsSet(Struct, frozen=True):
     """How many subflows a connection may have beyond the first, and how many ADD_ADDR it accepts."""
 
     subflows: int
@@ -86,8 +84,7 @@ class LimitsSet:
         return Message(0, 0, command(SET_LIMITS, limits), FAMILY)
 
 
-@dataclass(frozen=True, slots=True)
-class PathManagerHas:
+class PathManagerHas(Struct, frozen=True):
     """The kernel reports exactly these limits and endpoints: set-up is verified, never assumed."""
 
     limits: LimitsSet

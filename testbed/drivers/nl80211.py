@@ -6,8 +6,9 @@ pyroute2 knows no attribute of multi-link operation (IEEE 802.11be), so that thi
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from testbed.wire import Here, Message, attr, attributes, text, u32
 
@@ -46,8 +47,7 @@ def get_stations(index: int) -> bytes:
     return _command(GET_STATION, u32(_IFINDEX, index))
 
 
-@dataclass(frozen=True, slots=True)
-class WiphyMove:
+class WiphyMove(Struct, frozen=True):
     """A radio goes from the lab's own namespace, whose medium it keeps, into a node's."""
 
     radio: str
@@ -62,8 +62,7 @@ class WiphyMove:
         return Message(0, 0, _command(SET_WIPHY_NETNS, body), FAMILY)
 
 
-@dataclass(frozen=True, slots=True)
-class FragmentationSet:
+class FragmentationSet(Struct, frozen=True):
     """A radio fragments longer frames than any here: a threshold keeps mac80211 off its fast path.
 
     hwsim encrypts frames itself and needs room for the MIC behind them; the fast path leaves that to chance, and a
@@ -82,8 +81,7 @@ class FragmentationSet:
         return Message(0, 0, _command(SET_WIPHY, body), FAMILY)
 
 
-@dataclass(frozen=True, slots=True)
-class WlanAdd:
+class WlanAdd(Struct, frozen=True):
     """An interface of a radio; of an MLD its address is the MLD address, which no link has."""
 
     radio: str
@@ -102,8 +100,7 @@ class WlanAdd:
         return Message(0, 0, _command(NEW_INTERFACE, body), FAMILY)
 
 
-@dataclass(frozen=True, slots=True)
-class ChannelSet:
+class ChannelSet(Struct, frozen=True):
     """A monitor interface listens on a 20 MHz channel (MHz of its centre)."""
 
     name: str
@@ -117,8 +114,7 @@ class ChannelSet:
         return Message(0, 0, _command(SET_CHANNEL, u32(_IFINDEX, here.index(self.name)), u32(_FREQ, self.freq)), FAMILY)
 
 
-@dataclass(frozen=True, slots=True)
-class CountrySet:
+class CountrySet(Struct, frozen=True):
     """The regulatory domain (ISO 3166 alpha-2): there is one for a whole kernel."""
 
     country: str
@@ -135,8 +131,7 @@ class CountrySet:
 LOOKING = (WiphyMove, FragmentationSet, WlanAdd, ChannelSet)
 
 
-@dataclass(frozen=True, slots=True)
-class Wiphy:
+class Wiphy(Struct, frozen=True):
     """A radio as the kernel numbers it, and the attributes that it told of it in this message."""
 
     index: int
@@ -144,8 +139,7 @@ class Wiphy:
     told: frozenset[int]
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(Struct, frozen=True):
     """One link of a wireless interface: its id (0 without MLO), own address, MHz (0: set up and not active), width."""
 
     id: int
@@ -154,8 +148,7 @@ class Link:
     width: int
 
 
-@dataclass(frozen=True, slots=True)
-class Wlan:
+class Wlan(Struct, frozen=True):
     """A wireless interface; `mlo` says whether its links are those of an MLD, whose address `mac` then is."""
 
     index: int
@@ -175,8 +168,7 @@ class Wlan:
         return {link.id: link.freq for link in self.links}
 
 
-@dataclass(frozen=True, slots=True)
-class Bss:
+class Bss(Struct, frozen=True):
     """A BSS that a station is associated with, one for each link: signal in dBm, ms since its last beacon."""
 
     link_id: int
@@ -187,8 +179,7 @@ class Bss:
     mld: str
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Told(Struct, frozen=True):
     """An event of nl80211: its command, the interface's index, and the link ids that it is about."""
 
     command: int
@@ -257,8 +248,7 @@ def _width(found: dict[int, bytes]) -> int:
     return _WIDTHS.get(_number(found, _WIDTH), 0)
 
 
-@dataclass(frozen=True, slots=True)
-class LinksAre:
+class LinksAre(Struct, frozen=True):
     """A wireless interface has exactly these links, each on its frequency (MHz), and is operationally up.
 
     Of a station that means: associated on all of them, and the 4-way handshake done (wpa_supplicant lets the

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 import struct
-from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
+
+from msgspec import Struct
 
 from testbed import wire
 from testbed.wire import Here, Message, attr, u32
@@ -15,8 +16,7 @@ MAIN = 254
 _STATIC, _UNICAST, _LINK, _UNIVERSE = 4, 1, 253, 0
 
 
-@dataclass(frozen=True, slots=True)
-class RouteAdd:
+class RouteAdd(Struct, frozen=True):
     """A static route to `to` (a network, or "default" with the family of `via`)."""
 
     to: str
@@ -53,8 +53,7 @@ class RouteAdd:
         return Message(RTM_NEWROUTE, wire.NLM_F_CREATE | wire.NLM_F_REPLACE, head + body)
 
 
-@dataclass(frozen=True, slots=True)
-class RuleAdd:
+class RuleAdd(Struct, frozen=True):
     """Packets from the address `source` are routed by `table`."""
 
     source: str

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from ipaddress import ip_address
+
+from msgspec import Struct
 
 from testbed.steps import Spawn, Step, Wait, Write
 
@@ -18,8 +19,7 @@ MOST = 32  # include/uapi/linux/mroute.h: MAXVIFS, and mroute6.h: MAXMIFS
 _WORD = re.compile(r"[A-Za-z0-9_.-]+")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """Packets from `source` to `group` that come in by `iif` go out by every one of `oifs`."""
 
     source: str
@@ -36,8 +36,7 @@ class Entry:
         return f"({self.source}, {self.group}) from {self.iif} to {' '.join(self.oifs)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Forwarding:
+class Forwarding(Struct, frozen=True):
     """The kernel knows these interfaces as multicast interfaces of each IP version, and forwards exactly so."""
 
     interfaces: tuple[str, ...]

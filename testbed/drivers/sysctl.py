@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class SysctlSet:
+class SysctlSet(Struct, frozen=True):
     """One parameter under /proc/sys; performing it compares what the kernel then says with `value`."""
 
     name: str

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from testbed import wire
 from testbed.wire import Here, Message, attr, nest, text, u32, u64
@@ -17,8 +19,7 @@ _NETEM, _TBF, _LEAF, _GATE = 0x10000, 0x20000, 0x30000, 0x40000  # handles 1:, 2
 DISTRIBUTIONS = ("uniform", "normal", "pareto", "paretonormal")
 
 
-@dataclass(frozen=True, slots=True)
-class GilbertElliott:
+class GilbertElliott(Struct, frozen=True):
     """Loss in bursts: probabilities (0-1) good->bad, bad->good, loss in bad, loss in good."""
 
     p: float
@@ -27,8 +28,7 @@ class GilbertElliott:
     good: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(Struct, frozen=True):
     """One direction of a link: bit/s, bytes, seconds and probabilities (0-1); None is "not asked for"."""
 
     rate: int | None = None
@@ -64,8 +64,7 @@ class Options(Protocol):
         """Encode the content of TCA_OPTIONS."""
 
 
-@dataclass(frozen=True, slots=True)
-class Qdisc:
+class Qdisc(Struct, frozen=True):
     """A qdisc made, or changed in place when one of its handle is there."""
 
     dev: str
@@ -91,8 +90,7 @@ class Qdisc:
         return Message(RTM_NEWQDISC, flags, head + text(1, self.kind) + (attr(2, options) if options else b""))
 
 
-@dataclass(frozen=True, slots=True)
-class QdiscDel:
+class QdiscDel(Struct, frozen=True):
     """A qdisc goes: in place of a root comes the interface's default, of a child a plain fifo."""
 
     added: Qdisc
@@ -107,8 +105,7 @@ class QdiscDel:
         return Message(RTM_DELQDISC, 0, struct.pack("=BxxxiIII", 0, here.index(q.dev), q.handle, q.parent, 0))
 
 
-@dataclass(frozen=True, slots=True)
-class Tbf:
+class Tbf(Struct, frozen=True):
     """Token bucket: rate in bit/s, burst and limit in bytes; it splits GSO packets by itself."""
 
     rate: int
@@ -126,8 +123,7 @@ class Tbf:
         return parms + u32(6, self.burst) + (u64(4, rate) if rate > 0xFFFFFFFF else b"")
 
 
-@dataclass(frozen=True, slots=True)
-class Netem:
+class Netem(Struct, frozen=True):
     """Delay, jitter, loss, duplication, corruption and reordering of one direction; limit in packets."""
 
     shape: Shape
@@ -174,8 +170,7 @@ class Netem:
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
+class Limit(Struct, frozen=True):
     """A discipline that takes one number: bytes for bfifo, packets for the others (None: its default)."""
 
     kind: str
@@ -195,8 +190,7 @@ class Limit:
         return u32({"fq": 1, "fq_codel": 2, "codel": 2}[self.kind], self.value)  # TCA_*_LIMIT
 
 
-@dataclass(frozen=True, slots=True)
-class Plug:
+class Plug(Struct, frozen=True):
     """A gate (net/sched/sch_plug.c): closed, it keeps what comes; open, it lets that out and holds up nothing."""
 
     closed: bool

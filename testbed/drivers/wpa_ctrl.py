@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 Tool = Literal["hostapd", "wpa"]
 
 
-@dataclass(frozen=True, slots=True)
-class Control:
+class Control(Struct, frozen=True):
     """A command for a daemon, that must answer OK; `folder` holds the socket of the interface."""
 
     tool: Tool
@@ -25,8 +25,7 @@ class Control:
         return f"{self.folder}/{self.ifname}"
 
 
-@dataclass(frozen=True, slots=True)
-class Controlled:
+class Controlled(Struct, frozen=True):
     """A daemon has made the control socket of an interface."""
 
     tool: Tool

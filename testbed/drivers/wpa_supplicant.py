@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from testbed.drivers.wpa_ctrl import Control
 
@@ -10,8 +10,7 @@ _KEY_MGMT = {"sae": "SAE", "sae-ext-key": "SAE-EXT-KEY", "owe": "OWE", "open": "
 _CIPHERS = {"ccmp": "CCMP", "gcmp-256": "GCMP-256"}
 
 
-@dataclass(frozen=True, slots=True)
-class Sta:
+class Sta(Struct, frozen=True):
     """A station as its file states it; it looks for the network on these frequencies (MHz) and no others."""
 
     ifname: str

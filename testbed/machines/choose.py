@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from testbed.features import USERNS, Feature
 from testbed.machines import here
@@ -12,8 +13,7 @@ from testbed.machines.here import Finding
 AUTO, HERE, MICROVM = "auto", "here", "microvm"
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Struct, frozen=True):
     """A machine, one sentence that says why, and what this one lacks."""
 
     machine: str

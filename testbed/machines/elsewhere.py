@@ -8,8 +8,10 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from testbed import __version__
 from testbed.errors import LabError, Unsupported
@@ -28,8 +30,7 @@ Progress = Callable[[], AbstractContextManager[Callable[[str, float], None]]]  #
 _RESULTS = "/results"  # in a guest: the results folder of the host
 
 
-@dataclass(frozen=True, slots=True)
-class Errand:
+class Errand(Struct, frozen=True):
     """A command line for another machine, where a Path is one of the files that it reads."""
 
     choice: Choice
@@ -37,8 +38,7 @@ class Errand:
     files: dict[Path, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Elsewhere:
+class Elsewhere(Struct, frozen=True):
     """A lab that is on another machine."""
 
     lab: str

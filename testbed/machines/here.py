@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from testbed import features
 from testbed.errors import Unsupported
@@ -12,8 +13,7 @@ from testbed.features import Feature
 from testbed.machines import programs, remembered
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Struct, frozen=True):
     """Whether a feature is there, and how that is known."""
 
     feature: Feature

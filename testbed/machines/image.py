@@ -10,10 +10,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from testbed.errors import InputError, Unsupported
 from testbed.machines import building, recipe
@@ -22,8 +23,7 @@ from testbed.machines.building import Progress
 FILES = ("vmlinuz", "initrd.gz", "root.squashfs")
 
 
-@dataclass(frozen=True)
-class Image:
+class Image(Struct, frozen=True, dict=True):
     """A kernel, an initramfs and a root file system that belong together, in a folder of the cache."""
 
     folder: Path

@@ -17,9 +17,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
 
 from testbed import sandbox
 from testbed.errors import LabError
@@ -43,8 +44,7 @@ class PanicError(LabError):
     """A guest's kernel panicked before its init was there; another boot may do."""
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(Struct, frozen=True):
     """What the keeper is to run. `restore` is the folder of a saved guest, `save` an empty one for a new such."""
 
     name: str
@@ -56,8 +56,7 @@ class Order:
     save: Path | None = None
 
 
-@dataclass(slots=True, eq=False)
-class Talk:
+class Talk(Struct, eq=False):
     """A conversation in lines of JSON."""
 
     connection: socket.socket
@@ -76,8 +75,7 @@ class Talk:
             self.lines += [json.loads(line) for line in lines if line.strip()]
 
 
-@dataclass(slots=True, eq=False)
-class Keeper:
+class Keeper(Struct, eq=False):
     """A guest, from the moment that its QEMU runs."""
 
     order: Order

@@ -12,8 +12,9 @@ import os
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from testbed import features, netlink, wire
 from testbed.drivers import mptcp, tc
@@ -33,8 +34,7 @@ def ask(feature: Feature) -> str:
     return _PROBES[feature.name]()
 
 
-@dataclass(frozen=True, slots=True)
-class _Scratch:
+class _Scratch(Struct, frozen=True):
     """Stands for the scratch namespace where a request is encoded."""
 
     def index(self, ifname: str) -> int:
@@ -62,8 +62,7 @@ def _accepted(message: Message, what: str) -> str:
     return f"the kernel accepted {what}"
 
 
-@dataclass(frozen=True, slots=True)
-class _Htb:
+class _Htb(Struct, frozen=True):
     """A hierarchy of token buckets without a class in it: struct tc_htb_glob, TCA_HTB_INIT."""
 
     def __str__(self) -> str:

@@ -7,8 +7,10 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from testbed.errors import InputError
 
@@ -21,8 +23,7 @@ _PATIENCE = ("ConnectTimeout=10", "ServerAliveInterval=5", "ServerAliveCountMax=
 RESERVED = ("auto", "here", "microvm")
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(Struct, frozen=True):
     """A host that ssh reaches and that has this program; `options` are ssh's own (ssh_config(5), Key=Value)."""
 
     name: str

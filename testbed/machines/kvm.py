@@ -9,10 +9,11 @@ import socket
 import subprocess
 import time
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from msgspec.structs import replace
 
 from testbed import linux
 from testbed.machines import qemu

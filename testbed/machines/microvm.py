@@ -16,11 +16,13 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from uuid import uuid4
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from testbed import linux, sandbox
 from testbed.errors import LabError, Unsupported
@@ -47,8 +49,7 @@ class Image(Protocol):
         """The name of its content."""
 
 
-@dataclass(frozen=True, slots=True)
-class Guest:
+class Guest(Struct, frozen=True):
     """A guest that can be used."""
 
     name: str
@@ -60,9 +61,9 @@ class Guest:
     phases: Mapping[str, float]  # the seconds that each part of its start took
     shares: Mapping[str, Share]
     holder: int  # the keeper's process id
-    life: FileIO = field(repr=False)  # its pidfd
-    console: FileIO = field(repr=False)  # readable even when the guest is gone
-    owner: socket.socket | None = field(repr=False, default=None)  # it lives with this connection until it is kept
+    life: FileIO  # its pidfd
+    console: FileIO  # readable even when the guest is gone
+    owner: socket.socket | None = None  # it lives with this connection until it is kept
 
 
 Told = Callable[[str], None]
@@ -301,8 +302,7 @@ def _hear(guest: Guest, connection: socket.socket) -> None:
         raise LabError(value)
 
 
-@dataclass(slots=True)
-class _Signals:
+class _Signals(Struct):
     """The signals of this process that are a command's, as bytes of a pipe while this is entered."""
 
     read: int = -1

@@ -8,8 +8,9 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from testbed.features import Feature
 from testbed.machines import regulatory
@@ -18,8 +19,7 @@ _PATH = os.pathsep.join(filter(None, (os.environ.get("PATH"), "/usr/local/sbin:/
 _PATIENCE = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
+class Said(Struct, frozen=True):
     """What a program said before it ended."""
 
     status: int

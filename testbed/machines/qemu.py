@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 SLOTS = ("code", "results", "inputs")  # a saved guest has these devices, whatever is shared through them later
 _PROGRAM = "qemu-system-x86_64"
@@ -19,8 +20,7 @@ _KERNEL = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
+class Size(Struct, frozen=True):
     """What a guest has: processors, and memory in MiB."""
 
     cpus: int = 2
@@ -32,8 +32,7 @@ class Size:
         return cls(cpus or 2, memory or (2048 if nodes <= 500 else 4096))
 
 
-@dataclass(frozen=True, slots=True)
-class Boot:
+class Boot(Struct, frozen=True):
     """What is booted, and where it is run: files of an image, and QEMU's accelerator (kvm or tcg)."""
 
     kernel: Path
@@ -42,8 +41,7 @@ class Boot:
     accel: str
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(Struct, frozen=True):
     """A folder of the host, and where the guest has it."""
 
     folder: Path
@@ -51,8 +49,7 @@ class Share:
     writable: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Wires:
+class Wires(Struct, frozen=True):
     """QEMU's ends of what connects it: two socket descriptors, the file of the console, an empty folder."""
 
     qmp: int = -1
@@ -61,8 +58,7 @@ class Wires:
     empty: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(Struct, frozen=True):
     """The file of a guest's RAM: shared while a guest is made to be saved, private (copied on write) afterwards."""
 
     file: Path

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 FOLDER = Path(__file__).parent / "provision"
 LOCK = "image.lock"
@@ -13,8 +14,7 @@ SUITE = "forky"
 _HEADINGS = ("in the image", "where its programs are built")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Package:
+class Package(Struct, frozen=True, order=True):
     """A Debian package at a version."""
 
     name: str
@@ -25,8 +25,7 @@ class Package:
         return f"{self.name} {self.version} {self.architecture}"
 
 
-@dataclass(frozen=True, slots=True)
-class Lock:
+class Lock(Struct, frozen=True):
     """Every package that an image was made of, and what it was built with."""
 
     packages: tuple[Package, ...] = ()

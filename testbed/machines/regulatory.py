@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 MAGIC = b"RGDB"
 _VERSION = 20
 _DFS, _NO_IR = 0x04, 0x08  # enum fwdb_flags
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(Struct, frozen=True):
     """A range of frequencies in kHz, and whether one must look for radars there, or may not begin to transmit."""
 
     start: int

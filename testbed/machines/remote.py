@@ -10,11 +10,12 @@ import subprocess
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import IO, NoReturn
+
+from msgspec import Struct
 
 from testbed import linux, results
 from testbed.errors import LabError, Unsupported
@@ -38,8 +39,7 @@ class NotReachedError(LabError):
     """There was no connection to the machine: nothing was begun there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(Struct, frozen=True):
     """A machine as ssh reaches it: the words before a command (ssh first, where to last), and the program there."""
 
     name: str
@@ -114,8 +114,7 @@ def version(target: Target) -> str:
     return out.removeprefix("testbed ")
 
 
-@dataclass(frozen=True, slots=True)
-class _Ssh:
+class _Ssh(Struct, frozen=True):
     """An ssh that runs a command on a machine, and its log."""
 
     target: Target

@@ -17,10 +17,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
+
+from msgspec import Struct, field
+from msgspec.structs import asdict
 
 from testbed import __version__, linux
 from testbed.errors import InputError, LabError, Unsupported
@@ -38,8 +40,7 @@ AT, FILE, FROM = "TESTBED_AT", "TESTBED_FILE", "TESTBED_FROM"
 UNDER = "TESTBED_UNDER"  # where the file is, there, that `topology:` of an experiment names
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True):
     """A command line of this program, the files that it reads (path below its folder: text), and its environment."""
 
     argv: tuple[str, ...]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import socket
 import struct
 import sys
-from dataclasses import dataclass
 from ipaddress import ip_address
+
+from msgspec import Struct
 
 from testbed import netlink, wire
 
@@ -30,8 +31,7 @@ _STATES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Subflow:
+class Subflow(Struct, frozen=True):
     """One TCP socket of an MPTCP connection; times in milliseconds, counts in bytes and segments."""
 
     token: int

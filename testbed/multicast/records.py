@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import struct
 from binascii import crc32
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 MAGIC = b"TBM1"
 PACKET = struct.Struct("!4sIQQ")  # magic, stream, sequence number, time when it was sent
@@ -18,8 +19,7 @@ RECORD = struct.Struct("!QI4sIQQ")  # time of arrival, bytes of UDP payload; the
 SENT = struct.Struct("!Q")
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(Struct, frozen=True):
     """One packet of a stream as it arrived."""
 
     received: int

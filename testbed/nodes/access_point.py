@@ -1,7 +1,5 @@
 """Role `access_point`: an AP MLD of one to three links, or an access point without MLO (IEEE 802.11be, hostapd)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal

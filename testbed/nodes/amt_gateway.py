@@ -1,7 +1,5 @@
 """Role `amt_gateway`: multicast receivers behind a network without multicast routing (RFC 7450, an AMT gateway)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Role `amt_relay`: multicast for gateways, through a tunnel to each of them (RFC 7450, an AMT relay)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from pydantic import Field

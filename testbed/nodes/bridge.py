@@ -1,7 +1,5 @@
 """Role `bridge`: the node is an Ethernet switch (IEEE 802.1D) between its ports."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from pydantic import Field

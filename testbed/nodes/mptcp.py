@@ -1,7 +1,5 @@
 """Role `mptcp`: an MPTCP host (RFC 8684) with the in-kernel path manager (ip-mptcp(8))."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Annotated, Literal

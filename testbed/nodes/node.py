@@ -1,7 +1,5 @@
 """Node: a network namespace. The list of its fields is the registry of roles."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from pydantic import Field

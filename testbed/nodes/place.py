@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from ipaddress import ip_interface
 from typing import Literal, Protocol
+
+from msgspec import Struct
 
 from testbed.features import Feature
 from testbed.steps import Step
@@ -14,8 +15,7 @@ from testbed.steps import Step
 Kind = Literal["veth", "wlan", "bridge", "amt"]
 
 
-@dataclass(frozen=True, slots=True)
-class Interface:
+class Interface(Struct, frozen=True):
     """One end of a link, or what a role brings: addresses are `address/length`, without link-local ones.
 
     `at` is where the file says it: an end of a link, or a role of a node.
@@ -45,8 +45,7 @@ class Interface:
         return str(ip_interface(found).network) if found else ""
 
 
-@dataclass(frozen=True, slots=True)
-class Bss:
+class Bss(Struct, frozen=True):
     """What an access point offers: its links (link_id, MHz of the centre), addresses of these, and how to join.
 
     `mlo`: an AP MLD (IEEE 802.11be), whose MLD address is that of the interface and of no link. `moves` are the
@@ -68,8 +67,7 @@ class Bss:
     moves: tuple[tuple[int, int], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Tunnel:
+class Tunnel(Struct, frozen=True):
     """A node's end of AMT tunnels: its pseudo-interface `name`, and the interface and address that carry them.
 
     `discovery` is the relay's address, "" where this is the relay.
@@ -82,8 +80,7 @@ class Tunnel:
     discovery: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct, frozen=True):
     """A node's name, its interfaces in the order of the file, the families of the topology (4, 6), every BSS.
 
     `bridge` is the name of the node's bridge, "" when it has none; `tunnels` are the node's ends of AMT tunnels.

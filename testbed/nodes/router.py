@@ -1,7 +1,5 @@
 """Role `router`: the node forwards IPv4 and IPv6 (RFC 1812, RFC 8200), and multicast by static (S,G) routes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from pydantic import Field

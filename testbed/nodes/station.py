@@ -1,7 +1,5 @@
 """Role `station`: a non-AP MLD that joins with several links, or a station without MLO (wpa_supplicant)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Annotated
 

@@ -9,7 +9,8 @@ import ctypes
 import mmap
 import socket
 import struct
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 _SOL_PACKET, _RX_RING, _STATISTICS, _VERSION, _TPACKET_V2 = 263, 5, 6, 10, 1
 _SO_ATTACH_FILTER = 26
@@ -31,8 +32,7 @@ _DATA = (
 )
 
 
-@dataclass(slots=True)
-class Ear:
+class Ear(Struct):
     """The ring of one channel (MHz): counts frames and bytes by transmitter and receiver address (A2, A1)."""
 
     freq: int

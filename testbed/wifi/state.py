@@ -5,8 +5,9 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
+
+from msgspec.structs import asdict
 
 from testbed import netlink, wire
 from testbed.drivers import nl80211

@@ -1,7 +1,5 @@
 """Workload `command`: any program in a node; it must exit 0, and how long it took is measured."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from pydantic import Field

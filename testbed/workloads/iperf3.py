@@ -4,8 +4,6 @@ MPTCP runs under mptcpize(8) on both sides: iperf3's own --mptcp leaves the cont
 and a test whose control connection dies with its path never ends.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, Literal

@@ -3,8 +3,6 @@
 The terms are those of IGMPv3 (RFC 3376), MLDv2 (RFC 3810) and SSM (RFC 4607). Both programs are ours: `multicast/`.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address

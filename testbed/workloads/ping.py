@@ -1,7 +1,5 @@
 """Workload `ping`: ICMP echo at a steady interval (ping(8) of iputils)."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Literal

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from msgspec import Struct
 
 from testbed.features import Feature
 from testbed.steps import Step
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
+class Way(Struct, frozen=True):
     """The way of a multicast stream: the source's address and interface, and the interface of each receiver."""
 
     source: str
@@ -20,8 +20,7 @@ class Way:
     receivers: tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(Struct, frozen=True):
     """A workload's name, its own port, and the address of a node as another node reaches it (family 4, 6).
 
     `way` is that of a multicast workload.
@@ -33,8 +32,7 @@ class Task:
     way: Way | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
+class Measured(Struct, frozen=True):
     """A value with its unit; `series` are (seconds on the run's clock, value) pairs; a note says what it is not."""
 
     value: float

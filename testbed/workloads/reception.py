@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
+
+from msgspec import Struct
 
 from testbed.multicast.records import Arrival
 from testbed.workloads.place import PERCENTILES, Measured, latencies
@@ -22,8 +23,7 @@ METRICS = (
 _SECOND = 1_000_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Listening:
+class Listening(Struct, frozen=True):
     """When a receiver joined and left (ns; None: it did not say), and what found its socket's buffer full.
 
     `early` is one that had joined before anything was sent: to it, what it missed at the beginning is lost.
@@ -35,8 +35,7 @@ class Listening:
     drops: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(Struct, frozen=True):
     """The sequence numbers that were to arrive, begin included and end not, and the time in which they were sent."""
 
     begin: int
@@ -45,8 +44,7 @@ class Window:
     until: int
 
 
-@dataclass(frozen=True, slots=True)
-class Gap:
+class Gap(Struct, frozen=True):
     """The longest time without a packet, in ns, when it began, and how many packets were lost in it."""
 
     length: int

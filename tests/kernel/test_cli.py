@@ -138,7 +138,7 @@ def app():
     except SystemExit as e:
         raise ValueError("wrapped") from e
 cli.app = app
-cli.script()
+cli.main()
 """
     done = subprocess.run((sys.executable, "-c", code), cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (130, "testbed: interrupted (SIGINT)\n")

@@ -6,7 +6,6 @@ Exit statuses: 0 done, 1 a check failed, 2 wrong input, 3 Linux refused somethin
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import signal
@@ -761,7 +760,6 @@ def _commit() -> None:
 
 def main() -> NoReturn:
     """Run the command line; every error of ours ends with its own exit status and no traceback."""
-    gc.set_threshold(200_000)  # a short life: collecting what imports and plans make would cost as much as making it
     status: list[int] = []
 
     def interrupted(number: int, _: object) -> NoReturn:

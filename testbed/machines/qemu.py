@@ -16,7 +16,7 @@ _PROGRAM = "qemu-system-x86_64"
 _KERNEL = (
     "console=ttyS0 panic=-1 quiet loglevel=5 random.trust_cpu=on mitigations=off init_on_alloc=0 nokaslr audit=0 "
     "lsm=capability no_timer_check "
-    "tsc=reliable no5lvl cryptomgr.notests 8250.nr_uarts=1 rcupdate.rcu_expedited=1 net.ifnames=0"
+    "tsc=reliable rodata=off no5lvl cryptomgr.notests 8250.nr_uarts=1 rcupdate.rcu_expedited=1 net.ifnames=0"
 )
 
 

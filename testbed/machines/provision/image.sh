@@ -84,7 +84,9 @@ sed 's/:.*//' "$modules/modules.dep" | grep -E -f "$work/patterns" |
     awk 'NR == FNR { keep[$1]; next } { name = $1; sub(":$", "", name) } name in keep { sub(":", ""); for (i = 1; i <= NF; i++) print $i }' \
         - "$modules/modules.dep" | sort -u >"$work/kept"
 find "$modules/kernel" -name '*.ko*' -printf 'kernel/%P\n' | sort | comm -23 - "$work/kept" | sed "s,^,$modules/," | xargs rm -f
-find "$modules" -name '*.ko.xz' -print0 | xargs -0 -r -P "$(nproc)" -n 64 unxz # squashfs compresses them better, and the guest need not
+# squashfs compresses them, too, and the guest need not. Not every host has unxz.
+# shellcheck disable=SC2016
+inside sh -c 'find "/mnt/root/usr/lib/modules/$KERNEL" -name "*.ko.xz" -print0 | xargs -0 -r -P "$(nproc)" -n 64 unxz'
 find "$modules/kernel" -depth -type d -empty -delete
 inside depmod -b /mnt/root "$kernel"
 

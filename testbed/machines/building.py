@@ -95,7 +95,7 @@ def require(cache: Path) -> None:
     if (free := shutil.disk_usage(cache).free) < _SPACE:
         cure = "XDG_CACHE_HOME takes another place"
         missing.append(f"{_SPACE >> 30} GiB of space below {cache}: {free / (1 << 30):.1f} GiB are free; {cure}")
-    if not missing and (why := _no_namespaces()):
+    if not lacking and (why := _no_namespaces()):  # these tools are what tries it
         missing.append(why)
     if missing:
         rows = [f"- {row}" for row in missing]

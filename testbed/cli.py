@@ -254,13 +254,13 @@ def status(
         return
     running = control.find(lab)
     if node is not None:
-        from msgspec.structs import asdict
+        from msgspec import to_builtins
 
         from testbed import look
 
         seen = look.interfaces(running.ask("look", node))
         if as_json:
-            print(json.dumps([asdict(i) for i in seen], indent=1))
+            print(json.dumps(to_builtins(seen), indent=1))
         else:
             rows = [
                 (i.name, i.state, f"mtu {i.mtu}", " ".join(i.qdisc), " ".join(filter(None, (*i.addresses, i.amt))))

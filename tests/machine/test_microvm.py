@@ -155,6 +155,8 @@ def test_what_a_guest_writes_is_a_plain_file_here(guest: Guest, results: Path) -
 
 
 def test_edited_sources_are_what_runs(begin: Callable[..., Guest], tmp_path: Path) -> None:
+    for other in ("msgspec", "typer", "yaml"):  # as beside an installed testbed: for the host's Python
+        (tmp_path / f"{other}.py").write_text("raise ImportError('this is the host's')\n")
     subprocess.run(("cp", "-r", str(ROOT / "testbed"), str(tmp_path)), check=True)
     guest = begin({"code": Share(tmp_path, "/testbed")})
     assert output(guest, "testbed", "--version")[1].startswith("testbed 0")

@@ -2,7 +2,7 @@
 
 import gc
 
-gc.set_threshold(200_000)  # a short life: collecting what imports and plans make would cost as much as making it
+gc.set_threshold(200_000)  # as `main` does, which has other callers: imports are the most of what a command makes
 
 from testbed.cli import script  # noqa: E402 (typer's import is the first that it is for)
 

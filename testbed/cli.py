@@ -6,6 +6,7 @@ Exit statuses: 0 done, 1 a check failed, 2 wrong input, 3 Linux refused somethin
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -760,6 +761,7 @@ def _commit() -> None:
 
 def main() -> NoReturn:
     """Run the command line; every error of ours ends with its own exit status and no traceback."""
+    gc.set_threshold(200_000)  # a short life: collecting what imports and plans make would cost as much as making it
     status: list[int] = []
 
     def interrupted(number: int, _: object) -> NoReturn:
@@ -798,7 +800,6 @@ def _narrow(verb: str = "") -> None:
 def script() -> NoReturn:
     """Be the program: `main`, and an end without taking some hundred modules apart, which would cost 40 ms."""
     _narrow(*sys.argv[1:2])
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # it would look for some in every installed package
     try:
         main()
     except SystemExit as e:

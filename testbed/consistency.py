@@ -198,8 +198,7 @@ def _sound_topology(topology: Topology, links: tuple[Link, ...]) -> Topology:
     """Return the topology with these links, and without the addresses that are none; itself when there is no such."""
     sound = tuple(map(_sound, links))
     nodes = {n: _sound_node(x) for n, x in topology.nodes.items()}
-    pairs = (*zip(sound, topology.links, strict=False), *zip(nodes.values(), topology.nodes.values(), strict=True))
-    if len(sound) == len(topology.links) and all(one is other for one, other in pairs):
+    if sound == topology.links and nodes == topology.nodes:
         return topology  # whose network the plan asks for again
     return topology.model_copy(update={"links": sound, "nodes": nodes})
 

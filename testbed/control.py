@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from io import FileIO
-from pathlib import Path
 from subprocess import CompletedProcess
 from types import TracebackType
 from typing import Any
@@ -20,9 +18,9 @@ from msgspec import Struct
 from testbed import __version__, sandbox
 from testbed.errors import LabError
 from testbed.messages import receive, send
+from testbed.sandbox import PATIENCE
 
 Say = Callable[[dict[str, Any]], None]
-PATIENCE = 15.0  # seconds in which a lab may end in its own orderly way
 
 
 class SilentError(LabError):
@@ -143,23 +141,14 @@ class RunningLab(Struct):
 
     def _gone(self, patience: float) -> None:
         """Wait until PID 1, and with it every process of the lab, has ended; SIGKILL it after `patience` seconds."""
-        waiter = select.poll()
-        waiter.register(self.life, select.POLLIN)
-        if not waiter.poll(1000 * patience):
-            signal.pidfd_send_signal(self.life.fileno(), signal.SIGKILL)
-            if not waiter.poll(10000):
-                raise LabError(
-                    f"lab {self.name}: its holder, process {self.holder}, does not die (uninterruptible sleep?)"
-                )
-        self.life.close()
+        sandbox.await_end(self.name, self.life, patience)
         if self.owner is not None:
             self.owner.close()
 
 
 def own(name: str, owner: socket.socket, life: FileIO) -> RunningLab:
     """Return a lab that has just been launched."""
-    rows = Path(f"/proc/self/fdinfo/{life.fileno()}").read_text().splitlines()
-    return RunningLab(name, next(int(r.split()[1]) for r in rows if r.startswith("Pid:")), life, owner)
+    return RunningLab(name, sandbox.process(life), life, owner)
 
 
 def find(name: str) -> RunningLab:

@@ -16,8 +16,8 @@ import socket
 import struct
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from io import FileIO
 from pathlib import Path
@@ -28,8 +28,9 @@ from msgspec import Struct
 
 from testbed import linux
 from testbed.errors import LabError, Unsupported
-from testbed.messages import receive, send
+from testbed.messages import Line, send
 
+PATIENCE = 15.0  # seconds in which a lab may end in its own orderly way
 FOLDER = "/run/testbed"  # inside the sandbox: a lab's own files, gone with it
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -60,19 +61,21 @@ def peer(connection: socket.socket) -> Peer:
     return Peer(pid, uid)
 
 
-def launch(
+@contextmanager
+def launched(
     name: str,
     serve: Callable[[socket.socket, socket.socket], None],
     family: str = "testbed",
     spaces: int = linux.CLONE_NEWNS | linux.CLONE_NEWNET | linux.CLONE_NEWPID | linux.CLONE_NEWUTS,
-) -> tuple[socket.socket, FileIO]:
-    """Make a sandbox whose PID 1 runs `serve(listener, owner)`; return the owner's end of that connection and a pidfd.
+) -> Iterator[tuple[socket.socket, FileIO]]:
+    """Make a sandbox whose PID 1 runs `serve(listener, owner)`; give the owner's end of that connection and a pidfd.
 
     Raise LabError when a lab of that name exists, Unsupported when the kernel allows no namespaces.
-    The sandbox dies with its owner's end until `serve` has decided otherwise.
+    The sandbox dies with its owner's end until `serve` has decided otherwise. Whatever is raised before the end of
+    the block, a signal's exception also while the sandbox is being made: it is raised when nothing is left of it.
     """
     ours, theirs = socket.socketpair()
-    child = 0
+    line, child, life = Line(ours), 0, None
     try:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # no handler of ours runs in the child
         try:
@@ -82,18 +85,53 @@ def launch(
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
         _reap(child)
-        (kind, value), fds = receive(ours)
-        if kind == "error":
-            raise value
-        return ours, FileIO(fds[0])
-    except EOFError as e:
-        ours.close()
-        raise LabError(f"lab {name}: its holder process ended while it was being made (killed?)") from e
+        life = _born(name, line)
+        yield ours, life
     except BaseException:
-        ours.close()
+        theirs.close()
+        with suppress(OSError):  # it is gone already
+            ours.shutdown(socket.SHUT_WR)  # a copy of it may live in a process that somebody forked
         if child:
             _reap(child)
+        # With the block's error nothing but the end of the sandbox matters, and PATIENCE bounds that.
+        with suppress(LabError, Unsupported, OSError):
+            if child and life is None:
+                ours.settimeout(PATIENCE)
+                life = _born(name, line)
+            if life is not None and not life.closed:
+                await_end(name, life)
+        ours.close()
         raise
+
+
+def _born(name: str, line: Line) -> FileIO:
+    """Return the pidfd of PID 1, which it sends as its first word, or raise why there is none."""
+    try:
+        found = line.receive()
+    except EOFError as e:
+        raise LabError(f"lab {name}: its holder process ended while it was being made (killed?)") from e
+    assert found is not None, "the socket does not block"
+    (kind, value), fds = found
+    if kind == "error":
+        raise value
+    return FileIO(fds[0])
+
+
+def await_end(name: str, life: FileIO, patience: float = PATIENCE) -> None:
+    """Return when a sandbox, all its processes with its PID 1, has ended: by SIGKILL after `patience` seconds."""
+    waiter = select.poll()
+    waiter.register(life, select.POLLIN)
+    if not waiter.poll(1000 * patience):
+        signal.pidfd_send_signal(life.fileno(), signal.SIGKILL)
+        if not waiter.poll(10000):
+            raise LabError(f"lab {name}: its holder, process {process(life)}, does not die (uninterruptible sleep?)")
+    life.close()
+
+
+def process(life: FileIO) -> int:
+    """Return the number, as seen from here, of the process that a pidfd stands for."""
+    rows = Path(f"/proc/self/fdinfo/{life.fileno()}").read_text().splitlines()
+    return next(int(r.split()[1]) for r in rows if r.startswith("Pid:"))
 
 
 def _reap(child: int) -> None:

@@ -39,17 +39,14 @@ def up(
     permitted_name(name)
     tell = {"topology": plan.topology.name, "interfaces": where(plan), **(about or {})}
     body = serve(name, plan.hosts, plan.steps, tell, str(folder or ""))
-    lab = control.own(name, *sandbox.launch(name, body))
-    try:
-        lab.await_up(say)
-    except LabError as e:
-        lab.abandon()
-        # Probing costs as much as ten nodes, so the rest is probed only when the kernel refused something.
-        _explain(needed, e)
-        raise
-    except BaseException:
-        lab.abandon()
-        raise
+    with sandbox.launched(name, body) as (owner, life):
+        lab = control.own(name, owner, life)
+        try:
+            lab.await_up(say)
+        except LabError as e:
+            # Probing costs as much as ten nodes, so the rest is probed only when the kernel refused something.
+            _explain(needed, e)
+            raise
     return lab
 
 

@@ -126,9 +126,10 @@ def _saved(image: Image, order: Order, version: str, told: Told) -> Path | None:
             for left in work.iterdir():
                 left.unlink()
             made = Order(f"save-{uuid4().hex[:8]}", order.boot, order.size, code, order.code, save=work)
-            owner, life = sandbox.launch(made.name, keeper.serve(made), FAMILY, _SPACES)
-            with owner, life:
+            with sandbox.launched(made.name, keeper.serve(made), FAMILY, _SPACES) as (owner, life):
                 _answer(made.name, owner)
+            owner.close()
+            life.close()
 
         _patiently(boot, told)
         told(f"saved after {time.monotonic() - began:.1f} s")
@@ -143,19 +144,12 @@ def _saved(image: Image, order: Order, version: str, told: Told) -> Path | None:
 
 
 def _launched(order: Order, why: str) -> Guest:
-    owner, life = sandbox.launch(order.name, keeper.serve(order), FAMILY, _SPACES)
-    try:
+    with sandbox.launched(order.name, keeper.serve(order), FAMILY, _SPACES) as (owner, life):
         return _guest(_answer(order.name, owner), life, why, owner)
-    except BaseException:
-        owner.close()
-        select.select([life], [], [], 10)
-        life.close()
-        raise
 
 
 def _guest(said: Mapping[str, Any], life: FileIO, why: str, owner: socket.socket | None) -> Guest:
-    rows = Path(f"/proc/self/fdinfo/{life.fileno()}").read_text().splitlines()
-    holder = next(int(r.split()[1]) for r in rows if r.startswith("Pid:"))
+    holder = sandbox.process(life)
     folder = Path(f"/proc/{holder}/root{sandbox.FOLDER}")
     return Guest(
         name=said["name"],

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import random
+import select
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -132,6 +134,38 @@ def test_a_signal_during_up_leaves_nothing_and_after_it_a_lab_that_says_so(
             assert f"interrupted ({number.name})" in line.said()
             assert name not in sandbox.names(), f"{told}: it must be gone when the command line is"
         assert line.remains(name) == {}, told
+
+
+def test_an_exception_of_a_signal_while_a_sandbox_is_made_is_raised_when_nothing_is_left_of_it(name: str) -> None:
+    class Struck(Exception):  # noqa: N818 (a signal, no error)
+        pass
+
+    def strike(number: int, _: FrameType | None) -> None:
+        raise Struck
+
+    def make() -> None:
+        with sandbox.launched(name, lambda _, owner: owner.recv(1)) as (owner, life):
+            owner.close()
+            select.select([life], [], [])
+
+    began = time.monotonic()
+    make()
+    length = time.monotonic() - began
+    before = signal.signal(signal.SIGALRM, strike)
+    struck = 0
+    try:
+        for n in range(1, 150):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1.5 * length * n / 150)
+                make()
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except Struck:
+                struck += 1
+                assert name not in sandbox.names(), f"struck after {1.5 * length * n / 150:.5f} s"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert struck > 50, f"{struck} of 149 while it was made"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

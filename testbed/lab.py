@@ -182,7 +182,7 @@ def _send(lab: Lab, batch: Sequence[tuple[Configure, wire.Message]]) -> None:
 def _add_namespace(lab: Lab, name: str) -> None:
     here = lab.nodes[name] = netlink.create(name, lab.nodes, lab.indexes)
     # The symlink is enough for `ip netns` while PID 1 lives, and costs no mount.
-    Path("/run/netns", name).symlink_to(f"/proc/1/fd/{here.fd}")
+    os.symlink(f"/proc/1/fd/{here.fd}", f"/run/netns/{name}")
 
 
 def _set_sysctl(node: str, wanted: SysctlSet) -> None:

@@ -21,8 +21,7 @@ def holds(probe: Probe, here: Namespace, home: int, folder: Path) -> str:
     """Return "" when the fact holds in the namespace `here`, else what is seen instead; `home` is where we are."""
     match probe:
         case link.LinksUp(names):
-            flags = netlink.link_flags(here.route)
-            down = [n for n in names if not flags.get(here.index(n), 0) & link.IFF_RUNNING]
+            down = [n for n in names if not netlink.running(here.route, n)]
             return f"not up: {' '.join(down)}" if down else ""
         case amt.RelayFound(name):
             found = filter(None, map(amt.parse_link, netlink.link_entries(here.route)))
@@ -33,7 +32,7 @@ def holds(probe: Probe, here: Namespace, home: int, folder: Path) -> str:
         case Controlled(tool, control, ifname):
             return "" if Path(control, ifname).is_socket() else f"{tool}: no control socket in {control}"
         case nl80211.LinksAre(name):
-            unmet = probe.unmet(wlan(here, name), _running(here, name))
+            unmet = probe.unmet(wlan(here, name), netlink.running(here.route, name))
             return unmet or (
                 probe.unknown(_stations(here.peers[probe.there[0]], probe.there[1])) if probe.there else ""
             )
@@ -69,10 +68,6 @@ def _stations(here: Namespace, name: str) -> dict[str, bool]:
     """Return the stations of an access point's interface, and whether each is authorized."""
     asked = nl80211.get_stations(here.index(name))
     return dict(map(nl80211.parse_station, netlink.dump(here.generic(), here.family(nl80211.FAMILY), asked)))
-
-
-def _running(here: Namespace, name: str) -> bool:
-    return bool(netlink.link_flags(here.route).get(here.index(name), 0) & link.IFF_RUNNING)
 
 
 def _sockets() -> list[str]:

@@ -7,6 +7,7 @@ import os
 import random
 import select
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -137,14 +138,17 @@ def test_a_signal_during_up_leaves_nothing_and_after_it_a_lab_that_says_so(
 
 
 def test_an_exception_of_a_signal_while_a_sandbox_is_made_is_raised_when_nothing_is_left_of_it(name: str) -> None:
-    class Struck(Exception):  # noqa: N818 (a signal, no error)
+    class Struck(Exception):
         pass
 
     def strike(number: int, _: FrameType | None) -> None:
         raise Struck
 
+    def serve(_: socket.socket, owner: socket.socket) -> None:
+        owner.recv(1)
+
     def make() -> None:
-        with sandbox.launched(name, lambda _, owner: owner.recv(1)) as (owner, life):
+        with sandbox.launched(name, serve) as (owner, life):
             owner.close()
             select.select([life], [], [])
 

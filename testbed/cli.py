@@ -1,4 +1,4 @@
-"""The command line: one function a verb. The only module that prints.
+"""The command line: one function a verb. The module that prints, but for what `program` says at an error.
 
 Exit statuses: 0 done, 1 a check failed, 2 wrong input, 3 Linux refused something, 4 a feature is missing,
 130 and 143 interrupted by SIGINT (Ctrl-C) and SIGTERM.
@@ -6,14 +6,13 @@ Exit statuses: 0 done, 1 a check failed, 2 wrong input, 3 Linux refused somethin
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -21,17 +20,15 @@ import typer
 
 from testbed import __version__, control, present, sandbox
 from testbed.errors import CheckFailed, InputError, LabError, TestbedError
+from testbed.program import GUESTS, enter, execute, perform, place_of
 
 if TYPE_CHECKING:
     from testbed.features import Feature
     from testbed.machines.choose import Choice
-    from testbed.machines.elsewhere import Elsewhere
     from testbed.plan import Plan
     from testbed.report import Report
 
 # Everything else is imported by the verb that needs it: `testbed exec` must not pay for the YAML parser.
-
-GUESTS = "testbed-guest"  # the family of abstract sockets of guests
 
 app = typer.Typer(
     name="testbed",
@@ -48,7 +45,7 @@ app.add_typer(images, no_args_is_help=True)
 
 @app.callback()
 def _every() -> None:
-    pass  # with this it is a program of verbs even where one alone is left (see _narrow)
+    pass  # with this it is a program of verbs even where one alone is left (see narrow)
 
 
 def _labs(incomplete: str) -> list[str]:
@@ -230,7 +227,7 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """List the labs that are up (those of a machine: @MACHINE); or what one has; or the interfaces of a node."""
-    if lab is not None and (place := _elsewhere(lab)) is not None:
+    if lab is not None and (place := place_of(lab)) is not None:
         words = ("status", *filter(None, (place.lab, node)), *(["--json"] if as_json else []))
         raise typer.Exit(place.enter(words))
     if lab is None:
@@ -285,20 +282,17 @@ def status(
 @app.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def exec_(lab: LabName, node: NodeName, argv: Annotated[list[str], typer.Argument(help="The command")]) -> None:
     """Run a command in a node; its exit status is this command's."""
-    words = tuple(argv[1:] if argv[0] == "--" else argv)
-    if (place := _elsewhere(lab)) is not None:
-        raise typer.Exit(place.enter(("exec", place.lab, node, "--", *words)))
-    _enter(lab, node, words)
+    execute(lab, node, argv)
 
 
 @app.command()
 def shell(lab: LabName, node: NodeName) -> None:
     """Open a shell in a node."""
-    if (place := _elsewhere(lab)) is not None:
+    if (place := place_of(lab)) is not None:
         raise typer.Exit(place.enter(("shell", place.lab, node)))
     os.environ["PS1"] = f"{node}@{lab}:\\w\\$ "
     program = os.environ.get("SHELL", "/bin/sh")
-    _enter(lab, node, (program, "--norc") if program.endswith("bash") else (program,))
+    enter(lab, node, (program, "--norc") if program.endswith("bash") else (program,))
 
 
 @app.command()
@@ -310,7 +304,7 @@ def down(
     if not labs and not everything:
         raise InputError("name the labs to take down, or write --all (`testbed status` lists them)")
     for name in [*sandbox.names(), *sandbox.names(GUESTS)] if everything else labs or []:
-        if (place := _elsewhere(name)) is not None:
+        if (place := place_of(name)) is not None:
             place.down()
         else:
             control.find(name).down()
@@ -591,15 +585,6 @@ def _choice(machine: str, lab: str, requires: Sequence[Feature]) -> Choice:
     return choose.Choice(there, "the lab is up there")
 
 
-def _elsewhere(lab: str) -> Elsewhere | None:
-    """Return the machine that a lab is on, None when that is this one."""
-    if "@" not in lab and (lab in sandbox.names() or lab not in sandbox.names(GUESTS)):
-        return None
-    from testbed.machines import elsewhere
-
-    return elsewhere.find(lab)
-
-
 def _tell(choice: Choice, asked: str) -> None:
     if asked == "auto":  # else it is known
         print(choice, file=sys.stderr)
@@ -661,15 +646,6 @@ def _idle(lab: control.RunningLab) -> None:
     if state != "up":
         cure = f"`testbed down {lab.name}` ends it, `--name` takes another name"
         raise LabError(f"lab {lab.name}: it is busy (state {state}); {cure}")
-
-
-def _enter(lab: str, node: str, argv: Sequence[str]) -> NoReturn:
-    running = control.find(lab)
-    nodes = running.status()["nodes"]
-    if node not in nodes:
-        known = ", ".join(nodes[:12]) + (", ..." if len(nodes) > 12 else "")
-        raise LabError(f"lab {lab}: there is no node {node} (nodes: {known})")
-    raise SystemExit(sandbox.enter(running.holder, running.life.fileno(), node, tuple(argv)))
 
 
 def _alive(status: int | None, pid: int) -> str:
@@ -760,51 +736,13 @@ def _commit() -> None:
 
 
 def main() -> NoReturn:
-    """Run the command line; every error of ours ends with its own exit status and no traceback."""
-    gc.set_threshold(200_000)  # a short life: collecting what imports and plans make would cost as much as making it
-    status: list[int] = []
-
-    def interrupted(number: int, _: object) -> NoReturn:
-        """End as a command does that a signal ends; a lab that is being made or run goes with us."""
-        os.write(2, f"testbed: interrupted ({signal.Signals(number).name})\n".encode())
-        status.append(128 + number)
-        raise SystemExit(status[0])
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupted)
-    if "TESTBED_TIED" in os.environ:
-        sandbox.end_with_parent()
-    try:
-        app()
-    except TestbedError as e:
-        print(f"{e}" if isinstance(e, InputError) else f"testbed: {e}", file=sys.stderr)
-        raise SystemExit(e.exit_status) from e
-    except BrokenPipeError as e:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of our output went away: nothing to say to it
-        raise SystemExit(141) from e
-    finally:
-        # A library that it came up through may have made an error of its own of it: pydantic's validators do.
-        if status:
-            raise SystemExit(status[0])
-    raise SystemExit(0)
+    """Run the command line of `sys.argv`."""
+    perform(app)
 
 
-def _narrow(verb: str = "") -> None:
+def narrow(verb: str = "") -> None:
     """Leave the verb that is asked for: typer would make all of them first, which takes longer than some do."""
     commands = [c for c in app.registered_commands if c.name == verb or (c.callback and c.callback.__name__ == verb)]
     groups = [g for g in app.registered_groups if g.typer_instance and g.typer_instance.info.name == verb]
     if commands or groups:
         app.registered_commands, app.registered_groups = commands, groups
-
-
-def script() -> NoReturn:
-    """Be the program: `main`, and an end without taking some hundred modules apart, which would cost 40 ms."""
-    _narrow(*sys.argv[1:2])
-    try:
-        main()
-    except SystemExit as e:
-        status = e.code if isinstance(e.code, int) else int(e.code is not None)
-    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: the caller closed it
-        with suppress(BrokenPipeError):
-            stream.flush()
-    os._exit(status)

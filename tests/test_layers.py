@@ -88,6 +88,24 @@ def test_a_lab_without_routers_does_not_wait_for_the_library_that_finds_routes()
     assert done.stdout == "set()\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "waits"),
+    [
+        ("exec lab a ls", "set()"),
+        ("exec lab a -- ls -l", "set()"),
+        ("exec lab a", "{'typer'}"),  # says what is missing
+        ("exec lab a --", "{'typer'}"),
+        ("exec --help", "{'typer'}"),
+        ("exec lab --help ls", "{'typer'}"),
+        ("status", "{'typer'}"),
+    ],
+)
+def test_a_command_in_a_node_does_not_wait_for_the_parser_of_the_other_verbs(words: str, waits: str) -> None:
+    code = f"import sys, testbed.program as p; p._verb({words.split()}); print(sys.modules.keys() & {{'typer'}})"
+    done = subprocess.run((sys.executable, "-c", code), cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{waits}\n"
+
+
 def users(*words: str) -> set[str]:
     """The modules that import, or name with a dot, one of these."""
     found = {m for m, tree in TREES.items() if set(words) & set(imported(tree))}
@@ -123,10 +141,10 @@ def test_one_module_reads_yaml() -> None:
     assert users("yaml") == {"document"}
 
 
-def test_one_module_prints() -> None:
+def test_two_modules_print() -> None:
     prints = {
         m
         for m, tree in TREES.items()
         if any(isinstance(n, ast.Call) and ast.unparse(n.func) == "print" for n in ast.walk(tree))
     }
-    assert prints | users("sys.stdout", "sys.stderr") == {"cli"}
+    assert prints | users("sys.stdout", "sys.stderr") == {"cli", "program"}

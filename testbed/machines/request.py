@@ -195,7 +195,7 @@ def _perform(request: Request, place: Path) -> tuple[int, bool]:
 def _become(request: Request, place: Path, parent: int, mask: Iterable[int]) -> NoReturn:
     """Be the command line that was asked for; it ends with its parent, and that with the connection."""
     try:
-        from testbed import cli
+        from testbed import program
 
         os.setpgrp()  # a signal to the group of its parent comes from that, once
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -210,7 +210,7 @@ def _become(request: Request, place: Path, parent: int, mask: Iterable[int]) -> 
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        cli.script()
+        program.script()
     finally:
         os._exit(3)  # this is a child: it must not go on as its parent
 

@@ -104,9 +104,9 @@ class RunningLab(Struct):
         # Files in memory: making temporary ones, each with its buffers, takes as long as starting a program.
         streams = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
         try:
-            with open(streams[0], "wb", closefd=False) as file:
-                file.write(input)
-            os.lseek(streams[0], 0, os.SEEK_SET)
+            written = 0
+            while written < len(input):
+                written += os.pwrite(streams[0], input[written:], written)
             status = self.ask("exec", node, tuple(argv), dict(os.environ if env is None else env), places, fds=streams)
             texts = [os.pread(fd, os.fstat(fd).st_size, 0).decode(errors="replace") for fd in streams[1:]]
         finally:

@@ -98,10 +98,12 @@ def _loop(holder: Holder, listener: socket.socket) -> None:
                     with suppress(OSError):  # no descriptor is free: the lab must not end for that
                         connection, _ = listener.accept()
                         connection.setblocking(False)
-                        if sandbox.peer(connection).uid == os.geteuid():
-                            selector.register(connection, selectors.EVENT_READ, Line(connection))
+                        line = Line(connection)
+                        # What it asks for has mostly come with it.
+                        if sandbox.peer(connection).uid == os.geteuid() and _serve(holder, line, selectors.EVENT_READ):
+                            selector.register(connection, selectors.EVENT_READ, line)
                         else:
-                            connection.close()
+                            line.close()
                 elif key.fileobj == wakeup:
                     numbers = os.read(wakeup, 4096)
                     stirred = True
@@ -268,7 +270,7 @@ def _exec(
     env: Mapping[str, str],
     places: Sequence[str],
 ) -> object:
-    place = next((p for p in places if Path(p).is_dir()), places[-1])
+    place = next((p for p in places if os.path.isdir(p)), places[-1])
     try:
         pid = labs.start(holder.lab, node, argv, env, place, fds)
     except OSError as e:

@@ -111,7 +111,7 @@ def images(found: Iterable[Image], current: str) -> str:
 def report(found: Report, place: str) -> str:
     """Return the outcome of a run; `place` is its results folder as the user would write it."""
     whole = "\n\n".join(_sections(found, place))
-    return whole if whole.count("\n") < _SCREEN else "\n\n".join(_sections(found, place, brief=True))
+    return whole if whole.count("\n") < _SCREEN else "\n".join(_sections(found, place, brief=True))
 
 
 def _sections(found: Report, place: str, brief: bool = False) -> Iterator[str]:

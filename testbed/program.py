@@ -21,9 +21,8 @@ GUESTS = "testbed-guest"  # the family of abstract sockets of guests
 
 def script() -> NoReturn:
     """Be the program, and end without taking some hundred modules apart, which would cost 40 ms."""
-    gc.set_threshold(200_000)  # as `perform` does: imports are the most of what a command makes
     try:
-        perform(_verb(sys.argv[1:]))
+        perform(lambda: _verb(sys.argv[1:])())
     except SystemExit as e:
         status = e.code if isinstance(e.code, int) else int(e.code is not None)
     for stream in filter(None, (sys.stdout, sys.stderr)):  # None: the caller closed it
@@ -45,7 +44,7 @@ def _verb(words: Sequence[str]) -> Callable[[], object]:
 
 def perform(verb: Callable[[], object]) -> NoReturn:
     """Run what a command line asks for; every error of ours ends with its own exit status and no traceback."""
-    gc.set_threshold(200_000)  # a short life: collecting what imports and plans make would cost as much as making it
+    gc.set_threshold(200_000)  # a short life: collecting what imports and plans make costs as much as making it
     status: list[int] = []
 
     def interrupted(number: int, _: object) -> NoReturn:

@@ -60,6 +60,8 @@ def perform(verb: Callable[[], object]) -> NoReturn:
     try:
         verb()
     except TestbedError as e:
+        with suppress(AttributeError, BrokenPipeError):  # None: the caller closed it
+            sys.stdout.flush()  # what was said before comes before, also where both streams are one file
         print(f"{e}" if isinstance(e, InputError) else f"testbed: {e}", file=sys.stderr)
         raise SystemExit(e.exit_status) from e
     except BrokenPipeError as e:

@@ -1,7 +1,8 @@
 """What is left of one lab, told apart from all that other tests and other people do on this machine meanwhile.
 
 Every process of a lab inherits its command line's environment, in which a test puts a mark of its own; network
-namespaces get an id of ours (RTM_NEWNSID) that goes with them; everything else bears the lab's name.
+namespaces get an id (RTM_NEWNSID), in a namespace that we may change, that goes with them; everything else bears the
+lab's name.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from testbed import netlink, sandbox, wire
@@ -49,27 +52,45 @@ def marked(mark: str) -> list[Process]:
     return sorted(found, key=lambda p: p.pid)
 
 
+_SOCKET = """
+import socket, sys
+from testbed import netlink, wire
+there, made = socket.socket(fileno=int(sys.argv[1])), netlink.connect(wire.NETLINK_ROUTE)
+socket.send_fds(there, [b"socket"], [made.fileno()])
+"""
+
+
+@cache
+def _where_ids_are() -> socket.socket:
+    """Return an rtnetlink socket of an empty network namespace, which who made its user namespace may change."""
+    ours, theirs = socket.socketpair()
+    spaces = ("--net", *(("--user", "--map-root-user") if os.geteuid() else ()))
+    with ours, theirs:
+        words = ("unshare", *spaces, sys.executable, "-c", _SOCKET, str(theirs.fileno()))
+        subprocess.run(words, pass_fds=(theirs.fileno(),), check=True)
+        _, (fd,), _, _ = socket.recv_fds(ours, 16, 1)
+    return socket.socket(fileno=fd)
+
+
 def tag(lab: RunningLab) -> set[int]:
-    """Give every network namespace of a lab an id in ours, and return the ids: each lives as long as its namespace."""
+    """Give every network namespace of a lab an id, and return the ids: each lives as long as its namespace."""
     found = set()
-    with netlink.connect(wire.NETLINK_ROUTE) as sock:
-        for link in Path(f"/proc/{lab.holder}/fd").iterdir():
-            with suppress(FileNotFoundError):
-                if os.readlink(link).startswith("net:"):
-                    fd = os.open(link, os.O_RDONLY)
-                    number = random.randrange(1 << 20, 1 << 31)
-                    body = bytes(4) + struct.pack("=HHi", 8, _NETNSA_NSID, number) + wire.u32(_NETNSA_FD, fd)
-                    refused = netlink.transact(sock, [wire.Message(_RTM_NEWNSID, 0, body)])
-                    os.close(fd)
-                    assert not refused, refused[0]
-                    found.add(number)
+    for link in Path(f"/proc/{lab.holder}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            if os.readlink(link).startswith("net:"):
+                fd = os.open(link, os.O_RDONLY)
+                number = random.randrange(1 << 20, 1 << 31)
+                body = bytes(4) + struct.pack("=HHi", 8, _NETNSA_NSID, number) + wire.u32(_NETNSA_FD, fd)
+                refused = netlink.transact(_where_ids_are(), [wire.Message(_RTM_NEWNSID, 0, body)])
+                os.close(fd)
+                assert not refused, refused[0]
+                found.add(number)
     assert found, "a lab has namespaces"
     return found
 
 
 def _tags() -> set[int]:
-    with netlink.connect(wire.NETLINK_ROUTE) as sock:
-        entries = netlink.dump(sock, _RTM_GETNSID, bytes(4))
+    entries = netlink.dump(_where_ids_are(), _RTM_GETNSID, bytes(4))
     return {int(struct.unpack("=i", wire.attributes(e, 4)[_NETNSA_NSID])[0]) for e in entries}
 
 

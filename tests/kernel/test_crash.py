@@ -146,9 +146,11 @@ def make():
     with sandbox.launched(name, lambda _, owner: owner.recv(1)) as (owner, life):
         owner.close()
         select.select([life], [], [])
-began = time.monotonic()
-make()
-length = time.monotonic() - began
+length = 9.0
+for _ in range(8):
+    began = time.monotonic()
+    make()
+    length = min(length, time.monotonic() - began)
 signal.signal(signal.SIGALRM, strike)
 struck = 0
 for n in range(1, 150):

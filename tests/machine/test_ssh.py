@@ -283,6 +283,8 @@ def test_a_shell_there_has_a_terminal(server: Place) -> None:
     os.write(ours, b"cat\n")
     reads(b"cat\r\n")
     until(lambda: [p for p in marked(server.mark) if p.words == "cat"] or None, "cat runs")
+    os.write(ours, b"purr\n")
+    reads(b"purr\r\npurr")  # by now the prompt before `cat` has been read, too
     seen = b""
     os.write(ours, b"\x03")  # Ctrl-C ends cat and not the shell
     reads(b"a@short:")

@@ -193,12 +193,9 @@ def stop(guest: Guest) -> None:
     """End a guest and everything that runs in it; return when nothing is left."""
     with suppress(LabError, BrokenPipeError), _connect(guest.name) as connection:
         send(connection, ("stop",))
-    if not select.select([guest.life], [], [], 10)[0]:
-        signal.pidfd_send_signal(guest.life.fileno(), signal.SIGKILL)
-        select.select([guest.life], [], [])
-    for file in (guest.life, guest.owner):
-        if file is not None:
-            file.close()
+    sandbox.await_end(guest.name, guest.life, 10)
+    if guest.owner is not None:
+        guest.owner.close()
 
 
 def alive(guest: Guest) -> Mapping[str, Any]:

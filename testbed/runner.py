@@ -38,15 +38,15 @@ def run(experiment: Experiment, case: Case, root: Path, overrides: tuple[str, ..
     needed = schedule.requires(planned)
     here.require((*planned.requires(), *needed))  # before a folder is made
     text = f"{planned}\n# run\n" + "".join(f"{s}\n" for s in steps)
-    folder = results.create(root.resolve(), case.topology.name, case.label, experiment.texts, text)
-    began = time.time()
     facts = {
         "tools": here.versions((*planned.requires(), *needed)),
         "git": here.commit(experiment.path.parent),
         "arguments": sys.argv[1:],
-        "began": began,
+        "began": time.time(),
         **json.loads(os.environ.get("TESTBED_MACHINE", "{}")),  # what the machine that asked for this run knows better
     }
+    # Its manifest makes a folder one of results: nothing slow is between the two.
+    folder = results.create(root.resolve(), case.topology.name, case.label, experiment.texts, text)
     results.write(folder, "manifest.json", results.manifest(overrides, case.settings, experiment.seed, **facts))
     with results.kernel_log(folder):
         lab = up(planned, name, say=say, folder=folder.path, requires=needed, about={"run": str(folder.path)})

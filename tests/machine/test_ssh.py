@@ -355,7 +355,7 @@ def test_the_exit_status_is_that_of_a_run_here(server: Place) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_its_results_and_nothing_else(server: Place, number: int) -> None:
     process = begin(server, "run", topology(server, seconds=60), "--machine", "server")
-    awaited(server, "ping ")
+    awaited(server, "ping -n")
     process.send_signal(number)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 128 + number, said
@@ -367,7 +367,7 @@ def test_an_interrupted_run_leaves_its_results_and_nothing_else(server: Place, n
 
 def test_a_command_line_that_is_killed_leaves_nothing_there(server: Place) -> None:
     process = begin(server, "run", topology(server, seconds=60), "--machine", "server")
-    awaited(server, "ping ")
+    awaited(server, "ping -n")
     process.kill()
     process.wait()
     assert server.left() == []
@@ -389,7 +389,7 @@ def test_a_command_line_that_is_killed_leaves_nothing_there(server: Place) -> No
 
 def test_a_connection_that_breaks_is_said_and_what_there_is_of_results_comes_all_the_same(server: Place) -> None:
     process = begin(server, "run", topology(server, seconds=60), "--machine", "server")
-    awaited(server, "ping ")
+    awaited(server, "ping -n")
     (session,) = server.sessions()
     began = time.monotonic()
     os.kill(session, signal.SIGKILL)
@@ -404,7 +404,7 @@ def test_a_connection_that_breaks_is_said_and_what_there_is_of_results_comes_all
 
 def test_a_machine_that_is_gone_is_said(server: Place) -> None:
     process = begin(server, "run", topology(server, seconds=60), "--machine", "server")
-    awaited(server, "ping ")
+    awaited(server, "ping -n")
     began = time.monotonic()
     for part in (server.sshd.pid, *server.sessions()):
         os.kill(part, signal.SIGKILL)
@@ -418,7 +418,7 @@ def test_a_machine_that_is_gone_is_said(server: Place) -> None:
 
 def test_a_network_that_swallows_packets_is_noticed(server: Place) -> None:
     process = begin(server, "run", topology(server, seconds=60), "--machine", "server")
-    awaited(server, "ping ")
+    awaited(server, "ping -n")
 
     def loopback(state: str) -> None:
         enter = ("nsenter", f"--net=/proc/{server.sshd.pid}/ns/net")

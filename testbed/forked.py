@@ -9,7 +9,7 @@ import signal
 import traceback
 from collections.abc import Sequence
 
-from testbed import linux
+from testbed import linux, sandbox
 
 
 def fork(module: str, words: Sequence[str], cwd: str, fds: Sequence[int]) -> int:
@@ -19,12 +19,9 @@ def fork(module: str, words: Sequence[str], cwd: str, fds: Sequence[int]) -> int
     It ends with status 1 and a traceback in its log if `main` raises.
     """
     # A signal that came before the copy has handlers of its own would be told to the holder, by a pipe that both have.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
+    with sandbox.signals_wait():
         if (pid := os.fork()) == 0:
             _become(module, words, cwd, fds)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     os.setpgid(pid, pid)  # both do it: who signals the group must not come before it is there
     return pid
 

@@ -22,7 +22,7 @@ from fcntl import F_DUPFD_CLOEXEC, fcntl
 from io import FileIO
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from msgspec import Struct
 
@@ -30,6 +30,7 @@ from testbed import linux
 from testbed.errors import LabError, Unsupported
 from testbed.messages import Line, send
 
+T = TypeVar("T")
 PATIENCE = 15.0  # seconds in which a lab may end in its own orderly way
 FOLDER = "/run/testbed"  # inside the sandbox: a lab's own files, gone with it
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -61,39 +62,41 @@ def peer(connection: socket.socket) -> Peer:
     return Peer(pid, uid)
 
 
-@contextmanager
-def launched(
+def launch(
     name: str,
     serve: Callable[[socket.socket, socket.socket], None],
+    use: Callable[[socket.socket, FileIO], T],
     family: str = "testbed",
     spaces: int = linux.CLONE_NEWNS | linux.CLONE_NEWNET | linux.CLONE_NEWPID | linux.CLONE_NEWUTS,
-) -> Iterator[tuple[socket.socket, FileIO]]:
-    """Make a sandbox whose PID 1 runs `serve(listener, owner)`; give the owner's end of that connection and a pidfd.
+) -> T:
+    """Make a sandbox whose PID 1 runs `serve(listener, owner)`; return what `use` does with it.
 
-    Raise LabError when a lab of that name exists, Unsupported when the kernel allows no namespaces.
-    The sandbox dies with its owner's end until `serve` has decided otherwise. Whatever is raised before the end of
-    the block, a signal's exception also while the sandbox is being made: it is raised when nothing is left of it.
+    `use` gets the owner's end of that connection, with which the sandbox dies until `serve` has decided otherwise,
+    and a pidfd. Raise LabError when a lab of that name exists, Unsupported when the kernel allows no namespaces.
+    Whatever is raised, by `use` or by the handler of a signal at any moment, is raised when nothing is left of it.
     """
     ours, theirs = socket.socketpair()
     line, child, life = Line(ours), 0, None
+    # No `with` in place of `use`: a handler's exception can come between what a generator yields and the block.
     try:
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # no handler of ours runs in the child
-        try:
+        with signals_wait():  # no handler of ours runs in the child
             if (child := os.fork()) == 0:
                 _never_return(theirs, lambda: _first(name, theirs, serve, family, spaces))
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
         _reap(child)
-        life = _born(name, line)
-        yield ours, life
+        first = select.poll()
+        first.register(ours, select.POLLIN)
+        first.poll()
+        with signals_wait():  # what has come is ours before anything is raised
+            life = _born(name, line)
+        return use(ours, life)
     except BaseException:
         theirs.close()
         with suppress(OSError):  # it is gone already
             ours.shutdown(socket.SHUT_WR)  # a copy of it may live in a process that somebody forked
         if child:
             _reap(child)
-        # With the block's error nothing but the end of the sandbox matters, and PATIENCE bounds that.
+        # With this error nothing but the end of the sandbox matters, and PATIENCE bounds that.
         with suppress(LabError, Unsupported, OSError):
             if child and life is None:
                 ours.settimeout(PATIENCE)
@@ -102,6 +105,18 @@ def launched(
                 await_end(name, life)
         ours.close()
         raise
+
+
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """Keep signals waiting until the end of the block, where the handlers of those that came run."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        # A handler that runs at the last moment raises from this very call.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _born(name: str, line: Line) -> FileIO:

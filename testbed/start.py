@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,8 @@ def up(
     permitted_name(name)
     tell = {"topology": plan.topology.name, "interfaces": where(plan), **(about or {})}
     body = serve(name, plan.hosts, plan.steps, tell, str(folder or ""))
-    with sandbox.launched(name, body) as (owner, life):
+
+    def begun(owner: socket.socket, life: FileIO) -> RunningLab:
         lab = control.own(name, owner, life)
         try:
             lab.await_up(say)
@@ -47,7 +50,9 @@ def up(
             # Probing costs as much as ten nodes, so the rest is probed only when the kernel refused something.
             _explain(needed, e)
             raise
-    return lab
+        return lab
+
+    return sandbox.launch(name, body, begun)
 
 
 def permitted_name(name: str) -> None:

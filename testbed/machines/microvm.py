@@ -126,10 +126,13 @@ def _saved(image: Image, order: Order, version: str, told: Told) -> Path | None:
             for left in work.iterdir():
                 left.unlink()
             made = Order(f"save-{uuid4().hex[:8]}", order.boot, order.size, code, order.code, save=work)
-            with sandbox.launched(made.name, keeper.serve(made), FAMILY, _SPACES) as (owner, life):
+
+            def saved_there(owner: socket.socket, life: FileIO) -> None:
                 _answer(made.name, owner)
-            owner.close()
-            life.close()
+                owner.close()
+                life.close()
+
+            sandbox.launch(made.name, keeper.serve(made), saved_there, FAMILY, _SPACES)
 
         _patiently(boot, told)
         told(f"saved after {time.monotonic() - began:.1f} s")
@@ -144,8 +147,10 @@ def _saved(image: Image, order: Order, version: str, told: Told) -> Path | None:
 
 
 def _launched(order: Order, why: str) -> Guest:
-    with sandbox.launched(order.name, keeper.serve(order), FAMILY, _SPACES) as (owner, life):
+    def started(owner: socket.socket, life: FileIO) -> Guest:
         return _guest(_answer(order.name, owner), life, why, owner)
+
+    return sandbox.launch(order.name, keeper.serve(order), started, FAMILY, _SPACES)
 
 
 def _guest(said: Mapping[str, Any], life: FileIO, why: str, owner: socket.socket | None) -> Guest:

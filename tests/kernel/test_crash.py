@@ -143,9 +143,10 @@ name = sys.argv[1]
 class Struck(Exception): pass
 def strike(number, frame): raise Struck
 def make():
-    with sandbox.launched(name, lambda _, owner: owner.recv(1)) as (owner, life):
-        owner.close()
-        select.select([life], [], [])
+    sandbox.launch(name, lambda _, owner: owner.recv(1), use)
+def use(owner, life):
+    owner.close()
+    select.select([life], [], [])
 length = 9.0
 for _ in range(8):
     began = time.monotonic()
@@ -240,7 +241,7 @@ def test_a_process_that_is_killed_ends_the_run_with_its_name_its_end_and_its_log
 ) -> None:
     (line.folder / "lab.yaml").write_text(LONG)
     line.begin("run", "../lab.yaml", "--name", name, "--results", "results")
-    awaited(line, "ping")
+    awaited(line, "ping -n")
     tags = tag(control.find(name))
     began = time.monotonic()
     struck(awaited(line, words))
@@ -265,7 +266,7 @@ def test_a_signal_during_run_leaves_nothing_but_results(line: Driver, name: str,
         cli = line.begin("run", "../lab.yaml", "--name", name, "--results", f"results/{n}")
         tags: set[int] = set()
         if n == 0:
-            awaited(line, "ping")
+            awaited(line, "ping -n")
             tags = tag(control.find(name))
         else:
             running(name)
@@ -276,6 +277,22 @@ def test_a_signal_during_run_leaves_nothing_but_results(line: Driver, name: str,
         assert name not in sandbox.names(), f"seed {SEED}: it must be gone when the command line is"
         assert line.remains(name, tags) == {}, f"seed {SEED}"
         assert list((line.folder / "work/results" / str(n) / "crash").glob("*/plan.txt"))
+
+
+def test_a_signal_before_the_lab_leaves_no_folder_that_is_none_of_results(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ping").write_text("#!/bin/sh\nexec sleep 1000\n")  # is asked for its version
+    (tmp_path / "ping").chmod(0o755)
+    (tmp_path / "lab.yaml").write_text(LAB)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with driver(tmp_path / "run", name) as line:
+        cli = line.begin("run", "../../lab.yaml", "--name", name)
+        awaited(line, "sleep 1000")
+        os.kill(cli, signal.SIGINT)
+        assert line.end() == 128 + signal.SIGINT, line.said()
+        assert line.remains(name) == {}
+        assert list((line.folder / "work").rglob("*")) == []
 
 
 @pytest.mark.parametrize("who", ["the command line", "the holder"])
@@ -307,7 +324,7 @@ def test_a_down_that_is_killed_half_way_goes_on(line: Driver, name: str) -> None
     (line.folder / "lab.yaml").write_text(LONG)
     with driver(line.folder / "run", f"{name}-run") as run:
         run.begin("run", "../../lab.yaml", "--name", name)
-        awaited(run, "ping")
+        awaited(run, "ping -n")
         # The newest ends first, and one that is stopped holds the others up for some seconds.
         struck(awaited(run, "iperf3 -c"), signal.SIGSTOP)
         cli = line.begin("down", name)

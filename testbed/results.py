@@ -125,11 +125,11 @@ def kernel_log(folder: Folder) -> Iterator[None]:
     try:
         os.lseek(fd, 0, os.SEEK_END)
         yield
+    finally:
         with written(out), out.open("w") as file:
             for record in _records(fd):
                 head, _, message = record.partition(";")
                 file.write(f"[{int(head.split(',')[2]) / 1e6:.6f}] {message.splitlines()[0] if message else ''}\n")
-    finally:
         os.close(fd)
 
 

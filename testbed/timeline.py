@@ -20,7 +20,7 @@ def play(lab: Lab, steps: Sequence[Step], folder: Path, seconds: float, say: Say
 
     It lasts until every timed process has ended, and at least `seconds`.
     Write `run.json` into `folder`: the origin of the run's clock (t = 0 on CLOCK_MONOTONIC and
-    CLOCK_REALTIME, seconds), every timed step with the time it took effect, every process with its end.
+    CLOCK_REALTIME, seconds), every timed step with the time it took effect, every process with its end, what failed.
     """
     first, before = len(lab.processes), len(lab.done)
     failures: list[str] = []
@@ -47,6 +47,9 @@ def play(lab: Lab, steps: Sequence[Step], folder: Path, seconds: float, say: Say
                 break
             _overdue(clients)
             yield min(_patience(clients), left) if left > 0 else _patience(clients)
+    except BaseException as e:
+        failures.append(str(e))
+        raise
     finally:
         # However it ends: first what loads the network, for only then there is an end to what captures see.
         yield from labs.stop([p for p in lab.processes[first:] if _bounded(p)])

@@ -337,7 +337,11 @@ def test_a_down_that_is_killed_half_way_goes_on(line: Driver, name: str) -> None
         assert "it is being taken down" in run.said()
         assert run.remains(name) == {}
         (folder,) = (run.folder / "work/results/crash").iterdir()
-        assert json.loads((folder / "run.json").read_text())["events"], "the run was ended in its own orderly way"
+        said = json.loads((folder / "run.json").read_text())
+        assert said["events"], "the run was ended in its own orderly way"
+        assert said["failures"] == [f"lab {name}: it is being taken down"]
+        assert json.loads((folder / "verdict.json").read_text())["verdict"] == "error"
+        assert (folder / "dmesg.log").exists()
 
 
 def test_a_holder_that_is_stopped_is_ended_all_the_same(line: Driver, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,22 @@ def test_a_routing_daemon_that_dies_in_a_run_fails_it(tmp_path: Path, name: str)
     verdict = json.loads((tmp_path / "results/routed/latest/verdict.json").read_text())
     assert any("[r] smcrouted ended with signal SIGKILL" in f for f in verdict["failures"])
     assert metrics["v.a.gap_s"]["value"] > 0.5, "the kernel forgot the routes with the daemon's socket"
+
+
+def test_a_source_sends_from_one_processor_so_that_nothing_overtakes(tmp_path: Path, name: str) -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("this machine has one processor")
+    look = "for p in /proc/[0-9]*; do grep -qx sender $p/comm && grep Cpus_allowed_list $p/status; done; true"
+    command = json.dumps(["sh", "-c", look])
+    folder, _ = ran(
+        tmp_path,
+        name,
+        "workloads:\n"
+        "  v: {multicast: {source: s, receivers: [a], group: 232.1.1.1, rate: 1mbit, seconds: 2}}\n"
+        f"  look: {{command: {{node: s, argv: {command}, at: 1s}}}}\n",
+    )
+    (row,) = (folder / "s/look.command.out").read_text().splitlines()
+    assert row.split()[1].isdecimal(), "one, and neither a range nor a list"
 
 
 def test_a_lab_of_one_family_has_multicast_of_that_one(tmp_path: Path, name: str) -> None:

@@ -105,8 +105,12 @@ def vng(program: str, release: Path) -> tuple[str, ...]:
     return (program, "--root", str(root), "--run", str(release / "vmlinuz"), *size, *shown)
 
 
-def answered(argv: tuple[str, ...]) -> tuple[float, str]:
-    """Return after how many seconds a command has answered, and its line; then end it."""
+def answered(argv: tuple[str, ...], tries: int = 3) -> tuple[float, str]:
+    """Return after how many seconds a command has answered, and its line; then end it.
+
+    A kernel that panics, which an emulated one does now and then as it patches its code, is started anew, and the time
+    with it.
+    """
     path = os.pathsep.join((str(Path(argv[0]).parent), os.environ["PATH"]))
     began = time.monotonic()
     with subprocess.Popen(
@@ -128,7 +132,10 @@ def answered(argv: tuple[str, ...]) -> tuple[float, str]:
                 if argv[0] != sys.executable:
                     os.killpg(process.pid, signal.SIGTERM)
                 return took, line.strip().removeprefix(ANSWER)
-        raise SystemExit(f"{argv[0]} gave no answer:\n{''.join(lines[-30:])}")
+    if tries > 1 and any("Kernel panic" in line for line in lines):
+        print(f"{Path(argv[0]).name}: the kernel panicked; once more", flush=True)
+        return answered(argv, tries - 1)
+    raise SystemExit(f"{argv[0]} gave no answer:\n{''.join(lines[-30:])}")
 
 
 def judge(seconds: dict[str, list[float]]) -> int:

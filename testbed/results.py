@@ -124,12 +124,14 @@ def kernel_log(folder: Folder) -> Iterator[None]:
         return
     try:
         os.lseek(fd, 0, os.SEEK_END)
-        yield
+        try:
+            yield
+        finally:
+            with written(out), out.open("w") as file:
+                for record in _records(fd):
+                    head, _, message = record.partition(";")
+                    file.write(f"[{int(head.split(',')[2]) / 1e6:.6f}] {message.splitlines()[0] if message else ''}\n")
     finally:
-        with written(out), out.open("w") as file:
-            for record in _records(fd):
-                head, _, message = record.partition(";")
-                file.write(f"[{int(head.split(',')[2]) / 1e6:.6f}] {message.splitlines()[0] if message else ''}\n")
         os.close(fd)
 
 

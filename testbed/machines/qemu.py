@@ -11,11 +11,14 @@ from msgspec import Struct
 
 SLOTS = ("code", "results", "inputs")  # a saved guest has these devices, whatever is shared through them later
 _PROGRAM = "qemu-system-x86_64"
-# Nothing here is a secret from the host, and an emulated processor pays for every mitigation and every cleared page.
+# Nothing here is a secret from the host, and an emulated processor pays for every mitigation, every cleared page, every
+# statistic of memory and pressure that nobody reads, and the tidying of tables for ftrace and of keys for modules.
+# lpj: delay loops as for a clock of 5 GHz, which are long enough on any and are not to be calibrated.
 # Warnings of the kernel reach the console: they are faults of a run.
 _KERNEL = (
     "console=ttyS0 panic=-1 quiet loglevel=5 random.trust_cpu=on mitigations=off init_on_alloc=0 nokaslr audit=0 "
-    "lsm=capability no_timer_check "
+    "lsm=capability no_timer_check lpj=20000000 cpu_init_udelay=0 psi=0 damon_stat.enabled=0 "
+    "initcall_blacklist=trace_eval_init,ftrace_check_for_weak_functions,load_system_certificate_list "
     "tsc=reliable rodata=off no5lvl cryptomgr.notests 8250.nr_uarts=1 rcupdate.rcu_expedited=1 net.ifnames=0"
 )
 

@@ -6,6 +6,7 @@ kills it or QEMU, the kernel removes the rest.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from msgspec import Struct, field
 
@@ -32,7 +34,7 @@ FOLDER = Path(sandbox.FOLDER)
 PATIENCE = 8  # s without a sign of life, after which a guest hangs
 _BOOT, _WARM, _RESTORE = 90.0, 180.0, 15.0  # s: an emulated processor on a machine that is busy with other things
 _LOOK = 1.0  # s between two looks at the console of a guest that does not answer
-_FAULT = b"testbed: fault: /dev/vda"  # what the initramfs says there when it can't mount the image; it waits then
+_FAULT = b"testbed: fault: "  # what PID 1 says there when it can't go on; it waits then
 _KEYS = ("host_key", "key")
 
 
@@ -57,7 +59,7 @@ class Order(Struct, frozen=True):
 
 
 class Talk(Struct, eq=False):
-    """A conversation in lines of JSON."""
+    """A conversation in lines: what is heard is JSON, as what QEMU is told; a guest is told words."""
 
     connection: socket.socket
     inbox: bytes = b""
@@ -67,6 +69,11 @@ class Talk(Struct, eq=False):
         """Send one line, with file descriptors."""
         with suppress(BrokenPipeError, ConnectionResetError):  # QEMU ended: its pidfd tells
             socket.send_fds(self.connection, [json.dumps(message).encode() + b"\n"], fds)
+
+    def tell(self, *words: object) -> None:
+        """Send words, one line."""
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self.connection.sendall("\t".join(quote(str(word)) for word in words).encode() + b"\n")
 
     def hear(self) -> None:
         """Read what has come."""
@@ -87,6 +94,7 @@ class Keeper(Struct, eq=False):
     master: int = 0  # the ssh whose connection the others share
     port: int = 0
     kept: bool = False  # it outlives its owner
+    calls: dict[int, str] = field(default_factory=dict)  # by the connection of who called: a command in the guest
     began: float = field(default_factory=time.monotonic)
     phases: dict[str, float] = field(default_factory=dict)
 
@@ -213,12 +221,17 @@ def _ask(keeper: Keeper, command: str, **arguments: object) -> Any:
     return answer["return"]
 
 
-def _tell(keeper: Keeper, verb: str, seconds: float = 20, **arguments: object) -> None:
-    """Have the guest's agent do something."""
-    keeper.agent.say({"do": verb, **arguments})
+def _tell(keeper: Keeper, verb: str, *words: object, seconds: float = 20) -> None:
+    """Have the guest's PID 1 do something (provision/testbed-guest.c)."""
+    keeper.agent.tell(verb, *words)
     answer = _await(keeper, keeper.agent, lambda m: m.get("done") == verb, seconds, f"answer to {verb}")
     if "error" in answer:
         raise LabError(f"guest {keeper.order.name}: {verb}: {answer['error']}")
+
+
+def _mount(keeper: Keeper, slot: str) -> None:
+    share = keeper.order.shares[slot]
+    _tell(keeper, "mount", slot, share.at, int(share.writable))
 
 
 def _give(keeper: Keeper, file: Path, flags: int) -> None:
@@ -237,7 +250,7 @@ def _restore(keeper: Keeper, folder: Path) -> None:
             time.sleep(0.002)
         _ask(keeper, "cont")
         # A guest whose saved memory is damaged would not answer.
-        _tell(keeper, "ping", _RESTORE)
+        _tell(keeper, "ping", seconds=_RESTORE)
     except (LabError, OSError) as e:
         raise BrokenStateError(f"{e}") from e
 
@@ -256,12 +269,12 @@ def _save(keeper: Keeper, folder: Path) -> None:
     """Boot, import, and save; nothing that makes a guest this guest is in it yet."""
     _boot(keeper)
     with keeper.phase("warm"):
-        _tell(keeper, "settle", _BOOT)
+        _tell(keeper, "settle", seconds=_BOOT)
         if code := keeper.order.shares.get("code"):
-            _tell(keeper, "mount", shares=[_mounted("code", code)])
+            _mount(keeper, "code")
             _warm(keeper)
             _await(keeper, keeper.agent, lambda m: m.get("event") == "warm", _WARM, "import testbed")
-            _tell(keeper, "unmount", paths=[code.at])  # a mounted share can't be saved
+            _tell(keeper, "unmount", code.at)  # a mounted share can't be saved
     with keeper.phase("save"):
         _ask(keeper, "stop")
         _give(keeper, folder / "state", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
@@ -274,35 +287,46 @@ def _save(keeper: Keeper, folder: Path) -> None:
         os.waitpid(keeper.qemu, 0)
 
 
-def _mounted(slot: str, share: Share) -> dict[str, object]:
-    return {"tag": slot, "at": share.at, "writable": share.writable}
-
-
 def _warm(keeper: Keeper) -> None:
     if code := keeper.order.shares.get("code"):
-        keeper.agent.say({"do": "warm", "digest": keeper.order.code, "code": code.at})
+        keeper.agent.tell("warm", keeper.order.code, code.at)
 
 
 def _activate(keeper: Keeper) -> None:
-    key = {name: (FOLDER / name).read_text() for name in ("host_key", "host_key.pub", "key.pub")}
-    _tell(
-        keeper,
-        "activate",
-        60,
-        time=time.time(),
-        seed=secrets.token_hex(64),
-        machine_id=uuid.uuid4().hex,
-        hostname=keeper.order.name,
-        host_key=key["host_key"],
-        authorized=key["key.pub"],
-        shares=[_mounted(slot, share) for slot, share in keeper.order.shares.items()],
-    )
-    (FOLDER / "known_hosts").write_text(f"testbed {key['host_key.pub']}")
+    public = (FOLDER / "host_key.pub").read_text()
+    private = for_dropbear((FOLDER / "host_key").read_text()).hex()
+    seed, machine_id, user = secrets.token_hex(64), uuid.uuid4().hex, (FOLDER / "key.pub").read_text()
+    _tell(keeper, "activate", time.time(), seed, machine_id, keeper.order.name, private, user, seconds=60)
+    for slot in keeper.order.shares:
+        _mount(keeper, slot)
+    (FOLDER / "known_hosts").write_text(f"testbed {public}")
     said = _ask(keeper, "human-monitor-command", **{"command-line": "info usernet"})
     found = re.search(r"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", said)
     if found is None:
         raise LabError(f"guest {keeper.order.name}: QEMU tells no forwarded port: {said}")
     keeper.port = int(found[1])
+
+
+def for_dropbear(key: str) -> bytes:
+    """Return an Ed25519 key of ssh-keygen's as Dropbear's server reads it.
+
+    OpenSSH's (its PROTOCOL.key): a magic, four strings (RFC 4251, section 5) and a count, then a string that holds two
+    check numbers, type, public key, both keys and a comment. Dropbear's: type and both keys.
+    """
+    _, rest = _strings(base64.b64decode(key.split("-----")[2])[len(b"openssh-key-v1\0") :], 3)
+    _, rest = _strings(rest[4:], 1)
+    (kind, _, both), _ = _strings(rest[4 + 8 :], 3)
+    return kind + both
+
+
+def _strings(data: bytes, count: int) -> tuple[list[bytes], bytes]:
+    """Return strings of SSH's wire format, each with its length before it, and what follows them."""
+    found = []
+    for _ in range(count):
+        end = 4 + int.from_bytes(data[:4], "big")
+        found.append(data[:end])
+        data = data[end:]
+    return found, data
 
 
 def ssh(folder: Path, port: int) -> tuple[str, ...]:
@@ -314,6 +338,7 @@ def ssh(folder: Path, port: int) -> tuple[str, ...]:
         "StrictHostKeyChecking": "yes",
         "IdentitiesOnly": "yes",
         "IdentityAgent": "none",
+        "KexAlgorithms": "curve25519-sha256",  # those with lattices take an emulated processor longer
         "BatchMode": "yes",
         "LogLevel": "ERROR",
         "ControlPath": str(folder / "ssh"),
@@ -369,7 +394,7 @@ def _watch(keeper: Keeper, listener: socket.socket) -> None:
         if now >= tick + 1:
             # Seconds in which this process did not run itself are not counted: the host may be stopped or overloaded.
             missed, tick = missed + 1, now
-            keeper.agent.say({"do": "ping"})
+            keeper.agent.tell("ping")
         if keeper.qmp.connection.fileno() in ready:
             keeper.qmp.hear()
             keeper.qmp.lines.clear()
@@ -393,6 +418,8 @@ def _watch(keeper: Keeper, listener: socket.socket) -> None:
             if _serve(keeper, talkers[fd]) == "gone":
                 poll.unregister(fd)
                 talkers.pop(fd).close()
+                if left := keeper.calls.pop(fd, None):
+                    keeper.agent.tell("hangup", left)
 
 
 def _serve(keeper: Keeper, line: Line) -> str:
@@ -406,8 +433,12 @@ def _serve(keeper: Keeper, line: Line) -> str:
     verb, *rest = found[0]
     if sandbox.peer(line.connection).uid != os.geteuid():
         return "gone"
-    if verb == "signal":
-        keeper.agent.say({"do": "signal", "id": rest[0], "number": rest[1]})
+    if verb == "call":
+        keeper.calls[line.connection.fileno()] = rest[0]
+    elif verb == "ended":
+        keeper.calls.pop(line.connection.fileno(), None)
+    elif verb == "signal":
+        keeper.agent.tell("signal", *rest)
     elif verb == "keep":
         keeper.kept = True
     elif verb == "stop":

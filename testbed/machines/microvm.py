@@ -66,6 +66,7 @@ class Guest(Struct, frozen=True):
     owner: socket.socket | None = None  # it lives with this connection until it is kept
 
 
+_LAST_WORDS = 1.0  # s that a command has to end by itself when nobody reads what it writes
 Told = Callable[[str], None]
 T = TypeVar("T")
 
@@ -252,11 +253,14 @@ def call(
             preexec_fn=lambda: linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL),
         )
         try:
-            status = _await(guest, child, connection, signals, name)
+            send(connection, ("call", name))  # the guest is told if this process goes away before the command
+            status = _await(guest, child, connection, signals, name, -1 if tty else streams[1])
             # An ssh whose shared connection breaks ends with 255, as many a command does.
             if status < 0 or (status == 255 and shared and not alive(guest)["shared"]):
                 how = f"ssh was killed by {signal.Signals(-status).name}" if status < 0 else "its ssh ended"
                 raise LabError(f"guest {guest.name}: the connection to it broke ({how}), and what ran there with it")
+            if child.poll() is not None:
+                send(connection, ("ended", name))
             return status
         finally:
             child.kill()
@@ -264,15 +268,23 @@ def call(
 
 
 def _await(
-    guest: Guest, child: subprocess.Popen[bytes], connection: socket.socket, signals: _Signals, name: str
+    guest: Guest, child: subprocess.Popen[bytes], connection: socket.socket, signals: _Signals, name: str, out: int
 ) -> int:
+    """Return the exit status of ssh; the command hangs up when nobody reads `out` (-1: a terminal) any more."""
     ended = os.pidfd_open(child.pid)
     poll = select.poll()
     for source in (ended, connection.fileno(), signals.read):
         poll.register(source, select.POLLIN)
+    if out >= 0:
+        poll.register(out, 0)  # POLLERR or POLLHUP
     try:
         while True:
             ready = [fd for fd, _ in poll.poll()]
+            if out in ready:
+                # Dropbear does not pass on that its channel's other end takes no more, and so would write on and on.
+                poll.unregister(out)
+                if not select.select([ended], [], [], _LAST_WORDS)[0]:
+                    return 128 + signal.SIGPIPE
             if connection.fileno() in ready:
                 _hear(guest, connection)
             if signals.read in ready:

@@ -223,6 +223,35 @@ def test_an_ssh_that_is_killed_is_told_and_the_command_goes_with_it(begin: Calla
     assert output(guest, "sh", "-c", "exit 255")[0] == 255, "and it can be used as before"
 
 
+def test_many_commands_at_once_have_connections_of_their_own_when_the_shared_one_is_gone(
+    begin: Callable[..., Guest],
+) -> None:
+    guest = begin()
+    (shared,) = [p for p in _inside(guest) if b"\0-N\0" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    os.kill(shared, signal.SIGKILL)
+    eventually(lambda: not microvm.alive(guest)["shared"])
+    # Dropbear, were it to listen itself, would refuse the sixth of one address that has yet to authenticate.
+    processes = [caller(guest, "sh", "-c", f"exit {n}") for n in range(8)]
+    assert [process.wait(60) for process in processes] == list(range(8))
+
+
+def test_a_command_ends_when_nobody_reads_its_output_any_more(guest: Guest) -> None:
+    number = str(uuid4().int % 10**6 + 10**6)
+    process = caller(guest, "yes", number)
+    assert process.stdout is not None
+    assert process.stdout.readline() == f"{number}\n"
+    process.stdout.close()
+    assert process.wait(20) == 128 + signal.SIGPIPE
+    eventually(lambda: not runs(guest, f"yes {number}"))
+    process = caller(guest, "sh", "-c", "echo ready; read -r _; exit 3", stdin=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout.readline() == "ready\n"
+    process.stdout.close()
+    process.stdin.close()
+    assert process.wait(20) == 3, "one that ends by itself has the status that it gave"
+
+
 def test_a_terminal_is_the_commands_own(guest: Guest) -> None:
     ours, theirs = pty.openpty()
     script = "test -t 0 && tty && echo ready && trap 'echo stopped; exit 3' INT; while :; do sleep 0.1; done"

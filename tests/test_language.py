@@ -378,3 +378,9 @@ def test_the_language_knows_the_counters_that_samples_and_captures_give() -> Non
 
 
 _DUMPCAP = "Packets received/dropped on interface 'eth0': 5/0 (pcap:0/dumpcap:0/flushed:0/ps_ifdrop:0) (100.0%)"
+
+
+def test_a_mean_is_the_same_whichever_python_adds() -> None:
+    # Python 3.11 adds these to 9.99...98, and 3.12 to 10: `sum` compensates since then.
+    rows = [{"t": float(n), "cpu": 0.001, "steal": 0.0} for n in range(1, 101)]
+    assert metrics.machine(rows, 0.0)["machine.cpu_mean_pct"].value == 0.1

@@ -141,7 +141,7 @@ say "initramfs"
 insertions virtio_blk squashfs overlay |
     while read -r module; do
         cp "$root${module#/mnt/root}" "$ram/m/"
-        basename "$module"
+        echo "/m/$(basename "$module")"
     done >"$ram/m/order"
 find "$ram" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 # shellcheck disable=SC2016

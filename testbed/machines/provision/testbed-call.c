@@ -65,10 +65,7 @@ static _Noreturn void become(char **words, const char *folder, char **environmen
     if (isatty(0))
         ioctl(0, TIOCSCTTY, 1); /* from the ssh server's child: job control is this command's */
     close_range(3, ~0U, 0);
-    clearenv();
-    setenv("PATH", PATH, 1);
-    setenv("HOME", "/root", 1);
-    setenv("LANG", "C.UTF-8", 1);
+    plain_environment();
     for (; strcmp(*environment, "--"); environment++)
         putenv(*environment);
     (void)!chdir(folder);

@@ -55,8 +55,7 @@ struct guest {
     int ended;                            /* a signalfd of SIGCHLD */
     int ssh;                              /* listens; -1 before `activate` */
     pid_t modules;                        /* what loads modules; 0 before, and when it has ended */
-    pid_t warm;                           /* testbed-warm */
-    int told, said;                       /* pipes to it and from it */
+    int told, said;                       /* pipes to testbed-warm and from it; -1 without one */
     int due;                              /* how many */
     struct signal_due signals[64];
 };
@@ -91,12 +90,12 @@ static void made(const char *folder)
 }
 
 /* Load the kernel modules that a file lists. */
-static void load(const char *folder, const char *list)
+static void load(const char *list)
 {
     char name[512];
     FILE *names = fopen(list, "re");
 
-    if (!names || chdir(folder))
+    if (!names)
         fault("%s can't be read", list);
     while (fgets(name, sizeof(name), names)) {
         name[strcspn(name, "\n")] = 0;
@@ -149,7 +148,7 @@ static void enter_image(void)
     mount("proc", "/proc", "proc", 0, NULL);
     mount("sys", "/sys", "sysfs", 0, NULL);
     mount("dev", "/dev", "devtmpfs", 0, NULL);
-    load("/m", "/m/order");
+    load("/m/order");
     if (mount("/dev/vda", "/lower", "squashfs", MS_RDONLY, NULL))
         fault("/dev/vda holds no squashfs");
     mounted("rw", "/rw", "tmpfs", 0, "mode=755");
@@ -198,10 +197,7 @@ static void set_up(void)
         execl(instead, instead, (char *)NULL);
         fault("%s can't be started", instead);
     }
-    clearenv();
-    setenv("PATH", PATH, 1);
-    setenv("HOME", "/root", 1);
-    setenv("LANG", "C.UTF-8", 1);
+    plain_environment();
     mounted("run", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755");
     made(RUN);
     made(CALLS);
@@ -217,7 +213,7 @@ static void set_up(void)
     int nowhere = open("/dev/null", O_RDWR | O_CLOEXEC);
     /* What was read and translated once costs half as much, and the other processor has nothing to do yet. */
     start(dropbear, nowhere, nowhere, nowhere, -1);
-    load("/", "/usr/lib/testbed/ready-modules");
+    load("/usr/lib/testbed/ready-modules");
     up("lo", NULL);
     up("eth0", "10.0.2.15");
     close(nowhere);
@@ -234,7 +230,7 @@ static size_t from_hex(const char *digits, unsigned char *bytes, size_t room)
     return n;
 }
 
-/* Have what was seeded differently in no copy of this guest depend on bytes that only this one is given. */
+/* Have random numbers depend on bytes that only this guest is given: copies of a saved one have the same state. */
 static int reseed(const char *seed)
 {
     struct {
@@ -327,7 +323,7 @@ static int warm(struct guest *guest, char **words)
     struct sockaddr_un where = {.sun_family = AF_UNIX, .sun_path = WARM};
     int told[2], said[2], listener;
 
-    if (!guest->warm) {
+    if (guest->said < 0) {
         listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
         if (listener < 0 || bind(listener, (struct sockaddr *)&where, sizeof(where)) || listen(listener, 128))
             return -1;
@@ -343,7 +339,6 @@ static int warm(struct guest *guest, char **words)
             unlink(WARM);
             return -1;
         }
-        guest->warm = pid;
         guest->told = told[1];
         guest->said = said[0];
     }
@@ -515,8 +510,7 @@ static void hear_warm(struct guest *guest)
         unlink(WARM);
         close(guest->said);
         close(guest->told);
-        guest->said = -1;
-        guest->warm = 0;
+        guest->said = guest->told = -1;
     }
 }
 
@@ -534,7 +528,7 @@ static void reap(struct guest *guest)
 
 int main(void)
 {
-    struct guest guest = {.ssh = -1, .said = -1};
+    struct guest guest = {.ssh = -1, .told = -1, .said = -1};
     /* A lab may keep every processor busy, and the host must not take the guest for dead. */
     const struct sched_param first = {.sched_priority = 1};
     sigset_t children;

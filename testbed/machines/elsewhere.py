@@ -51,13 +51,16 @@ class Elsewhere(Struct, frozen=True):
 
     def down(self) -> None:
         """Take the lab down, and its guest with it."""
+        if isinstance(self.place, Target):
+            if enter(self.place, ("down", self.lab), quiet=True):
+                raise LabError(f"lab {self.lab}: machine {self.place.name} could not take it down; it said why above")
+            return
         try:
-            status = enter(self.place, ("down", self.lab), quiet=True)
+            # However this ends, also by the kernel's hand in a guest without memory: the guest ends with the lab.
+            with open(os.devnull, "w") as null:
+                microvm.call(self.place, ("testbed", "down", self.lab), streams=(0, null.fileno(), 2))
         finally:
-            if isinstance(self.place, Guest):
-                microvm.stop(self.place)
-        if status and isinstance(self.place, Target):
-            raise LabError(f"lab {self.lab}: machine {self.place.name} could not take it down; it said why above")
+            microvm.stop(self.place)
 
 
 def find(lab: str) -> Elsewhere:

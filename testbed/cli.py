@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from testbed import __version__, control, present, sandbox
+from testbed import __version__, control, plain, present, sandbox
 from testbed.errors import CheckFailed, InputError, LabError, TestbedError
 from testbed.program import GUESTS, enter, execute, perform, place_of
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from testbed.features import Feature
     from testbed.machines.choose import Choice
     from testbed.plan import Plan
@@ -591,7 +593,7 @@ def _tell(choice: Choice, asked: str) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"testbed: {text}", file=sys.stderr)
+    print(f"testbed: {plain.shown(text)}", file=sys.stderr)  # here, for while progress is drawn that prints
 
 
 def _there(lab: str) -> tuple[str, ...]:
@@ -688,17 +690,19 @@ def _progress(title: str, seconds: float = 0.0, prefix: str = "") -> Iterator[Ca
 
         yield line
         return
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    title = plain.line(title)
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=_console(), transient=True) as progress:
         task = progress.add_task(f"{prefix}{title}: making the lab", total=None)
 
         def show(value: dict[str, Any]) -> None:
             if "step" in value:
                 progress.update(task, completed=value["t"])
-                progress.console.print(f"{value['t']:8.3f} s  {value['step']}", markup=False, highlight=False)
+                progress.console.print(
+                    f"{value['t']:8.3f} s  {plain.line(value['step'])}", markup=False, highlight=False
+                )
             elif "started" in value:
                 progress.update(task, description=f"{prefix}{title}: running", total=seconds or None, completed=0)
             elif value.get("waiting"):
@@ -720,13 +724,19 @@ def _fraction() -> Iterator[Callable[[str, float], None]]:
 
         yield line
         return
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=_console(), transient=True) as progress:
         task = progress.add_task("", total=1.0)
-        yield lambda text, fraction: progress.update(task, description=text, completed=fraction)
+        yield lambda text, fraction: progress.update(task, description=plain.line(text), completed=fraction)
+
+
+def _console() -> Console:
+    """Return where progress is drawn: the terminal itself, for drawing takes what a `Screen` would spell out."""
+    from rich.console import Console
+
+    return Console(file=sys.__stderr__, emoji=False)
 
 
 def _commit() -> None:

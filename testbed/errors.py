@@ -5,6 +5,7 @@ CheckFailed   exit 1  everything ran and a stated expectation did not hold
 InputError    exit 2  the YAML or the command line is wrong; nothing was created
 LabError      exit 3  Linux refused a step, or a Wait ran out
 Unsupported   exit 4  no machine offers a required feature; nothing was created
+BugError      exit 70 anything else (EX_SOFTWARE of sysexits.h): a mistake in testbed, with its traceback
 """
 
 from __future__ import annotations
@@ -37,6 +38,20 @@ class Unsupported(TestbedError):
     exit_status = 4
 
 
+class BugError(TestbedError):
+    """A mistake in testbed itself: what happened in one line, and the traceback below it."""
+
+    exit_status = 70
+
+
+def bug(fault: BaseException) -> BugError:
+    """Return the error that tells of an exception that nobody expected."""
+    from traceback import format_exception, format_exception_only
+
+    what = format_exception_only(fault)[-1].strip()
+    return BugError(f"a bug in testbed: {what}\n{''.join(format_exception(fault)).rstrip()}")
+
+
 class Problem(NamedTuple):  # and no Struct: a pytest that uses no lab has this module alone
     """One thing wrong with the input: its place, what is wrong, the offending line and, if any, a hint.
 
@@ -52,12 +67,19 @@ class Problem(NamedTuple):  # and no Struct: a pytest that uses no lab has this 
     hint: str = ""
 
     def __str__(self) -> str:
+        from testbed.plain import line, shown
+
         place = f"{self.file}:{self.line}:{self.column}: " if self.line else f"{self.file}: " if self.file else ""
-        rows = [f"{place}{self.message}{self.hint and f' ({self.hint})'}"]
+        rows = [line(f"{place}{self.message}{self.hint and f' ({self.hint})'}")]
         if self.line:
+            start = self.column - 1
+            before, marked, after = (
+                shown(part, keep="\t")
+                for part in (self.text[:start], self.text[start : start + self.width], self.text[start + self.width :])
+            )
             # A tab is as wide in the caret line as in the line above it.
-            margin = "".join("\t" if c == "\t" else " " for c in self.text[: self.column - 1])
-            rows += [f"    {self.text}", f"    {margin}{'^' * max(1, self.width)}"]
+            margin = "".join("\t" if c == "\t" else " " for c in before)
+            rows += [f"    {before}{marked}{after}", f"    {margin}{'^' * max(1, len(marked))}"]
         return "\n".join(rows)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
+from testbed.plain import line
+
 if TYPE_CHECKING:
     from testbed.effects import Effect
     from testbed.look import Seen
@@ -23,7 +25,8 @@ _WIDTH, _PURPOSE = 100, 34  # columns of the table of features, and those of wha
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as lines with aligned columns."""
+    """Return rows as lines with aligned columns; each row is one line, whatever its cells have."""
+    rows = [tuple(map(line, row)) for row in rows]
     widths = [max((len(r[n]) for r in rows if n < len(r)), default=0) for n in range(max(map(len, rows), default=0))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)

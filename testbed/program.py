@@ -6,9 +6,10 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from io import BufferedWriter, FileIO, TextIOWrapper
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from testbed import control, sandbox
 from testbed.errors import InputError, LabError, TestbedError
@@ -58,20 +59,62 @@ def perform(verb: Callable[[], object]) -> NoReturn:
     if "TESTBED_TIED" in os.environ:
         sandbox.end_with_parent()
     try:
+        with screens():
+            _perform(verb)
+    finally:
+        # A library that it came up through may have made an error of its own of it: pydantic's validators do.
+        if status:
+            raise SystemExit(status[0])
+    raise SystemExit(0)
+
+
+def _perform(verb: Callable[[], object]) -> None:
+    try:
         verb()
     except TestbedError as e:
-        with suppress(AttributeError, BrokenPipeError):  # None: the caller closed it
+        with suppress(BrokenPipeError):
             sys.stdout.flush()  # what was said before comes before, also where both streams are one file
         print(f"{e}" if isinstance(e, InputError) else f"testbed: {e}", file=sys.stderr)
         raise SystemExit(e.exit_status) from e
     except BrokenPipeError as e:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of our output went away: nothing to say to it
         raise SystemExit(141) from e
+
+
+class Screen(TextIOWrapper):
+    """A standard stream on which everything is visible (`testbed.plain`), whoever prints: this program or a library."""
+
+    def write(self, text: str) -> int:
+        """Write text with what hides, or moves a cursor, spelt out."""
+        from testbed.plain import shown  # late: `testbed exec` prints nothing
+
+        super().write(shown(text))
+        return len(text)
+
+
+@contextmanager
+def screens() -> Iterator[None]:
+    """Let what is printed on the standard streams be seen; what is printed on one that the caller closed is not."""
+    before = sys.stdout, sys.stderr
+    while (null := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) <= 2:
+        pass  # it takes the number of a stream that is closed, which else the next file or socket would get
+    os.close(null)
+    sys.stdout, sys.stderr = made = [_screen(stream, fd) for fd, stream in enumerate(before, 1)]
+    try:
+        yield
     finally:
-        # A library that it came up through may have made an error of its own of it: pydantic's validators do.
-        if status:
-            raise SystemExit(status[0])
-    raise SystemExit(0)
+        sys.stdout, sys.stderr = before
+        for screen in made:
+            with suppress(BrokenPipeError):
+                screen.detach()  # its buffer belongs to the stream before, which is not to be closed
+
+
+def _screen(stream: TextIO | None, fd: int) -> Screen:
+    if stream is None:
+        return Screen(BufferedWriter(FileIO(fd, "w", closefd=False)), "utf-8")
+    with suppress(BrokenPipeError):
+        stream.flush()
+    return Screen(stream.buffer, stream.encoding, "backslashreplace", line_buffering=bool(stream.line_buffering))
 
 
 def execute(lab: str, node: str, argv: Sequence[str]) -> NoReturn:

@@ -1,12 +1,15 @@
-"""The five kinds of step: what a lab is made of, as data that prints as the command a person would type."""
+"""The five kinds of step: what a lab is made of, as data that prints as the command a person would type.
+
+A step is one line, and a command in it is what bash would have to read to run the same.
+"""
 
 from __future__ import annotations
 
-from shlex import join
 from typing import Protocol
 
 from msgspec import Struct
 
+from testbed.plain import line, word, words
 from testbed.wire import Here, Message
 
 LAB = "-"  # the place of what belongs to no node: the sandbox itself
@@ -55,7 +58,7 @@ class Configure(Struct, frozen=True):
     at: float | None = None
 
     def __str__(self) -> str:
-        return f"[{self.node}] {self.request}{_at(self.at)}"
+        return line(f"[{self.node}] {self.request}{_at(self.at)}")
 
 
 class Write(Struct, frozen=True):
@@ -66,7 +69,7 @@ class Write(Struct, frozen=True):
     node: str = LAB
 
     def __str__(self) -> str:
-        return f"[{self.node}] write {self.path} ({len(self.text.splitlines())} lines)"
+        return f"[{self.node}] write {word(self.path)} ({len(self.text.splitlines())} lines)"
 
 
 class Run(Struct, frozen=True):
@@ -77,7 +80,7 @@ class Run(Struct, frozen=True):
     within: float = 30.0
 
     def __str__(self) -> str:
-        return f"[{self.node}] {join(self.argv)}"
+        return f"[{self.node}] {words(self.argv)}"
 
 
 class Spawn(Struct, frozen=True):
@@ -106,9 +109,9 @@ class Spawn(Struct, frozen=True):
     def __str__(self) -> str:
         python = "python3 -m " if self.forked else ""
         pin = "taskset -c 0 " if self.pinned else ""
-        ends = f" within {self.within:g}s" if self.within is not None else ""
-        into = f" > {self.stdout}" if self.stdout else ""
-        return f"[{self.node}]& {pin}{python}{join(self.argv)}{into}{_at(self.at)}{ends}"
+        ends = f"{_at(self.at) or ' '} within {self.within:g}s" if self.within is not None else _at(self.at)
+        into = f" > {word(self.stdout)}" if self.stdout else ""
+        return f"[{self.node}]& {pin}{python}{words(self.argv)}{into}{ends}"
 
 
 # s for a program to begin its work: one that dies is told at once, so it is long, for emulated processors that share.
@@ -132,7 +135,7 @@ class Wait(Struct, frozen=True):
 
     def __str__(self) -> str:
         urged = f"  by {self.urge[-1]}" if self.urge else ""
-        return f"[{self.node}]? {self.probe}  (within {self.within:g} s){urged}"
+        return line(f"[{self.node}]? {self.probe}  (within {self.within:g} s){urged}")
 
 
 Step = Configure | Write | Run | Spawn | Wait

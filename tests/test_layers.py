@@ -16,7 +16,7 @@ TREES = {
 }
 # What makes a plan of a file, lowest first: a module imports of its own layer and of those before it.
 PURE = (
-    ("errors", "wire", "features", "spec", "units", "multicast.records"),
+    ("errors", "plain", "wire", "features", "spec", "units", "multicast.records"),
     ("steps", "document", "drivers"),
     ("explain", "nodes", "workloads"),
     ("topology",),
@@ -128,6 +128,7 @@ def test_processes_are_started_in_few_places() -> None:
         "machines.kvm",  # QEMU, to see whether KVM serves
         "machines.microvm",  # ssh to a guest
         "machines.remote",  # ssh to a machine
+        "machines.relayed",  # what is said there, made visible
         "pytest_plugin",  # the command line
         "machines.request",  # the command line that another machine asked for
     }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from testbed.plain import word
+
 
 class SysctlSet(Struct, frozen=True):
     """One parameter under /proc/sys; performing it compares what the kernel then says with `value`."""
@@ -12,7 +14,7 @@ class SysctlSet(Struct, frozen=True):
     value: str
 
     def __str__(self) -> str:
-        return f"sysctl -w {self.name}={self.value}"
+        return f"sysctl -w {word(f'{self.name}={self.value}')}"
 
     def key(self) -> tuple[str, ...]:
         """Name what this overwrites."""

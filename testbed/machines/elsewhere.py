@@ -20,6 +20,7 @@ from testbed.machines.choose import MICROVM, Choice
 from testbed.machines.known import Known
 from testbed.machines.microvm import Guest
 from testbed.machines.qemu import Share, Size, kernel_faults
+from testbed.machines.relayed import relayed
 from testbed.machines.remote import NotReachedError, Target
 from testbed.machines.request import Request
 from testbed.results import written
@@ -45,20 +46,27 @@ class Elsewhere(Struct, frozen=True):
     place: Place
 
     def enter(self, words: Sequence[str]) -> int:
-        """Run the command line there on this process's streams, its terminal included; return its exit status."""
-        terminal = all(os.isatty(fd) for fd in (0, 1))
-        return enter(self.place, words, terminal=terminal)
+        """Run the command line there on this process's streams and return its exit status.
+
+        A command of the user's own has the terminal itself; what the command line says is made visible.
+        """
+        if words[0] in ("exec", "shell"):
+            return enter(self.place, words, (1, 2), terminal=all(os.isatty(fd) for fd in (0, 1)))
+        with relayed() as streams:
+            return enter(self.place, words, streams)
 
     def down(self) -> None:
         """Take the lab down, and its guest with it."""
         if isinstance(self.place, Target):
-            if enter(self.place, ("down", self.lab), quiet=True):
+            with relayed((2,)) as (said,), open(os.devnull, "w") as null:
+                status = enter(self.place, ("down", self.lab), (null.fileno(), said))
+            if status:
                 raise LabError(f"lab {self.lab}: machine {self.place.name} could not take it down; it said why above")
             return
         try:
             # However this ends, also by the kernel's hand in a guest without memory: the guest ends with the lab.
-            with open(os.devnull, "w") as null:
-                microvm.call(self.place, ("testbed", "down", self.lab), streams=(0, null.fileno(), 2))
+            with relayed((2,)) as (said,), open(os.devnull, "w") as null:
+                microvm.call(self.place, ("testbed", "down", self.lab), streams=(0, null.fileno(), said))
         finally:
             microvm.stop(self.place)
 
@@ -74,14 +82,12 @@ def target_of(machine: Known) -> Target:
     return Target(machine.name, machine.words(), (machine.program,))
 
 
-def enter(place: Place, argv: Sequence[str], *, terminal: bool = False, quiet: bool = False) -> int:
-    """Run the command line there on this process's streams; return its exit status."""
-    with open(os.devnull, "w") as null:
-        out = null.fileno() if quiet else 1
-        if isinstance(place, Target):
-            return remote.call(place, argv, terminal=terminal, out=out)
-        env = {"TERM": os.environ.get("TERM", "dumb"), "SHELL": "/bin/bash"}
-        return _call(place, ("testbed", *argv), (0, out, 2), env, terminal)
+def enter(place: Place, argv: Sequence[str], streams: tuple[int, ...], *, terminal: bool = False) -> int:
+    """Run the command line there with our input, its output and errors on these streams; return its exit status."""
+    if isinstance(place, Target):
+        return remote.call(place, argv, streams, terminal=terminal)
+    env = {"TERM": os.environ.get("TERM", "dumb"), "SHELL": "/bin/bash"}
+    return _call(place, ("testbed", *argv), (0, *streams), env, terminal)
 
 
 def up(errand: Errand, lab: str, size: Size, told: Told, progress: Progress) -> int:
@@ -142,14 +148,19 @@ def _run_there(place: Target, errand: Errand, facts: dict[str, object], told: To
 
 def perform(place: Place, asked: Request) -> int:
     """Run the command line there with the files that it reads; return its exit status."""
+    with relayed() as streams:
+        return _perform(place, asked, streams)
+
+
+def _perform(place: Place, asked: Request, streams: tuple[int, ...]) -> int:
     if isinstance(place, Target):
-        return remote.ask(place, asked)
+        return remote.ask(place, asked, streams)
     body = request.encode(asked)
     stdin = os.memfd_create("request", os.MFD_CLOEXEC)
     try:
         os.write(stdin, body)
         os.lseek(stdin, 0, os.SEEK_SET)
-        return _call(place, ("testbed", "serve-request"), (stdin, 1, 2))
+        return _call(place, ("testbed", "serve-request"), (stdin, *streams))
     finally:
         os.close(stdin)
 

@@ -47,14 +47,18 @@ class Target(Struct, frozen=True):
     program: tuple[str, ...]
 
 
-def call(target: Target, argv: Sequence[str], *, terminal: bool = False, out: int = 1) -> int:
-    """Run a command line there on this process's streams and return its exit status.
+def call(target: Target, argv: Sequence[str], streams: Sequence[int] = (1, 2), *, terminal: bool = False) -> int:
+    """Run a command line there, with our input and its output and errors on `streams`; return its exit status.
 
     With a terminal, its keys are those of the far side. Without, a signal to this process ends ssh, and that the
     command.
     """
     # ssh stays in our process group: it may have to read from our terminal.
-    with _ssh(target, argv, terminal=terminal, stdout=out) as ssh, _heard(ssh.process.send_signal) as heard:
+    out, err = streams
+    with (
+        _ssh(target, argv, terminal=terminal, stdout=out, stderr=err) as ssh,
+        _heard(ssh.process.send_signal) as heard,
+    ):
         try:
             return ssh.status()
         except LabError:
@@ -63,9 +67,10 @@ def call(target: Target, argv: Sequence[str], *, terminal: bool = False, out: in
             raise
 
 
-def ask(target: Target, asked: Request) -> int:
+def ask(target: Target, asked: Request, streams: Sequence[int] = (1, 2)) -> int:
     """Run a command line there with the files that it reads and return its exit status; it gets our signals."""
-    with _ssh(target, ("serve-request",), stdin=subprocess.PIPE, group=0) as ssh:
+    out, err = streams
+    with _ssh(target, ("serve-request",), stdin=subprocess.PIPE, stdout=out, stderr=err, group=0) as ssh:
         _say(ssh, request.encode(asked))
         with _heard(lambda number: _say(ssh, bytes([number]))):
             status = ssh.status()

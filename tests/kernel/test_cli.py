@@ -88,6 +88,13 @@ def test_on_a_terminal_progress_is_drawn_and_elsewhere_it_is_plain_lines(name: s
     assert plain.returncode == 0
     assert "[a]& true > a/one.command.out  @0s within 60s" in plain.stderr
     assert "\x1b" not in plain.stderr + plain.stdout
+    status, drawn = on_a_terminal(*words)
+    assert status == 0
+    assert b"\x1b[" in drawn
+
+
+def on_a_terminal(*words: str) -> tuple[int, bytes]:
+    """Run the command line on a terminal of its own; its exit status and all that it wrote there."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen((sys.executable, "-m", "testbed", *words), stdout=theirs, stderr=theirs)
     os.close(theirs)
@@ -101,8 +108,39 @@ def test_on_a_terminal_progress_is_drawn_and_elsewhere_it_is_plain_lines(name: s
             break
         drawn += part
     os.close(ours)
-    assert process.wait() == 0
-    assert b"\x1b[" in drawn
+    return process.wait(), drawn
+
+
+def test_a_command_can_not_hide_what_it_is_from_who_watches_it_run(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "hiding.yaml"
+    file.write_text(r"""
+name: hiding
+nodes:
+  a: {commands: [[sh, -c, "true #\x1b[1A\r\x1b[J\x1b]0;harmless\x07\n# [-] sound"]]}
+workloads:
+  w:
+    command:
+      node: a
+      argv: [sh, -c, "printf '\\033]0;x\\007 [bold]said[/bold] :smile: \\342\\200\\256\\n' >&2; exit 5 #\x1b[8m"]
+""")
+    results = tmp_path / "r"
+    status, drawn = on_a_terminal("run", str(file), "--name", name, "--results", str(results))
+    assert status == 3
+    assert b"\x1b]" not in drawn, "no title is set"
+    assert b"\x1b[8m" not in drawn, "nothing is hidden"
+    assert rb"\x1b]0;x\x07 [bold]said[/bold] :smile: \u202e" in drawn
+    done = testbed("report", str(results / "hiding/latest"))
+    assert (done.stdout + done.stderr).replace("\n", "").isprintable()
+    for kept in ("plan.txt", "commands.log"):
+        text = (results / "hiding/latest" / kept).read_text()
+        assert text.replace("\n", "").isprintable()
+        assert r"sh -c $'true #\x1b[1A\r\x1b[J\x1b]0;harmless\x07\n# [-] sound'" in text
+    refused = tmp_path / "refused.yaml"
+    refused.write_text(file.read_text().replace("true #", "printf '\\\\033[8m\\\\n'; false #"))
+    done = testbed("up", str(refused), "--name", name)
+    assert done.returncode == 3
+    assert done.stderr.replace("\n", "").isprintable()
+    assert r"run-0.log: \x1b[8m" in done.stderr
 
 
 def test_the_exit_status_tells_what_kind_of_failure_it_was(tmp_path: Path, name: str) -> None:

@@ -43,7 +43,7 @@ WLAN_LINK = (
     *("share_pct", "active", "freq_mhz", "signal_dbm", "seen_max_ms", "removed_at_s"),
 )
 AIR = "air"  # stands for the medium where nodes are named
-MACHINE = ("cpu_max_pct", "cpu_mean_pct", "steal_pct")
+MACHINE = ("cpu_max_pct", "cpu_mean_pct", "steal_pct", "softnet_dropped", "softnet_squeezed")
 
 
 def faults(topology: Topology, written: Written) -> Iterator[Fault]:

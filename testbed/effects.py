@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from msgspec import Struct
 
 from testbed.plan import Plan
+from testbed.records import Happened, Told
 from testbed.schedule import event_steps
 from testbed.topology import Event
 from testbed.workloads.place import Measured
-
-Rows = Sequence[Mapping[str, Any]]
 
 
 class Effect(Struct, frozen=True):
@@ -25,7 +23,11 @@ class Effect(Struct, frozen=True):
 
 
 def effects(
-    plan: Plan, done: Rows, told: Mapping[str, Rows], metrics: Mapping[str, Measured], origin: float
+    plan: Plan,
+    done: Sequence[Happened],
+    told: Mapping[str, Sequence[Told]],
+    metrics: Mapping[str, Measured],
+    origin: float,
 ) -> Iterator[Effect]:
     """Yield every event in the order of time.
 
@@ -33,11 +35,11 @@ def effects(
     """
     times: dict[str, list[float]] = {}
     for row in done:
-        times.setdefault(str(row["step"]), []).append(float(row["t"]))
+        times.setdefault(row.step, []).append(row.t)
+    heard = [(node, row.t - origin, row) for node, rows in told.items() for row in rows]
     for event in sorted(plan.topology.events, key=lambda e: e.at):
         found = [t for s in event_steps(plan, event) for t in times.get(str(s), ())]
         performed = max(found, default=None)
-        heard = [(node, {**row, "t": row["t"] - origin}) for node, rows in told.items() for row in rows]
         seen = performed
         if performed is not None and (event.mlo_link is not None or event.rejoin):
             seen = min(_seen(event, heard, metrics, performed), default=None)
@@ -45,7 +47,7 @@ def effects(
 
 
 def _seen(
-    event: Event, heard: Sequence[tuple[str, Mapping[str, Any]]], metrics: Mapping[str, Measured], after: float
+    event: Event, heard: Sequence[tuple[str, float, Told]], metrics: Mapping[str, Measured], after: float
 ) -> Iterator[float]:
     """Yield when something was seen that the event of a radio leads to."""
     if event.remove is False:
@@ -55,11 +57,11 @@ def _seen(
                 yield from (t for t, on in metric.series if t >= after and on)
         return
     wanted = "connect" if event.rejoin else "links_removed" if event.remove else "channel_switch"
-    for node, row in heard:
-        if row["event"] != wanted or row["t"] < event.at or (event.rejoin and node != event.node):
+    for node, t, row in heard:
+        if row.event != wanted or t < event.at or (event.rejoin and node != event.node):
             continue
-        if event.rejoin or event.mlo_link in row["links"] or not row["links"]:
-            yield float(row["t"])
+        if event.rejoin or event.mlo_link in row.links or not row.links:
+            yield t
 
 
 def describe(event: Event) -> str:

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import isfinite
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 from msgspec import Struct
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from testbed import metrics as derive
 from testbed import results
 from testbed.addressing import network
 from testbed.consistency import AIR, link_ids
 from testbed.effects import Effect, effects
+from testbed.errors import InputError, Problem
 from testbed.experiment import read
-from testbed.machines.qemu import frames_without_channel, kernel_faults
+from testbed.machines.qemu import kernel_faults
+from testbed.plain import shown
 from testbed.plan import plan
+from testbed.recorded import KIB, MIB, Recorded
+from testbed.records import Air, Machine, Manifest, Run, Sample, Told
 from testbed.results import Folder
 from testbed.topology import Check, Topology
+from testbed.validity import Doubt, Seen, clock_steps, doubts, shared
 from testbed.wifi import metrics as links
 from testbed.workloads.place import Measured
 
-BUSY = 90.0  # per cent of all CPUs: above it a figure may be the host's and not the lab's
+_PATIENCE = 600.0  # seconds that a run may take longer than its workloads, events and `duration`
+_FAULTS = 20  # of a guest's kernel, which are failures
+_TOLD = 1000  # events of nl80211 that may come at once
 
 
 class Outcome(Struct, frozen=True):
@@ -35,13 +42,6 @@ class Outcome(Struct, frozen=True):
     unit: str
     passed: bool
     why: str = ""
-
-
-class Doubt(Struct, frozen=True):
-    """A figure that the host limited: what it affects, and what was seen."""
-
-    what: str
-    seen: str
 
 
 class Report(Struct, frozen=True):
@@ -67,50 +67,119 @@ class Report(Struct, frozen=True):
 
 
 def report(path: Path) -> Report:
-    """Derive metrics, verdict and JUnit from a results folder and write them into it."""
-    folder = Folder(path)
-    manifest = folder.json("manifest.json")
-    unfinished = {"monotonic": 0.0, "failures": ["the run did not end"]}
-    run: dict[str, Any] = folder.json("run.json") if (path / "run.json").exists() else unfinished
-    topology = _topology(folder, manifest)
+    """Derive metrics, verdict and JUnit from a results folder and write them into it.
+
+    A file that is broken is a failure that says so, and what it has is left out; the rest is there.
+    """
+    folder = Recorded(path)
+    manifest, topology = _circumstances(folder)
+    run, folder = _run(folder, topology)
     net = network(topology)
     metrics: dict[str, Measured] = {}
-    failures = list(run["failures"])
+    failures = list(run.failures)
     for name, work in topology.workloads.items():
-        failures += filter(None, [work.workload().failure(name, path)])
-        for key, value in work.workload().read(name, path).items():
-            metrics[f"{name}.{key}"] = value
-    origin = float(run["monotonic"])
-    frames = list(folder.lines("air.jsonl"))
-    samples = {name: list(folder.lines(f"{name}/samples.jsonl")) for name in topology.nodes}
-    told = {name: list(folder.lines(f"{name}/wlan-events.jsonl")) for name in topology.nodes}
-    for name, rows in samples.items():
-        logs = [log.read_text(errors="replace") for log in sorted((path / name).glob("*.dumpcap.log"))]
-        found = derive.interfaces(name, rows, origin) | derive.mptcp(net, name, rows, origin)
-        metrics |= found | derive.captures(name, logs)
+        failures += filter(None, [work.workload().failure(name, folder)])
+        metrics |= {f"{name}.{key}": value for key, value in work.workload().read(name, folder).items()}
+    origin, every = run.monotonic, topology.samples.every
+    air = folder.rows("air.jsonl", Air, every, _line(topology, AIR), "frames by link are missing") if net.air else []
+    told: dict[str, list[Told]] = {}
+    udp: dict[str, int] = {}
+    for name in topology.nodes:
+        lost = f"the metrics of node {name} are missing"
+        rows = folder.rows(f"{name}/samples.jsonl", Sample, every, _line(topology, name), lost)
+        metrics |= derive.interfaces(name, rows, origin) | derive.mptcp(net, name, rows, origin)
+        udp[name] = derive.datagrams(rows, origin)
         if net.wireless(name):
-            metrics |= links.wlans(link_ids(net, name), name, rows, told[name], frames, origin)
-    logs = [log.read_text(errors="replace") for log in sorted(path.glob("*.dumpcap.log"))]
-    metrics |= derive.captures(AIR, logs)
-    metrics |= derive.machine(list(folder.lines("machine.jsonl")), origin)
-    failures += [] if _shared(manifest) else [f"the guest's kernel says: {row}" for row in _kernel_faults(folder)]
+            told[name] = folder.rows(
+                f"{name}/wlan-events.jsonl", Told, 0.0, 4 * KIB, f"events of {name} are missing", 1000
+            )
+            metrics |= links.wlans(link_ids(net, name), name, rows, told[name], air, origin)
+    if topology.capture:
+        for name in (*topology.nodes, AIR):
+            metrics |= derive.captures(name, _said(folder, "" if name == AIR else name, ".dumpcap.log"))
+    machine = folder.rows("machine.jsonl", Machine, every, KIB, "the metrics of the machine are missing")
+    metrics |= derive.machine(machine, origin)
+    kernel = folder.text("dmesg.log", 64 * MIB, "what the kernel said is missing")
+    # A clock that was set makes ping's times differ, and nothing else.
+    works = [
+        found
+        for name, work in topology.workloads.items()
+        if work.ping is None or not clock_steps(machine, origin)
+        for found in work.workload().doubts(name, folder)
+    ]
+    for name in [name for name, m in metrics.items() if not _finite(m)]:
+        del metrics[name]
+        folder.note(name, "it is not a finite number", "this metric is missing")
+    failures += folder.broken
+    if not shared(manifest):
+        failures += [f"the guest's kernel says: {row}" for row in kernel_faults(kernel)[:_FAULTS]]
     outcomes = tuple(_judge(check, metrics) for check in topology.checks)
-    doubts = tuple(_doubts(topology, metrics, folder, manifest, frames))
+    seen = Seen(topology, metrics, manifest, run, machine, air, udp, works, kernel)
     happened: tuple[Effect, ...] = ()
     if topology.events:  # a plan may take a while, and only events need it here
-        happened = tuple(effects(plan(topology), run.get("events", ()), told, metrics, origin))
-    seconds = float(run.get("seconds", 0.0))
-    whole = Report(path, topology, metrics, outcomes, doubts, tuple(failures), happened, seconds)
-    _write(folder, whole)
+        happened = tuple(effects(plan(topology), run.events, told, metrics, origin))
+    whole = Report(path, topology, metrics, outcomes, tuple(doubts(seen)), tuple(failures), happened, run.seconds)
+    _write(Folder(path), whole)
     return whole
 
 
-def _topology(folder: Folder, manifest: dict[str, Any]) -> Topology:
-    base = folder.path / "topology.yaml"
-    experiment = folder.path / "experiment.yaml"
-    overrides, settings = tuple(manifest["overrides"]), tuple(manifest["settings"])
-    found = read(experiment, overrides, base) if experiment.exists() else read(base, overrides)
-    return next(case.topology for case in found.cases if case.settings == settings)
+def _circumstances(folder: Recorded) -> tuple[Manifest, Topology]:
+    """Return what a folder is about; InputError when it does not say: without that nothing can be derived."""
+    lost = "without it there is no report"
+    manifest = folder.value("manifest.json", Manifest, 4 * MIB, lost)
+    if manifest is None:
+        why = folder.broken[0] if folder.broken else "is no results folder: it has no manifest.json"
+        raise InputError(Problem(why, str(folder.path)))
+    base, experiment = folder.path / "topology.yaml", folder.path / "experiment.yaml"
+    given = [folder.data(file.name, 16 * MIB, lost) is not None for file in (base, experiment)]
+    if folder.broken or not given[0]:
+        why = folder.broken[0] if folder.broken else "is no results folder: it has no topology.yaml"
+        raise InputError(Problem(why, str(folder.path)))
+    overrides, settings = tuple(manifest.overrides), tuple(manifest.settings)
+    found = read(experiment, overrides, base) if given[1] else read(base, overrides)
+    for case in found.cases:
+        if case.settings == settings:
+            return manifest, case.topology
+    why = f"manifest.json: no case of the experiment has the settings {', '.join(settings) or 'none'}: {lost}"
+    raise InputError(Problem(why, str(folder.path)))
+
+
+def _run(folder: Recorded, topology: Topology) -> tuple[Run, Recorded]:
+    """Return what run.json says, and the folder with the times that its files may have."""
+    lost = "everything that has a time is missing"
+    count = len(topology.events) + 100 * len(topology.workloads) + len(topology.nodes)
+    run = folder.value("run.json", Run, 4 * MIB + 16 * KIB * count, lost)
+    planned = max([topology.seconds(), *(e.at + 60 for e in topology.events)])  # a command may take a minute
+    if run is not None and run.seconds > planned + _PATIENCE:
+        folder.note("run.json", f"it says that a run of {planned:g} s took {run.seconds:g} s", lost)
+        run = None
+    if run is None:
+        return Run(0.0, 0.0, failures=[] if folder.broken else ["the run did not end"]), folder
+    began = run.monotonic > 0
+    return run, replace(
+        folder, origin=run.monotonic if began else None, seconds=run.seconds, complete=began and not run.failures
+    )
+
+
+def _line(topology: Topology, name: str) -> int:
+    """Return how many bytes of a node's samples, or of those of the medium, a line may be expected to have."""
+    wlans = sum(n.station is not None or n.access_point is not None for n in topology.nodes.values())
+    if name == AIR:
+        return 8 * KIB + 4 * KIB * wlans
+    ends = sum(end.partition(":")[0] == name for link in topology.links for end in link.ends)
+    flows = [w.iperf3.parallel for w in topology.workloads.values() if w.iperf3 is not None]
+    mptcp = 64 * KIB + 8 * KIB * sum(flows) if topology.nodes[name].mptcp is not None else 0
+    return 8 * KIB + KIB * ends + mptcp
+
+
+def _said(folder: Recorded, node: str, ending: str) -> Iterable[str]:
+    """Yield what the programs of a kind said in a node."""
+    for name in folder.names(node, ending):
+        yield from folder.text(name, MIB, "what it missed is not known")
+
+
+def _finite(metric: Measured) -> bool:
+    return isfinite(metric.value) and isfinite(sum(v for _, v in metric.series))
 
 
 def _judge(check: Check, metrics: dict[str, Measured]) -> Outcome:
@@ -137,6 +206,8 @@ def _judge(check: Check, metrics: dict[str, Measured]) -> Outcome:
         other, _, why = _value(check.divide_by, check.at, metrics)
         value, unit = (value / other if other else None, "") if other is not None else (None, "")
         why = why or ("" if value is not None else f"{check.divide_by} is 0")
+    if value is not None and not isfinite(value):
+        value, why = None, f"{name} is not a finite number"
     if value is None:
         return Outcome(name, expected, None, unit, False, why)
     low = check.min is None or value >= check.min
@@ -158,80 +229,9 @@ def _value(name: str, at: float | None, metrics: dict[str, Measured]) -> tuple[f
     return before[-1], metric.unit, ""
 
 
-def _doubts(
-    topology: Topology,
-    metrics: dict[str, Measured],
-    folder: Folder,
-    manifest: dict[str, Any],
-    frames: list[Any],
-) -> Iterable[Doubt]:
-    cpu = metrics.get("machine.cpu_max_pct")
-    if cpu is not None and cpu.value > BUSY:
-        yield Doubt("every rate and delay", f"the CPUs were {cpu.value:.0f} % busy in the busiest second")
-    for name, metric in metrics.items():
-        if name.endswith(".capture_drops") and metric.value:
-            yield Doubt(
-                f"the capture of {name.removesuffix('.capture_drops')}",
-                f"{metric.value:.0f} packets were not captured",
-            )
-    for name, work in topology.workloads.items():
-        if work.multicast is not None:
-            yield from (Doubt(what, seen) for what, seen in work.multicast.doubts(name, metrics))
-    if frames and frames[-1]["drops"]:
-        yield Doubt("frames by link", f"{frames[-1]['drops']} frames on the medium were not counted")
-    shaped, told = _shaped(topology), _told_as_drops(topology)
-    for name, metric in metrics.items():
-        where, _, what = name.rpartition(".")
-        drops = what in ("qdisc_drops", "rx_dropped", "tx_dropped") and where not in shaped and name not in told
-        if drops and metric.value:
-            yield Doubt(
-                f"flows through {where}",
-                f"{metric.value:.0f} packets dropped ({what}) where no shaping was asked for",
-            )
-    if manifest["accelerator"] == "tcg":
-        yield Doubt("every rate and delay", "the processor was emulated (TCG): what it limits is not the network")
-    if copies := frames_without_channel(_kernel_log(folder)):
-        what = "group addressed frames of one link"
-        yield Doubt(what, f"the kernel warned of {copies} that hwsim dropped while that link was being stopped")
-    for row in _kernel_faults(folder) if _shared(manifest) else ():
-        yield Doubt("everything", f"the kernel says: {row}")
-
-
-def _kernel_faults(folder: Folder) -> list[str]:
-    return kernel_faults(_kernel_log(folder))
-
-
-def _kernel_log(folder: Folder) -> str:
-    log = folder.path / "dmesg.log"
-    return log.read_text(errors="replace") if log.exists() else ""
-
-
-def _shared(manifest: dict[str, Any]) -> bool:
-    """Say whether others use that kernel as well: then its faults need not be of this run."""
-    return bool(manifest["machine"] != "microvm")
-
-
-def _told_as_drops(topology: Topology) -> set[str]:
-    """Return counters that count something else: AMT's messages as they are sent (drivers/net/amt.c: amt_dev_xmit)."""
-    roles = [(n, role) for n, node in topology.nodes.items() for role in (node.amt_gateway, node.amt_relay)]
-    ways = ("tx", "rx") if any(e.restart for e in topology.events) else ("tx",)  # what comes after is not expected
-    return {f"{name}.{role.name}.{way}_dropped" for name, role in roles if role is not None for way in ways}
-
-
-def _shaped(topology: Topology) -> set[str]:
-    """Return the interfaces (node.interface) where drops are part of what was asked for: by a rate, loss or queue."""
-    changing = {e.link for e in topology.events if e.set is not None or e.down is not None}
-    found: set[str] = set()
-    for link in topology.links:
-        ways = (link.shape("forward"), link.shape("reverse"))
-        lossy = any(w.rate or w.loss or w.queue or w.limit for w in ways)
-        if lossy or link.name in changing or changing & set(link.ends):
-            found |= {end.replace(":", ".") for end in link.ends}
-    return found
-
-
 def _write(folder: Folder, found: Report) -> None:
-    results.write(folder, "metrics.json", {name: m.plain() for name, m in found.metrics.items()})
+    rows = (f" {results.json_text(k)}: {results.json_text(m.plain(), None)}" for k, m in found.metrics.items())
+    results.put(folder.path / "metrics.json", ("{\n" + ",\n".join(rows) + "\n}\n").encode())
     verdict = {
         "verdict": found.verdict,
         "checks": [asdict(o) for o in found.outcomes],
@@ -240,20 +240,32 @@ def _write(folder: Folder, found: Report) -> None:
         "events": [asdict(e) for e in found.events],
     }
     results.write(folder, "verdict.json", verdict)
-    suite = ElementTree.Element(
-        "testsuite", name=found.topology.name, tests=str(len(found.outcomes) + len(found.failures))
-    )
-    suite.set("failures", str(sum(not o.passed for o in found.outcomes)))
-    suite.set("errors", str(len(found.failures)))
+    results.put(folder.path / "junit.xml", junit(found))
+
+
+def junit(found: Report) -> bytes:
+    """Return a report as JUnit's XML: a case for each check, and one for each failure, which is an error.
+
+    XML 1.0 has no way to hold a control character, a surrogate or a noncharacter (section 2.2): they are spelt out.
+    """
+    suite = ElementTree.Element("testsuite")
+    _set(suite, name=found.topology.name, tests=str(len(found.outcomes) + len(found.failures)))
+    _set(suite, failures=str(sum(not o.passed for o in found.outcomes)), errors=str(len(found.failures)))
     for o in found.outcomes:
-        case = ElementTree.SubElement(suite, "testcase", classname=found.topology.name, name=f"{o.metric} {o.expected}")
+        case = ElementTree.SubElement(suite, "testcase")
+        _set(case, classname=found.topology.name, name=f"{o.metric} {o.expected}")
         if not o.passed:
-            text = o.why or f"it is {o.value:g} {o.unit}".strip()
-            ElementTree.SubElement(case, "failure", message=text)
+            _set(ElementTree.SubElement(case, "failure"), message=o.why or f"it is {o.value:g} {o.unit}".strip())
     for n, failure in enumerate(found.failures):
-        case = ElementTree.SubElement(suite, "testcase", classname=found.topology.name, name=f"run {n + 1}")
-        ElementTree.SubElement(case, "error", message=failure.splitlines()[0]).text = failure
+        case = ElementTree.SubElement(suite, "testcase")
+        _set(case, classname=found.topology.name, name=f"run {n + 1}")
+        error = ElementTree.SubElement(case, "error")
+        _set(error, message=failure.partition("\n")[0])
+        error.text = shown(failure)
     ElementTree.indent(suite)
-    junit = folder.path / "junit.xml"
-    with results.written(junit):
-        junit.write_bytes(ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True))
+    return bytes(ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True))
+
+
+def _set(element: ElementTree.Element, **attributes: str) -> None:
+    for name, text in attributes.items():
+        element.set(name, shown(text))

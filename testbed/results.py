@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import platform
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any
 from msgspec import Struct
 
 from testbed import __version__
-from testbed.errors import InputError, LabError, Problem
+from testbed.errors import LabError
 
 DERIVED = ("metrics.json", "verdict.json", "junit.xml")
 
@@ -24,24 +25,6 @@ class Folder(Struct, frozen=True):
     """One run's folder."""
 
     path: Path
-
-    def json(self, name: str) -> Any:
-        """Return a file's content; InputError when it is not there or broken."""
-        try:
-            return json.loads((self.path / name).read_text())
-        except FileNotFoundError as e:
-            raise InputError(Problem(f"is no results folder: it has no {name}", str(self.path))) from e
-        except ValueError as e:
-            raise InputError(Problem(f"{name} is broken: {e}", str(self.path))) from e
-
-    def lines(self, name: str) -> Iterator[Any]:
-        """Yield the lines of a .jsonl file; a last line that a killed process left unfinished is left out."""
-        path = self.path / name
-        if path.exists():
-            with path.open() as file:
-                for line in file:
-                    if line.endswith("\n"):
-                        yield json.loads(line)
 
 
 def create(root: Path, name: str, label: str, texts: Mapping[str, str], plan: str) -> Folder:
@@ -73,16 +56,36 @@ def written(path: Path) -> Iterator[None]:
         raise LabError(f"the results can't be written: {path}: {e.strerror}") from e
 
 
+def put(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all; what is there is replaced, and never written through, whatever it is.
+
+    The one folder that it is in is opened once, so that no link that appears meanwhile leads out of it.
+    """
+    part = f".{path.name}.{secrets.token_hex(8)}"
+    with written(path):
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            made = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(part, made, 0o666, dir_fd=folder)
+            try:
+                with os.fdopen(fd, "wb") as file:
+                    file.write(data)
+                os.rename(part, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+            except OSError:
+                os.unlink(part, dir_fd=folder)
+                raise
+        finally:
+            os.close(folder)
+
+
 def write(folder: Folder, name: str, content: Any) -> None:
     """Write a JSON file whole or not at all."""
-    whole = folder.path / f".{name}"
-    with written(folder.path / name):
-        try:
-            whole.write_text(json.dumps(content, indent=1) + "\n")
-            whole.rename(folder.path / name)
-        except OSError:
-            whole.unlink(missing_ok=True)
-            raise
+    put(folder.path / name, f"{json_text(content)}\n".encode())
+
+
+def json_text(content: Any, indent: int | None = 1) -> str:
+    """Return content as JSON; ValueError for a number that JSON does not have (RFC 8259 section 6: NaN, infinity)."""
+    return json.dumps(content, indent=indent, allow_nan=False)
 
 
 def manifest(overrides: tuple[str, ...], settings: tuple[str, ...], seed: int, **more: Any) -> dict[str, Any]:
@@ -118,8 +121,7 @@ def kernel_log(folder: Folder) -> Iterator[None]:
     try:
         fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as e:
-        with written(out):
-            out.write_text(f"/dev/kmsg can't be read: {e.strerror}\n")
+        put(out, f"/dev/kmsg can't be read: {e.strerror}\n".encode())
         yield
         return
     try:
@@ -127,10 +129,11 @@ def kernel_log(folder: Folder) -> Iterator[None]:
         try:
             yield
         finally:
-            with written(out), out.open("w") as file:
-                for record in _records(fd):
-                    head, _, message = record.partition(";")
-                    file.write(f"[{int(head.split(',')[2]) / 1e6:.6f}] {message.splitlines()[0] if message else ''}\n")
+            rows = []
+            for record in _records(fd):
+                head, _, message = record.partition(";")
+                rows.append(f"[{int(head.split(',')[2]) / 1e6:.6f}] {message.splitlines()[0] if message else ''}\n")
+            put(out, "".join(rows).encode(errors="replace"))
     finally:
         os.close(fd)
 

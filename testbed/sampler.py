@@ -28,6 +28,7 @@ from testbed.wifi import air, state
 
 _RTM_GETLINK, _RTM_GETQDISC = 18, 38
 _STATS = struct.Struct("=8Q")  # the head of struct rtnl_link_stats64 (if_link.h)
+_CLOSE = 1e-3  # seconds between two clocks that were read at once
 _COUNTERS = (
     "rx_packets",
     "tx_packets",
@@ -51,12 +52,13 @@ class Node(Struct, frozen=True):
     family: int = 0  # the message type of nl80211
     told: socket.socket | None = None  # is told by it
     events: TextIO | None = None
+    udp: tuple[int, ...] = ()  # /proc/net/snmp and snmp6
 
 
 def main(words: Sequence[str]) -> None:
     """Sample until SIGTERM.
 
-    The one word is a JSON file {"every": seconds, "nodes": {name: ["mptcp", "wlan"]}, "air": {interface: MHz}}.
+    The one word is a JSON file {"every": seconds, "nodes": {name: ["mptcp", "wlan", "udp"]}, "air": {interface: MHz}}.
     """
     asked = json.loads(Path(words[0]).read_text())
     ended, end = os.pipe2(os.O_NONBLOCK)
@@ -68,10 +70,11 @@ def main(words: Sequence[str]) -> None:
     heard = Path("air.jsonl").open("a") if ears else None  # noqa: SIM115 (open for the whole life of this process)
     with Path("machine.jsonl").open("a") as machine:
         before = _cpu()
+        backlog = os.open("/proc/self/net/softnet_stat", os.O_RDONLY)
         due = time.monotonic()
         going = True
         while going:
-            moment = {"t": time.monotonic(), "time": time.time()}
+            moment = _moment()
             for node in nodes:
                 node.out.write(json.dumps(moment | _sample(node)) + "\n")
                 node.out.flush()
@@ -79,19 +82,39 @@ def main(words: Sequence[str]) -> None:
                 heard.write(json.dumps(moment | _heard(ears)) + "\n")
                 heard.flush()
             now = _cpu()
-            machine.write(json.dumps(moment | _usage(before, now)) + "\n")
+            machine.write(json.dumps(moment | _usage(before, now) | softnet(_read(backlog))) + "\n")
             machine.flush()
             before = now
             due = max(due + asked["every"], time.monotonic())
             going = _pause(ended, told, due)
-        moment = {"t": time.monotonic(), "time": time.time()}
+        moment = _moment()
         for node in nodes:
             node.out.write(json.dumps(moment | _sample(node)) + "\n")
             node.out.close()
         if heard is not None:
             heard.write(json.dumps(moment | _heard(ears)) + "\n")
             heard.close()
-        machine.write(json.dumps(moment | _usage(before, _cpu())) + "\n")
+        machine.write(json.dumps(moment | _usage(before, _cpu()) | softnet(_read(backlog))) + "\n")
+
+
+def _moment() -> dict[str, float]:
+    """Return both clocks as they are at one moment: where this process had to wait between them, they are read again.
+
+    A report takes a change between them for a clock that was set.
+    """
+    for _ in range(5):
+        t, real = time.monotonic(), time.time()
+        if time.monotonic() - t < _CLOSE:
+            break
+    return {"t": t, "time": real}
+
+
+def _read(fd: int) -> str:
+    """Return a file of /proc as it is now; one of many records gives a page at a time."""
+    found = b""
+    while part := os.pread(fd, 65536, len(found)):
+        found += part
+    return found.decode()
 
 
 def _pause(ended: int, told: dict[socket.socket, Node], due: float) -> bool:
@@ -99,7 +122,7 @@ def _pause(ended: int, told: dict[socket.socket, Node], due: float) -> bool:
     while True:
         sources: list[int | socket.socket] = [ended, *told]
         ready = select.select(sources, [], [], max(0.0, due - time.monotonic()))[0]
-        moment = {"t": time.monotonic(), "time": time.time()}
+        moment = _moment()
         for sock in (s for s in ready if isinstance(s, socket.socket)):
             out = told[sock].events
             assert out is not None
@@ -126,11 +149,13 @@ def _open(name: str, extras: list[str]) -> Node:
     # /proc/self/net/netstat belongs to the namespace that it was opened in.
     netstat = os.open("/proc/self/net/netstat", os.O_RDONLY)
     route = netlink.connect(wire.NETLINK_ROUTE)
+    names = ("snmp", "snmp6") if "udp" in extras else ()
+    udp = tuple(os.open(f"/proc/self/net/{n}", os.O_RDONLY) for n in names if os.path.exists(f"/proc/self/net/{n}"))
     if "wlan" not in extras:
-        return Node(route, diag, netstat, out)
+        return Node(route, diag, netstat, out, udp=udp)
     events = Path(name, "wlan-events.jsonl").open("a")  # noqa: SIM115 (the same)
     wlan = netlink.connect(wire.NETLINK_GENERIC)
-    return Node(route, diag, netstat, out, wlan, netlink.family(wlan, nl80211.FAMILY), state.listen(), events)
+    return Node(route, diag, netstat, out, wlan, netlink.family(wlan, nl80211.FAMILY), state.listen(), events, udp)
 
 
 def _sample(node: Node) -> dict[str, Any]:
@@ -147,6 +172,8 @@ def _sample(node: Node) -> dict[str, Any]:
         sample["subflows"] = [asdict(s) for s in subflows(node.diag)]
     if node.wlan is not None:
         sample["wlans"] = state.wlans(node.wlan, node.family)
+    if node.udp:
+        sample["udp"] = sum(buffer_errors(os.pread(fd, 65536, 0).decode()) for fd in node.udp)
     return sample
 
 
@@ -185,6 +212,21 @@ def mib(netstat: str) -> dict[str, int]:
     return dict(zip(rows[0][1:], map(int, rows[1][1:]), strict=True)) if len(rows) == 2 else {}
 
 
+def buffer_errors(snmp: str) -> int:
+    """Return the datagrams that found a socket's buffer full, from /proc/net/snmp or snmp6."""
+    rows = [row.split() for row in snmp.splitlines()]
+    udp = [row for row in rows if row and row[0] == "Udp:"]
+    if len(udp) == 2:
+        return int(dict(zip(*udp, strict=True))["RcvbufErrors"])
+    return sum(int(row[1]) for row in rows if row and row[0] == "Udp6RcvbufErrors")
+
+
+def softnet(text: str) -> dict[str, dict[str, int]]:
+    """Return what all CPUs dropped and put off, from /proc/net/softnet_stat (net/core/net-procfs.c)."""
+    rows = [row.split() for row in text.splitlines()]
+    return {"softnet": {"dropped": sum(int(r[1], 16) for r in rows), "squeezed": sum(int(r[2], 16) for r in rows)}}
+
+
 def _cpu() -> list[int]:
     with open("/proc/stat") as file:
         return [int(word) for word in file.readline().split()[1:]]
@@ -194,7 +236,8 @@ def _usage(before: list[int], now: list[int]) -> dict[str, float]:
     """Return the shares of all CPUs since the last tick: idle and iowait (fields 4, 5) are not busy, steal (8) is."""
     spent = [b - a for a, b in zip(before, now, strict=True)][:8]
     total = sum(spent) or 1
-    return {"cpu": 1 - (spent[3] + spent[4]) / total, "steal": spent[7] / total}
+    idle = spent[3] + spent[4]  # that of iowait may go back (proc(5))
+    return {"cpu": min(1.0, max(0.0, 1 - idle / total)), "steal": min(1.0, max(0.0, spent[7] / total))}
 
 
 if __name__ == "__main__":

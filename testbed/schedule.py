@@ -44,8 +44,14 @@ def run_steps(plan: Plan) -> tuple[Step, ...]:
 
 
 def _sampler(plan: Plan) -> Iterator[Step]:
+    flows = [w.iperf3 for w in plan.topology.workloads.values() if w.iperf3 is not None and w.iperf3.protocol == "udp"]
+    udp = {f.from_ if f.reverse else f.to for f in flows}
     nodes = {
-        name: [*(["mptcp"] if node.mptcp is not None else []), *(["wlan"] if plan.network.wireless(name) else [])]
+        name: [
+            *(["mptcp"] if node.mptcp is not None else []),
+            *(["wlan"] if plan.network.wireless(name) else []),
+            *(["udp"] if name in udp else []),
+        ]
         for name, node in plan.topology.nodes.items()
     }
     asked = {"every": plan.topology.samples.every, "nodes": nodes, "air": plan.network.ears}

@@ -14,17 +14,21 @@ from testbed.lab import Lab, Process, Say, Waiting
 from testbed.results import Folder
 from testbed.steps import Configure, Spawn, Step
 
+_LATE = 0.1  # seconds
+
 
 def play(lab: Lab, steps: Sequence[Step], folder: Path, seconds: float, say: Say) -> Waiting:
     """Perform the steps without a time, then the timed ones each at its own; stop what still runs.
 
     It lasts until every timed process has ended, and at least `seconds`.
     Write `run.json` into `folder`: the origin of the run's clock (t = 0 on CLOCK_MONOTONIC and
-    CLOCK_REALTIME, seconds), every timed step with the time it took effect, every process with its end, what failed.
+    CLOCK_REALTIME, seconds), every timed step with the time it took effect, every process with its end, what failed,
+    and `stalls`: when and for how long this process did not run although it was to.
     """
     first, before = len(lab.processes), len(lab.done)
     failures: list[str] = []
     events: list[dict[str, object]] = []
+    stalls: list[tuple[float, float]] = []
     origin = real = 0.0
     try:
         yield from labs.perform(lab, [s for s in steps if getattr(s, "at", None) is None], say)
@@ -35,7 +39,7 @@ def play(lab: Lab, steps: Sequence[Step], folder: Path, seconds: float, say: Say
             now = time.monotonic() - origin
             if (wait := _at(timed[0]) - now) > 0:
                 _overdue(lab.processes[first:])
-                yield min(wait, _patience(lab.processes[first:]))
+                yield from _rest(min(wait, _patience(lab.processes[first:])), origin, stalls)
                 continue
             due = [s for s in timed if _at(s) <= now]
             timed = timed[len(due) :]
@@ -46,7 +50,7 @@ def play(lab: Lab, steps: Sequence[Step], folder: Path, seconds: float, say: Say
             if not clients and left <= 0:
                 break
             _overdue(clients)
-            yield min(_patience(clients), left) if left > 0 else _patience(clients)
+            yield from _rest(min(_patience(clients), left) if left > 0 else _patience(clients), origin, stalls)
     except BaseException as e:
         failures.append(str(e))
         raise
@@ -64,6 +68,7 @@ def play(lab: Lab, steps: Sequence[Step], folder: Path, seconds: float, say: Say
             "time": real,
             "seconds": time.monotonic() - origin if origin else 0.0,
             "events": events,
+            "stalls": stalls,
             "processes": [_ended(p, origin) for p in lab.processes[first:]],
             "failures": failures,
         }
@@ -71,6 +76,14 @@ def play(lab: Lab, steps: Sequence[Step], folder: Path, seconds: float, say: Say
         del lab.processes[first:], lab.done[before:]
         labs.flush(lab)
     return None
+
+
+def _rest(seconds: float, origin: float, stalls: list[tuple[float, float]]) -> Waiting:
+    """Wait, and note when that took longer: whoever stopped this process may have stopped others as well."""
+    due = time.monotonic() + seconds
+    yield seconds
+    if (late := time.monotonic() - due) >= _LATE:
+        stalls.append((due - origin, late))
 
 
 def _happen(lab: Lab, due: Sequence[Step], origin: float, failures: list[str], say: Say) -> list[dict[str, object]]:

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from testbed import addressing, consistency, plan, report, schedule, trees, wire
+from testbed import addressing, consistency, plan, schedule, trees, validity, wire
 from testbed.addressing import Network
 from testbed.document import parse
 from testbed.drivers import amt, smcroute
@@ -215,7 +215,7 @@ def test_a_restart_takes_the_interface_down_and_up() -> None:
     assert str(silent) == "sysctl -w net.ipv4.icmp_ratelimit=1000000000"
     assert str(usual) == "sysctl -w net.ipv4.icmp_ratelimit=1000"
     assert {(s.node, s.at) for s in found} == {("relay", 3.0)}
-    told = report._told_as_drops(made.topology)
+    told = validity._told_as_drops(made.topology)
     assert told == {f"{node}.amt0.{way}_dropped" for node in ("gateway", "relay") for way in ("rx", "tx")}
 
 

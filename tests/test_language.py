@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from msgspec import convert
 
-from testbed import consistency, metrics, sampler, units
+from testbed import consistency, metrics, records, sampler, units
 from testbed.document import _BREAK, Document, Mark, Source, get, merge, override, parse
 from testbed.errors import InputError, Problem, TestbedError
 from testbed.experiment import Experiment, read
@@ -370,10 +371,11 @@ def test_an_option_changes_one_value_and_the_place_of_that(tree: Data, data: st.
 def test_the_language_knows_the_counters_that_samples_and_captures_give() -> None:
     counters = dict.fromkeys(sampler._COUNTERS, 0)
     qdisc = {"dev": "eth0", "drops": 0, "overlimits": 0}
-    rows = [{"t": float(t), "interfaces": {"eth0": counters}, "qdiscs": [qdisc]} for t in range(2)]
+    raw = [{"t": float(t), "interfaces": {"eth0": counters}, "qdiscs": [qdisc]} for t in range(2)]
+    rows = convert(raw, list[records.Sample])
     found = {**metrics.interfaces("a", rows, 0.0), **metrics.captures("a", [_DUMPCAP])}
     assert {name.removeprefix("a.eth0.") for name in found} == set(consistency.INTERFACE)
-    usage = [{"t": 1.0, "cpu": 0.5, "steal": 0.0}]
+    usage = [records.Machine(1.0, 2.0, 0.5, 0.0, records.Softnet(0, 0))]
     assert {name.removeprefix("machine.") for name in metrics.machine(usage, 0.0)} == set(consistency.MACHINE)
 
 
@@ -382,5 +384,5 @@ _DUMPCAP = "Packets received/dropped on interface 'eth0': 5/0 (pcap:0/dumpcap:0/
 
 def test_a_mean_is_the_same_whichever_python_adds() -> None:
     # Python 3.11 adds these to 9.99...98, and 3.12 to 10: `sum` compensates since then.
-    rows = [{"t": float(n), "cpu": 0.001, "steal": 0.0} for n in range(1, 101)]
+    rows = [records.Machine(float(n), float(n), 0.001, 0.0) for n in range(1, 101)]
     assert metrics.machine(rows, 0.0)["machine.cpu_mean_pct"].value == 0.1

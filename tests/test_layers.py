@@ -16,7 +16,7 @@ TREES = {
 }
 # What makes a plan of a file, lowest first: a module imports of its own layer and of those before it.
 PURE = (
-    ("errors", "plain", "wire", "features", "spec", "units", "multicast.records"),
+    ("errors", "plain", "wire", "features", "spec", "units", "multicast.records", "recorded", "records"),
     ("steps", "document", "drivers"),
     ("explain", "nodes", "workloads"),
     ("topology",),

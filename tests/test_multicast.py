@@ -18,6 +18,7 @@ from testbed.drivers.membership import Joined
 from testbed.drivers.smcroute import Entry, Forwarding
 from testbed.multicast import receiver, records
 from testbed.multicast.records import MAGIC, PACKET, RECORD, SENT, Arrival
+from testbed.recorded import Recorded
 from testbed.steps import Spawn, Wait, Write
 from testbed.topology import build
 from testbed.trees import End, Hop
@@ -420,7 +421,7 @@ def test_an_interface_that_the_kernel_leaves_out_of_the_list_of_sources_says_not
 
 
 def test_a_run_without_its_files_measures_nothing(tmp_path: Path) -> None:
-    assert next(trees.workloads(net(TREE).topology)).read("v", tmp_path) == {}
+    assert next(trees.workloads(net(TREE).topology)).read("v", Recorded(tmp_path)) == {}
 
 
 def test_many_receivers_are_few_lines() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import convert
 
 from testbed import wire
 from testbed.drivers import hostapd, hwsim, nl80211, wpa_supplicant
@@ -16,6 +17,7 @@ from testbed.drivers.channels import channel
 from testbed.drivers.nl80211 import Link, LinksAre, Wlan
 from testbed.machines import regulatory
 from testbed.plan import plan
+from testbed.records import Air, Sample, Told
 from testbed.steps import Wait, Write
 from testbed.topology import load
 from testbed.wifi import metrics
@@ -404,15 +406,16 @@ STA = {0: "02:00:00:00:00:a0", 1: "02:00:00:00:00:a1"}
 AP = {0: "02:00:00:00:00:b0", 1: "02:00:00:00:00:b1"}
 
 
-def sample(t: float, freqs: dict[int, int], seen: int = 40, mac: dict[int, str] = STA, mlo: bool = True) -> Any:
+def sample(t: float, freqs: dict[int, int], seen: int = 40, mac: dict[int, str] = STA, mlo: bool = True) -> Sample:
     found = [
         {"id": n, "mac": mac[n], "freq": f, "width": 20, "signal": -50.0, "seen_ms": seen} for n, f in freqs.items()
     ]
-    return {"t": t, "wlans": {"wlan0": {"mac": "02::1", "mlo": mlo, "links": found}}}
+    wlan = {"mac": "02::1", "mlo": mlo, "links": found}
+    return convert({"t": t, "interfaces": {}, "qdiscs": [], "wlans": {"wlan0": wlan}}, Sample)
 
 
-def heard(t: float, *rows: tuple[int, str, str, int, int]) -> Any:
-    return {"t": t, "frames": [list(r) for r in rows], "drops": 0}
+def heard(t: float, *rows: tuple[int, str, str, int, int]) -> Air:
+    return Air(t, list(rows), 0)
 
 
 def test_frames_are_those_of_each_link_since_the_beginning() -> None:
@@ -451,9 +454,9 @@ def test_the_frames_of_an_earlier_join_count_for_the_same_link() -> None:
 def test_a_removed_link_has_the_time_and_is_inactive_from_then_on() -> None:
     rows = [sample(10.0, {0: 2412, 1: 5180}), sample(11.0, {0: 2412, 1: 0}), sample(12.0, {0: 2412})]
     told = [
-        {"t": 9.0, "event": "connect", "index": 2, "links": [0, 1], "freq": 0},
-        {"t": 11.5, "event": "links_removed", "index": 2, "links": [1], "freq": 0},
-        {"t": 13.0, "event": "connect", "index": 2, "links": [0, 1], "freq": 0},
+        Told(9.0, "connect", [0, 1]),
+        Told(11.5, "links_removed", [1]),
+        Told(13.0, "connect", [0, 1]),
     ]
     found = metrics.wlans(NAMES, "sta", rows, told, [], 10.0)
     assert found["sta.wlan0.link1.removed_at_s"].value == 1.5

@@ -22,6 +22,8 @@ _TIMESPEC = struct.Struct("@ll")
 _PAUSE = 0.01  # seconds: packets are read in batches, for each has its time of arrival from the kernel
 _FLUSH = 100_000_000  # ns: what was received is in the file after at most this, so that a drain can see it
 _BUFFER = 32 << 20
+_CLOSE, _SET = 20_000, 1_000_000  # ns: two clocks that were read at once, and the least that counts as setting one
+_WORD = (1 << 64) - 1
 # include/uapi/asm-generic/socket.h
 _SO_RCVBUFFORCE, _SO_TIMESTAMPNS = 33, 35
 # include/uapi/linux/in.h and in6.h: MCAST_JOIN_GROUP and so on have one number in both families (RFC 3678)
@@ -45,13 +47,13 @@ def main(words: list[str]) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMESPEC.pack(0, 50_000))
     asked = membership(family, socket.if_nametoindex(given["interface"]), given["group"], given["source"])
     join, leave = (_JOIN_SOURCE, _LEAVE_SOURCE) if given["source"] else (_JOIN, _LEAVE)
-    joined = time.time_ns()
+    joined = time.monotonic_ns()
     sock.setsockopt(level, join, asked)
     tell(given["out"], joined, None, 0, None)
     until = time.monotonic_ns() + int(float(given["seconds"]) * 1e9) if given["seconds"] else None
     with open(f"{given['out']}.packets", "ab", buffering=0) as file:
         received = kept(sock, file, until, ending)
-        left = time.time_ns()
+        left = time.monotonic_ns()
         sock.setsockopt(level, leave, asked)
         received += kept(sock, file, 0, [0])  # what came before that
     tell(given["out"], joined, left, received, drops(sock, family))
@@ -92,19 +94,27 @@ def kept(sock: socket.socket, file: io.FileIO, until: int | None, ending: list[i
     places, flags, pack = [header], socket.MSG_TRUNC, _HEAD.pack  # MSG_TRUNC: the size is that of the whole packet
     receive, unpack, space = sock.recvmsg_into, _TIMESPEC.unpack, socket.CMSG_SPACE(_TIMESPEC.size)
     now, rows, count, flushed = time.monotonic_ns, bytearray(), 0, time.monotonic_ns()
+    before, last = ahead(), now()
     while True:
+        begun = len(rows)
         over = bool(ending) or (until is not None and now() >= until)
         more = socket.MSG_DONTWAIT if over else 0
         try:
             while True:
                 size, control, _, _ = receive(places, space, flags | more)
                 seconds, nanoseconds = unpack(control[0][2])
-                rows += pack(seconds * 1_000_000_000 + nanoseconds, size)
+                # A clock that was set back may make this negative, until it is known that it was set.
+                rows += pack((seconds * 1_000_000_000 + nanoseconds - before) & _WORD, size)
                 rows += header
                 count += 1
                 more = socket.MSG_DONTWAIT
         except BlockingIOError:
             pass
+        this, after = now(), ahead()
+        if abs(after - before) > _SET:
+            mend(rows, begun, after - before, last, this)
+            before = after
+        last = this
         if rows and (over or now() - flushed >= _FLUSH):
             file.write(rows)
             rows, flushed = bytearray(), now()
@@ -112,6 +122,25 @@ def kept(sock: socket.socket, file: io.FileIO, until: int | None, ending: list[i
             return count
         if more:
             time.sleep(_PAUSE)
+
+
+def ahead() -> int:
+    """Return how far CLOCK_REALTIME is ahead of CLOCK_MONOTONIC, from the closest of some readings."""
+    found = []
+    for _ in range(5):
+        first, real, second = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
+        found.append((second - first, real - (first + second) // 2))
+        if second - first < _CLOSE:
+            break
+    return min(found)[1]
+
+
+def mend(rows: bytearray, begin: int, step: int, since: int, until: int) -> None:
+    """Correct the times of a batch in which CLOCK_REALTIME was set: a packet came after that if it can't before."""
+    for at in range(begin, len(rows), _HEAD.size + PACKET.size):
+        came, size = _HEAD.unpack_from(rows, at)
+        if not since <= came <= until:
+            _HEAD.pack_into(rows, at, (came - step) & _WORD, size)
 
 
 def drops(sock: socket.socket, family: int) -> int | None:
@@ -122,7 +151,7 @@ def drops(sock: socket.socket, family: int) -> int | None:
 
 
 def tell(out: str, joined: int, left: int | None, received: int, dropped: int | None) -> None:
-    """Write what is known: times are nanoseconds of CLOCK_REALTIME, null is not known yet."""
+    """Write what is known: times are nanoseconds of CLOCK_MONOTONIC, null is not known yet."""
     said = {"joined": joined, "left": left, "packets": received, "socket_drops": dropped}
     with open(f"{out}.receiver.json", "w") as file:
         file.write(json.dumps(said) + "\n")

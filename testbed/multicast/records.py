@@ -3,7 +3,7 @@
 All numbers are big-endian. A packet's UDP payload begins with PACKET and is filled up with zeros. A receiver keeps one
 RECORD a packet in `NODE/WORKLOAD.packets`, in the order of arrival; the source keeps the time of each packet that it
 sent, in the order of their sequence numbers from 0 on, in `NODE/WORKLOAD.sent` (SENT). Times are nanoseconds of
-CLOCK_REALTIME; that of arrival is the kernel's (SO_TIMESTAMPNS), not the program's.
+CLOCK_MONOTONIC, which nobody can set; that of arrival is the kernel's (SO_TIMESTAMPNS), not the program's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from binascii import crc32
 
 from msgspec import Struct
 
-MAGIC = b"TBM1"
+MAGIC = b"TBM2"  # 1 had times of CLOCK_REALTIME
 PACKET = struct.Struct("!4sIQQ")  # magic, stream, sequence number, time when it was sent
 RECORD = struct.Struct("!QI4sIQQ")  # time of arrival, bytes of UDP payload; then PACKET as it came
 SENT = struct.Struct("!Q")

@@ -77,12 +77,12 @@ def paced(
 
     Return when each was sent, and a summary. A packet that the kernel refuses has no sequence number and was not sent.
     """
-    now, clock, sleep, pack, send = time.monotonic_ns, time.time_ns, time.sleep, _TIMES.pack_into, sock.send
+    now, sleep, pack, send = time.monotonic_ns, time.sleep, _TIMES.pack_into, sock.send
     times = array("Q")
     refused: dict[str, int] = {}
     slot = skipped = latest = 0
     behind = max(1, int(_BEHIND / interval))
-    start, began = now(), clock()
+    start = now()
     while (due := int(slot * interval)) < length and not ending:
         late = now() - start - due
         if late < 0:
@@ -93,7 +93,7 @@ def paced(
         if (missed := int(late / interval) - behind) > 0:
             slot += missed
             skipped += missed
-        moment = clock()
+        moment = now()
         pack(payload, 8, len(times), moment)
         try:
             send(payload)
@@ -102,7 +102,7 @@ def paced(
             name = errno.errorcode.get(e.errno or 0, str(e.errno))
             refused[name] = refused.get(name, 0) + 1
         slot += 1
-    said: dict[str, Any] = {"start": began, "end": clock(), "sent": len(times), "send_errors": refused}
+    said: dict[str, Any] = {"start": start, "end": now(), "sent": len(times), "send_errors": refused}
     return times, {**said, "skipped": skipped, "late_max": latest}
 
 

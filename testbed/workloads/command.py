@@ -1,11 +1,12 @@
 """Workload `command`: any program in a node; it must exit 0, and how long it took is measured."""
 
-from pathlib import Path
+from collections.abc import Iterator
 
 from pydantic import Field
 
 from testbed.features import Feature
 from testbed.nodes.node import Argv
+from testbed.recorded import Recorded
 from testbed.spec import Spec
 from testbed.steps import Spawn, Step
 from testbed.units import Time
@@ -46,7 +47,7 @@ class Command(Spec):
         out = f"{self.node}/{name}.out"
         return [Spawn(self.node, name, self.argv, stdout=out, at=self.at, within=float(self.seconds))]
 
-    def failure(self, name: str, folder: Path) -> str:
+    def failure(self, name: str, folder: Recorded) -> str:
         """Return nothing: a command's exit status says it, and the run records that."""
         return ""
 
@@ -54,6 +55,10 @@ class Command(Spec):
         """Return no names: a command measures nothing itself."""
         return ()
 
-    def read(self, name: str, folder: Path) -> dict[str, Measured]:
+    def read(self, name: str, folder: Recorded) -> dict[str, Measured]:
         """Return nothing; a failure of the command fails the run."""
         return {}
+
+    def doubts(self, name: str, folder: Recorded) -> Iterator[tuple[float, str, str]]:
+        """Yield nothing."""
+        yield from ()

@@ -4,21 +4,79 @@ MPTCP runs under mptcpize(8) on both sides: iperf3's own --mptcp leaves the cont
 and a test whose control connection dies with its path never ends.
 """
 
-import json
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
 
+from msgspec import Meta, Struct
 from pydantic import Field
 
 from testbed import features
 from testbed.drivers.facts import Listening
+from testbed.recorded import KIB, Count, Real, Recorded
 from testbed.spec import Spec
 from testbed.steps import START, Spawn, Step, Wait
 from testbed.units import Rate, Size, Time, Word
-from testbed.workloads.place import PERCENTILES, Measured, Task, latencies
+from testbed.workloads.place import PERCENTILES, STALL, Measured, Task, latencies
 
 _DATAGRAM, _WRITE = 65507, 1 << 20  # bytes: the most that UDP over IPv4 carries, and MAX_BLOCKSIZE of iperf.h
 _INTERVAL = 0.1  # seconds; the least that iperf3 knows, and the resolution of gap_s
+_Moment = Annotated[float, Meta(ge=0, le=1e6)]  # seconds since the test began
+_Signed = Annotated[int, Meta(ge=-(2**53), le=2**53)]
+
+
+class Part(Struct, frozen=True, gc=False):
+    """What iperf3 says of an interval: of one stream, or of all."""
+
+    start: _Moment
+    end: _Moment
+    bytes: Count
+    omitted: bool = False
+    retransmits: _Signed = 0
+    rtt: Real = 0.0
+
+
+class Interval(Struct, frozen=True):
+    """An interval of iperf3's report."""
+
+    sum: Part
+    streams: list[Part] = []
+
+
+class Sum(Struct, frozen=True):
+    """What iperf3 says at its end; it counts a datagram as lost until it comes late."""
+
+    seconds: _Moment = 0.0
+    lost_packets: _Signed = 0
+    packets: _Signed = 0
+    jitter_ms: Annotated[float, Meta(ge=0, le=1e9)] | None = None
+
+
+class Udp(Struct, frozen=True):
+    """The same of a stream of datagrams."""
+
+    out_of_order: _Signed = 0
+
+
+class Stream(Struct, frozen=True):
+    """The same of a stream."""
+
+    udp: Udp | None = None
+
+
+class End(Struct, frozen=True):
+    """The end of iperf3's report."""
+
+    sum: Sum | None = None
+    sum_received: Sum | None = None
+    streams: list[Stream] = []
+
+
+class Said(Struct, frozen=True):
+    """A report of iperf3 (-J), as far as it is read; its error is there when the test failed."""
+
+    intervals: list[Interval] = []
+    end: End = End()
+    error: Annotated[str, Meta(max_length=10_000)] = ""
 
 
 class Iperf3(Spec):
@@ -102,15 +160,22 @@ class Iperf3(Spec):
         within = self.seconds + 30
         return [Spawn(self.from_, name, self._wrapped(*words), stdout=out, at=self.at, within=within)]
 
-    def failure(self, name: str, folder: Path) -> str:
+    def _said(self, name: str, folder: Recorded) -> tuple[Said | None, Said | None]:
+        """Return the reports of the client and of the server."""
+        rows = (self.seconds + 60) / _INTERVAL
+        most, lost = int(64 * KIB + rows * (1 + self.parallel) * KIB), f"the metrics of {name} are missing"
+        client = folder.value(f"{self.from_}/{name}.client.json", Said, most, lost)
+        return client, folder.value(f"{self.to}/{name}.server.json", Said, most, lost)
+
+    def failure(self, name: str, folder: Recorded) -> str:
         """Return iperf3's own error: with -J it exits 0 all the same."""
-        client = _json(folder / self.from_ / f"{name}.client.json")
-        if not (found := client.get("error")):
+        client, server = self._said(name, folder)
+        if client is None or not client.error:
             return ""
-        seconds = float((client.get("intervals") or [{}])[-1].get("sum", {}).get("end", 0.0))
-        server = _json(folder / self.to / f"{name}.server.json").get("error", "no error, or nothing")
+        seconds = client.intervals[-1].sum.end if client.intervals else 0.0
+        theirs = (server.error if server is not None else "") or "no error, or nothing"
         where = f"[{self.from_}] {name}: iperf3 says after {seconds:.1f} s"
-        return f"{where}: {found}; its server [{self.to}] says: {server}"
+        return f"{where}: {client.error}; its server [{self.to}] says: {theirs}"
 
     def metrics(self) -> tuple[str, ...]:
         """Return the names that `read` gives."""
@@ -120,72 +185,81 @@ class Iperf3(Spec):
         rtts = tuple(f"rtt_{p}_ms" for p in PERCENTILES)
         return (*common, *rtts) if self.protocol == "mptcp" else (*common, "retransmits", *rtts)
 
-    def read(self, name: str, folder: Path) -> dict[str, Measured]:
+    def read(self, name: str, folder: Recorded) -> dict[str, Measured]:
         """Return goodput from what the receiver received, and what the sender saw of loss and delay."""
-        client = _json(folder / self.from_ / f"{name}.client.json")
-        server = _json(folder / self.to / f"{name}.server.json")
+        client, server = self._said(name, folder)
         sender, receiver = (server, client) if self.reverse else (client, server)
-        total = receiver.get("end", {}).get("sum_received" if self.protocol != "udp" else "sum", {})
-        seconds = float(total.get("seconds", 0.0))
-        if not seconds:
+        if receiver is None:
+            return {}
+        total = (receiver.end.sum if self.protocol == "udp" else receiver.end.sum_received) or Sum()
+        if not total.seconds:
             return {}
         found: dict[str, Measured] = {}
-        rows = [i["sum"] for i in receiver.get("intervals", []) if not i["sum"].get("omitted")]
-        series = tuple((self.at + float(r["end"]), float(r["bits_per_second"]) / 1e6) for r in _by_second(rows))
-        received = sum(int(r["bytes"]) for r in rows)
-        found["goodput_mbps"] = Measured(received * 8 / 1e6 / seconds, "Mbit/s", series)
+        rows = [i.sum for i in receiver.intervals if not i.sum.omitted]
+        series = tuple((self.at + end, rate) for end, rate in _by_second(rows))
+        received = sum(r.bytes for r in rows)
+        found["goodput_mbps"] = Measured(received * 8 / 1e6 / total.seconds, "Mbit/s", series)
         found["received_bytes"] = Measured(received, "byte")
-        found["seconds"] = Measured(seconds, "s")
+        found["seconds"] = Measured(total.seconds, "s")
         length, began = _gap(rows)
         found["gap_s"] = Measured(length, "s", note="longest time in which the receiver got nothing, to 0.1 s")
         found["gap_at_s"] = Measured(self.at + began, "s", note="when it began")
         if self.protocol == "udp":
-            lost, packets = float(total.get("lost_packets", 0)), float(total.get("packets", 0))
+            lost, packets = float(total.lost_packets), float(total.packets)
             found["loss_pct"] = Measured(100 * lost / packets if packets else 100.0, "%")
-            found["jitter_ms"] = Measured(float(total.get("jitter_ms", 0.0)), "ms", note="RFC 3550 section 6.4.1")
-            streams = receiver.get("end", {}).get("streams", [])
-            late = sum(int(s.get("udp", {}).get("out_of_order", 0)) for s in streams)
+            if total.jitter_ms is not None:
+                found["jitter_ms"] = Measured(total.jitter_ms, "ms", note="RFC 3550 section 6.4.1")
+            late = sum(s.udp.out_of_order for s in receiver.end.streams if s.udp is not None)
             found["reorder_packets"] = Measured(late, "packet")
             return found
-        streams = [s for i in sender.get("intervals", []) for s in i["streams"]]
+        if sender is None:
+            return found
+        streams = [s for i in sender.intervals for s in i.streams]
         note = "of the first subflow only" if self.protocol == "mptcp" else ""
         if self.protocol != "mptcp":  # TCP_INFO of an MPTCP socket tells of one subflow; the samples have all
-            found["retransmits"] = Measured(sum(int(s.get("retransmits", 0)) for s in streams), "segment")
-        rtts = [float(s["rtt"]) / 1e3 for s in streams if s.get("rtt")]
+            found["retransmits"] = Measured(sum(s.retransmits for s in streams), "segment")
+        rtts = [s.rtt / 1e3 for s in streams if s.rtt]
         found |= {k: Measured(m.value, m.unit, note=note) for k, m in latencies(rtts, "rtt").items()}
         return found
 
+    def doubts(self, name: str, folder: Recorded) -> Iterator[tuple[float, str, str]]:
+        """Yield which of its two programs did not run for a while: it then reports one long interval."""
+        sides = zip((self.from_, self.to), ("client", "server"), self._said(name, folder), strict=True)
+        for node, side, said in sides:
+            late = [(r.end - r.start - _INTERVAL, r.start) for r in (i.sum for i in said.intervals)] if said else []
+            if late and max(late)[0] >= STALL:
+                longest, began = max(late)
+                stalls = [length for length, _ in late if length >= STALL]
+                often = f", and {len(stalls) - 1} times more" if len(stalls) > 1 else ""
+                seen = f"its {side} in {node} did not run for {longest:.1f} s from {self.at + began:.1f} s on{often}"
+                yield sum(stalls), f"goodput, gap and RTT of {name}", seen
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}  # the client or the server did not live to write it: what it would have said is left out
-    return found if isinstance(found, dict) else {}
 
-
-def _by_second(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Return the intervals joined to whole seconds."""
-    seconds: dict[int, list[dict[str, Any]]] = {}
+def _by_second(rows: Sequence[Part]) -> list[tuple[float, float]]:
+    """Return the end and the rate (Mbit/s) of the intervals joined to whole seconds."""
+    seconds: dict[int, list[Part]] = {}
     for row in rows:
-        seconds.setdefault(int(float(row["start"]) + 1e-3), []).append(row)
+        seconds.setdefault(int(row.start + 1e-3), []).append(row)
     found = []
     for group in seconds.values():
-        start, end = float(group[0]["start"]), float(group[-1]["end"])
+        start, end = group[0].start, group[-1].end
         if end - start >= 0.5:  # the last interval may be a few milliseconds long
-            size = sum(int(r["bytes"]) for r in group)
-            found.append({"end": end, "bits_per_second": size * 8 / (end - start)})
+            found.append((end, sum(r.bytes for r in group) * 8 / 1e6 / (end - start)))
     return found
 
 
-def _gap(rows: list[dict[str, Any]]) -> tuple[float, float]:
-    """Return the length and the beginning of the longest run of intervals without a byte."""
+def _gap(rows: Sequence[Part]) -> tuple[float, float]:
+    """Return the length and the beginning of the longest time without a byte.
+
+    A program that does not run says nothing, and then has one long interval: in this all but the usual length is a gap.
+    """
     best, began, current = 0.0, 0.0, None
     for row in rows:
-        if int(row["bytes"]):
+        current = row.start if current is None else current
+        stalled = row.end - row.start >= 2 * _INTERVAL
+        end = row.end if not row.bytes else row.end - _INTERVAL if stalled else current
+        if end - current > best:
+            best, began = end - current, current
+        if row.bytes:
             current = None
-            continue
-        current = float(row["start"]) if current is None else current
-        if float(row["end"]) - current > best:
-            best, began = float(row["end"]) - current, current
     return best, began

@@ -3,18 +3,18 @@
 The terms are those of IGMPv3 (RFC 3376), MLDv2 (RFC 3810) and SSM (RFC 4607). Both programs are ours: `multicast/`.
 """
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from pathlib import Path
 from typing import Annotated, Any
 
+from msgspec import Meta, Struct
 from pydantic import BeforeValidator, Field
 
 from testbed.drivers.facts import FileHas
 from testbed.drivers.membership import Joined
 from testbed.features import IPV6, Feature
-from testbed.multicast.records import PACKET, arrivals, sent_times, stream
+from testbed.multicast.records import PACKET, RECORD, SENT, arrivals, sent_times, stream
+from testbed.recorded import KIB, Count, Recorded
 from testbed.spec import Spec
 from testbed.steps import Spawn, Step, Wait
 from testbed.units import Host, Rate, Size, Time
@@ -24,6 +24,23 @@ from testbed.workloads.reception import METRICS, Listening, measure
 LINGER = 1.0  # seconds that a timed receiver listens on when the source has ended
 HEADERS = {4: 28, 6: 48}  # bytes of IP and UDP
 _PATIENCE = 30.0  # seconds that a program may take longer, where it is an emulated processor that runs it
+_ROOM = 10_000  # packets of others that a receiver may have got as well
+
+
+class Sender(Struct, frozen=True):
+    """What the source says at its end (`multicast.sender`); times in ns."""
+
+    send_errors: Annotated[dict[str, Count], Meta(max_length=200)]
+    skipped: Count
+    late_max: Count
+
+
+class Member(Struct, frozen=True):
+    """What a receiver says (`multicast.receiver`): times in ns of CLOCK_MONOTONIC, null is not known."""
+
+    joined: Count
+    left: Count | None = None
+    socket_drops: Count | None = None
 
 
 def _receiver(value: Any) -> Any:
@@ -133,7 +150,7 @@ class Multicast(Spec):
         sender = Spawn(self.source, f"{task.name}.sender", argv, at=self.at, within=within, forked=True)
         return [sender, *(process for r, process, _, _ in self._listeners(task) if r.at is not None)]
 
-    def failure(self, name: str, folder: Path) -> str:
+    def failure(self, name: str, folder: Recorded) -> str:
         """Return nothing: a program that goes wrong ends with a status that says so."""
         return ""
 
@@ -141,39 +158,73 @@ class Multicast(Spec):
         """Return the names that `read` gives: of the source, and of each receiver after its node's name."""
         return (*SOURCE, *(f"{r.node}.{key}" for r in self.receivers for key in METRICS))
 
-    def read(self, name: str, folder: Path) -> dict[str, Measured]:
-        """Return what the source says of itself, and what each receiver got of what was sent."""
-        begun = _json(folder / "run.json").get("time")
-        said = _json(folder / self.source / f"{name}.sender.json")
-        file = folder / self.source / f"{name}.sent"
-        if not begun or not said or not file.exists():
-            return {}
-        origin, sent = round(begun * 1e9), sent_times(file.read_bytes())
-        found = {
-            "sent_packets": Measured(len(sent), "packet"),
-            "send_errors": Measured(sum(said["send_errors"].values()), "packet", note="refused by the source's kernel"),
-            "late_max_ms": Measured(said["late_max"] / 1e6, "ms", note="the source's own lateness"),
-            "skipped_packets": Measured(said["skipped"], "packet", note="not sent, for the source was too late"),
-        }
-        for r in self.receivers:
-            its = _json(folder / r.node / f"{name}.receiver.json")
-            packets = folder / r.node / f"{name}.packets"
-            if not its or not packets.exists():
-                continue
-            listening = Listening(its["joined"], its["left"], r.at is None, its["socket_drops"])
-            got = arrivals(packets.read_bytes(), stream(name))
-            found |= {f"{r.node}.{key}": value for key, value in measure(got, sent, listening, origin).items()}
+    def _sent(self, name: str, folder: Recorded) -> list[int] | None:
+        """Return when each packet was sent (ns of CLOCK_MONOTONIC)."""
+        file, lost = f"{self.source}/{name}.sent", f"the metrics of {name} are missing"
+        count = int(self.seconds * self.rate / (8 * self.size)) + 2
+        data = folder.data(file, count * SENT.size, lost)
+        found = sent_times(data) if data is not None else None
+        if found and not (folder.within(min(found) / 1e9) and folder.within(max(found) / 1e9)):
+            folder.note(file, "a time in it is outside of the run", lost)
+            return None
         return found
 
-    def doubts(self, name: str, metrics: Mapping[str, Measured]) -> Iterator[tuple[str, str]]:
-        """Yield (what, what was seen) of figures that the two programs limited, and not the network."""
-        for key in (f"{name}.{r.node}.socket_drops" for r in self.receivers):
-            if key in metrics and metrics[key].value:
-                what = f"{metrics[key].value:.0f} packets found the buffer of the receiving program full"
-                yield f"the loss of {key.removesuffix('.socket_drops')}", what
-        skipped = metrics.get(f"{name}.skipped_packets")
-        if skipped is not None and skipped.value:
-            yield f"the rate of {name}", f"{skipped.value:.0f} packets were not sent: the source was too late for them"
+    def _said(self, name: str, folder: Recorded) -> Sender | None:
+        return folder.value(f"{self.source}/{name}.sender.json", Sender, 64 * KIB, f"the metrics of {name} are missing")
+
+    def _member(self, name: str, folder: Recorded, node: str) -> Member | None:
+        lost = f"the metrics of {name}.{node} are missing"
+        return folder.value(f"{node}/{name}.receiver.json", Member, 64 * KIB, lost)
+
+    def read(self, name: str, folder: Recorded) -> dict[str, Measured]:
+        """Return what the source says of itself, and what each receiver got of what was sent."""
+        if folder.origin is None:
+            return {}
+        said, sent = self._said(name, folder), self._sent(name, folder)
+        if said is None or sent is None:
+            return {}
+        found = {
+            "sent_packets": Measured(len(sent), "packet"),
+            "send_errors": Measured(sum(said.send_errors.values()), "packet", note="refused by the source's kernel"),
+            "late_max_ms": Measured(said.late_max / 1e6, "ms", note="the source's own lateness"),
+            "skipped_packets": Measured(said.skipped, "packet", note="not sent, for the source was too late"),
+        }
+        for r in self.receivers:
+            measured = self._received(name, folder, r, sent, round(folder.origin * 1e9))
+            found |= {f"{r.node}.{key}": value for key, value in measured.items()}
+        return found
+
+    def _received(
+        self, name: str, folder: Recorded, receiver: Receiver, sent: list[int], origin: int
+    ) -> dict[str, Measured]:
+        """Return what one receiver got."""
+        file, lost = f"{receiver.node}/{name}.packets", f"the metrics of {name}.{receiver.node} are missing"
+        its = self._member(name, folder, receiver.node)
+        data = folder.data(file, (4 * len(sent) + _ROOM) * RECORD.size, lost)
+        if its is None or data is None:
+            return {}
+        got = arrivals(data, stream(name))
+        times = [t for a in got for t in (a.received, a.sent)] + [its.joined, its.left or its.joined]
+        if not (folder.within(min(times) / 1e9) and folder.within(max(times) / 1e9)):
+            folder.note(file, "a time in it is outside of the run", lost)
+            return {}
+        if max((a.sequence for a in got), default=0) >= max(1, len(sent)):
+            folder.note(file, "a packet in it was never sent", lost)
+            return {}
+        listening = Listening(its.joined, its.left, receiver.at is None, its.socket_drops)
+        return measure(got, sent, listening, origin)
+
+    def doubts(self, name: str, folder: Recorded) -> Iterator[tuple[float, str, str]]:
+        """Yield what the two programs limited: a buffer that was full, and a source that was late."""
+        for r in self.receivers:
+            its = self._member(name, folder, r.node)
+            if its is not None and its.socket_drops:
+                seen = f"{its.socket_drops} packets found the buffer of the receiving program full"
+                yield float(its.socket_drops), f"the loss of {name}.{r.node}", seen
+        said = self._said(name, folder)
+        if said is not None and said.skipped:
+            seen = f"{said.skipped} packets were not sent: the source was too late for them"
+            yield float(said.skipped), f"the rate and gaps of {name}", seen
 
 
 SOURCE = ("sent_packets", "send_errors", "late_max_ms", "skipped_packets")
@@ -205,11 +256,3 @@ def source_specific(group: str) -> bool:
     """Say whether a group is in the range where only (S,G) is right: 232/8 and ff3x::/32 (RFC 4607 section 1)."""
     packed = ip_address(group).packed
     return packed[0] == 232 if len(packed) == 4 else packed[0] == 0xFF and packed[1] >> 4 == 3 and not any(packed[2:4])
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}  # the program did not live to write it: what it would have said is left out
-    return found if isinstance(found, dict) else {}

@@ -1,20 +1,27 @@
 """Workload `ping`: ICMP echo at a steady interval (ping(8) of iputils)."""
 
 import re
-from pathlib import Path
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Literal
 
 from pydantic import Field
 
 from testbed import features
+from testbed.recorded import KIB, Recorded
 from testbed.spec import Spec
 from testbed.steps import Spawn, Step
 from testbed.units import Size, Time
-from testbed.workloads.place import PERCENTILES, Measured, Task, latencies
+from testbed.workloads.place import PERCENTILES, STALL, Measured, Task, latencies
 
 _PAYLOAD = 65507  # 65535 less the headers of IPv4 and ICMP
-_REPLY = re.compile(r"^\[(?P<when>[0-9.]+)\] .*icmp_seq=(?P<seq>\d+).* time=(?P<ms>[0-9.]+) ms(?P<dup>.*DUP)?", re.M)
-_TOTAL = re.compile(r"^(?P<sent>\d+) packets transmitted, (?P<got>\d+) received", re.M)
+# No sign of a line can be meant twice, so that a damaged one takes no longer than its length.
+_REPLY = re.compile(
+    r"\[(?P<when>\d{1,12}\.\d{1,9})\] \d+ bytes from [^ ]+ icmp_seq=(?P<seq>\d{1,9}) (?:[a-z]+=\d+ )?"
+    r"time=(?P<ms>\d{1,9}(?:\.\d{1,9})?) ms(?P<dup> .*DUP)?",
+    re.ASCII,
+)
+_TOTAL = re.compile(r"(?P<sent>\d{1,12}) packets transmitted, (?P<got>\d{1,12}) received\b", re.ASCII)
 
 
 class Ping(Spec):
@@ -78,10 +85,14 @@ class Ping(Spec):
             )
         ]
 
-    def failure(self, name: str, folder: Path) -> str:
+    def _said(self, name: str, folder: Recorded) -> list[str]:
+        most = 64 * KIB + 200 * max(1, round(self.seconds / self.interval))
+        return folder.text(f"{self.from_}/{name}.ping.txt", most, f"the metrics of {name} are missing")
+
+    def failure(self, name: str, folder: Recorded) -> str:
         """Return what ping complains about when it could not count its packets."""
-        path = folder / self.from_ / f"{name}.ping.log"
-        text = path.read_text(errors="replace").strip() if path.exists() else ""
+        lines = folder.text(f"{self.from_}/{name}.ping.log", 64 * KIB, f"what {name} complained about is missing")
+        text = "\n".join(lines).strip()
         return f"[{self.from_}] {name}: {text}" if text and not self.read(name, folder) else ""
 
     def metrics(self) -> tuple[str, ...]:
@@ -94,15 +105,17 @@ class Ping(Spec):
             *(f"rtt_{p}_ms" for p in PERCENTILES),
         )
 
-    def read(self, name: str, folder: Path) -> dict[str, Measured]:
+    def read(self, name: str, folder: Recorded) -> dict[str, Measured]:
         """Return loss and the percentiles of the round-trip time."""
-        path = folder / self.from_ / f"{name}.ping.txt"
-        text = path.read_text(errors="replace") if path.exists() else ""
-        total = _TOTAL.search(text)
-        if total is None:
+        lines = self._said(name, folder)
+        total = next(filter(None, map(_TOTAL.match, lines)), None)
+        if total is None or int(total["got"]) > int(total["sent"]):
+            if lines and folder.complete:
+                why = "it does not say how many packets were sent and received"
+                folder.note(f"{self.from_}/{name}.ping.txt", why, f"the metrics of {name} are missing")
             return {}
         sent, got = int(total["sent"]), int(total["got"])
-        replies = list(_REPLY.finditer(text))
+        replies = list(filter(None, map(_REPLY.match, lines)))
         found = {
             "sent_packets": Measured(sent, "packet"),
             "received_packets": Measured(got, "packet"),
@@ -110,3 +123,12 @@ class Ping(Spec):
             "duplicate_packets": Measured(sum(bool(r["dup"]) for r in replies), "packet"),
         }
         return found | latencies([float(r["ms"]) for r in replies if not r["dup"]], "rtt")
+
+    def doubts(self, name: str, folder: Recorded) -> Iterator[tuple[float, str, str]]:
+        """Yield how long ping did not run: a request leaves the interval after the one before it."""
+        replies = [r for r in map(_REPLY.match, self._said(name, folder)) if r is not None and not r["dup"]]
+        sent = [(int(r["seq"]), float(r["when"]) - float(r["ms"]) / 1e3) for r in replies]
+        late = [b - a - (n - m) * self.interval for (m, a), (n, b) in pairwise(sent) if n > m]
+        if late and max(late) >= STALL:
+            seen = f"ping did not send for {max(late):.1f} s longer than the {self.interval:g} s that it should wait"
+            yield max(late), f"loss and RTT of {name}", seen

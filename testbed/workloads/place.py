@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from msgspec import Struct
 
 from testbed.features import Feature
+from testbed.recorded import Recorded
 from testbed.steps import Step
+
+STALL = 0.5  # seconds that a program may be late before a report says so
 
 
 class Way(Struct, frozen=True):
@@ -75,14 +77,17 @@ class Workload(Protocol):
     def clients(self, task: Task) -> list[Step]:
         """Return what starts at its time."""
 
-    def failure(self, name: str, folder: Path) -> str:
+    def failure(self, name: str, folder: Recorded) -> str:
         """Return what its own output says went wrong, "" when it went well."""
 
     def metrics(self) -> tuple[str, ...]:
         """Return the names that `read` gives, without the workload's own."""
 
-    def read(self, name: str, folder: Path) -> dict[str, Measured]:
+    def read(self, name: str, folder: Recorded) -> dict[str, Measured]:
         """Return what was measured, from the raw files alone; what is not there is left out."""
+
+    def doubts(self, name: str, folder: Recorded) -> Iterator[tuple[float, str, str]]:
+        """Yield (how bad, which figures, what was seen) of what the programs limited, and not the network."""
 
 
 def percentile(values: list[float], share: float) -> float:

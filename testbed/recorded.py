@@ -1,0 +1,195 @@
+"""A results folder as it is read: typed, bounded, and what is broken in it is named instead of believed.
+
+Nothing here trusts the folder. A guest, another user, a full disk or a killed process may have left anything in it: a
+link to another file, a FIFO that never answers, a number that is not finite, a time that is a million years away.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Annotated, BinaryIO, Protocol, TypeVar
+
+from msgspec import Meta, Struct, ValidationError, field
+from msgspec.json import Decoder
+
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Real = Annotated[float, Meta(ge=-1e15, le=1e15)]
+Seconds = Annotated[float, Meta(ge=0, le=1e11)]
+# What the kernel takes as the name of an interface (net/core/dev.c: dev_valid_name), if it can be printed as well.
+Ifname = Annotated[str, Meta(pattern=r"\A[^\s/:\x00-\x1f\x7f-\x9f]{1,15}\Z")]
+Word = Annotated[str, Meta(pattern=r"\A[\x21-\x7e]{1,64}\Z")]
+
+KIB, MIB = 1 << 10, 1 << 20
+BEFORE, AFTER = 600.0, 60.0  # seconds that a time may be before t = 0, and after the end of the run
+_SHORTEST = 1e-3  # seconds: no program here samples more often
+_FILES = 10_000
+LINE = 1000  # characters of a line of text: what is longer is nothing that one of our programs says
+
+T = TypeVar("T")
+
+
+class Stamped(Protocol):
+    """A record with the time (CLOCK_MONOTONIC, seconds) when it was made."""
+
+    @property
+    def t(self) -> float:
+        """Return that time."""
+
+
+S = TypeVar("S", bound=Stamped)
+
+
+class BrokenError(Exception):
+    """A file that can't be what a run writes: says why."""
+
+
+class Recorded(Struct, frozen=True):
+    """A results folder; `broken` collects what was wrong with its files, which then read as if they were not there.
+
+    `origin` is t = 0 of the run on CLOCK_MONOTONIC, None when nobody knows; `seconds` is how long the run took.
+    `complete` is a run that came to its end: then a file that is not there is broken too.
+    """
+
+    path: Path
+    origin: float | None = None
+    seconds: float = 0.0
+    complete: bool = False
+    broken: list[str] = field(default_factory=list)
+
+    def within(self, t: float) -> bool:
+        """Say whether a time of CLOCK_MONOTONIC can be one of this run."""
+        return self.origin is not None and self.origin - BEFORE <= t <= self.origin + self.seconds + AFTER
+
+    def note(self, name: str, why: object, lost: str) -> None:
+        """Keep what is wrong with a file, and which metrics are missing because of it."""
+        if (text := f"{name}: {why}: {lost}") not in self.broken:
+            self.broken.append(text)
+
+    def data(self, name: str, most: int, lost: str) -> bytes | None:
+        """Return a file's bytes; None when it is not there, or broken: longer than `most`, for example."""
+        try:
+            with _opened(self.path, name) as file:
+                if len(found := file.read(most + 1)) > most:
+                    raise BrokenError(f"longer than {most} bytes")
+                return found
+        except FileNotFoundError:
+            if self.complete:
+                self.note(name, "it is not there", lost)
+        except OSError as e:
+            self.note(name, e.strerror, lost)
+        except BrokenError as e:
+            self.note(name, e, lost)
+        return None
+
+    def text(self, name: str, most: int, lost: str) -> list[str]:
+        """Return the lines of a text, each as far as LINE; none when it is not there, or broken."""
+        data = self.data(name, most, lost) or b""
+        return [line[:LINE] for line in data.decode(errors="replace").splitlines()]
+
+    def value(self, name: str, kind: type[T], most: int, lost: str) -> T | None:
+        """Return a JSON file as a record; None when it is not there, or broken."""
+        if (data := self.data(name, most, lost)) is None:
+            return None
+        if not data.strip():  # who was to write it did not live so long
+            if self.complete:
+                self.note(name, "it is empty", lost)
+            return None
+        try:
+            return _decoded(Decoder(kind), data)
+        except BrokenError as e:
+            self.note(name, e, lost)
+            return None
+
+    def rows(self, name: str, kind: type[S], every: float, line: int, lost: str, burst: int = 16) -> list[S]:
+        """Return the records of a .jsonl file, one each `every` seconds; none when it is not there, or broken.
+
+        `burst` is how many may come at once. A line has at most MIB + `line` bytes, and the file 4 MIB and `line` bytes
+        for each. Their times are those of the run and do not go back. A last line that a killed process left unfinished
+        is left out.
+        """
+        if self.origin is None:  # nothing tells which times are those of the run
+            return []
+        every = max(every, _SHORTEST)
+        count = int((BEFORE + self.seconds + AFTER) / every) + burst
+        decoder, found = Decoder(kind), list[S]()
+        number = size = 0
+        try:
+            with _opened(self.path, name) as file:
+                while (text := file.readline(MIB + line + 1)).endswith(b"\n"):
+                    number, size = number + 1, size + len(text)
+                    row = _decoded(decoder, text)
+                    if not self.within(row.t):
+                        raise BrokenError(f"its time, {row.t:g}, is outside of the run")
+                    if found and row.t < found[-1].t:
+                        raise BrokenError("its time is before that of the line above it")
+                    if found and number > (row.t - found[0].t) / every + burst:
+                        raise BrokenError(f"there are more lines than one each {every:g} s")
+                    if size > 4 * MIB + count * line:
+                        raise BrokenError(f"the file is longer than {4 * MIB + count * line} bytes")
+                    found.append(row)
+                number += 1
+                if len(text) > MIB + line:
+                    raise BrokenError(f"longer than {MIB + line} bytes")
+        except FileNotFoundError:
+            if self.complete:
+                self.note(name, "it is not there", lost)
+        except OSError as e:
+            self.note(name, e.strerror, lost)
+        except BrokenError as e:
+            self.note(f"{name}, line {number}" if number else name, e, lost)
+        else:
+            return found
+        return []
+
+    def names(self, node: str, ending: str) -> list[str]:
+        """Return the files of a node, "" being the lab, whose names have an ending; at most _FILES are looked at."""
+        try:
+            folder = _folder(self.path, node)
+        except OSError:
+            return []
+        try:
+            with os.scandir(folder) as entries:
+                found = [e.name for e, _ in zip(entries, range(_FILES), strict=False) if e.name.endswith(ending)]
+        finally:
+            os.close(folder)
+        return sorted(f"{node}/{name}" if node else name for name in found if name.isprintable())
+
+
+def _decoded(decoder: Decoder[T], data: bytes) -> T:
+    try:
+        return decoder.decode(data)
+    except ValidationError as e:
+        raise BrokenError(f"not what a run writes ({e})") from e
+    except (ValueError, RecursionError) as e:  # UnicodeDecodeError is one
+        raise BrokenError("not valid JSON") from e
+
+
+def _folder(path: Path, parts: str) -> int:
+    """Open a folder in a results folder, no part of whose way is a link."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    for part in filter(None, parts.split("/")):
+        try:
+            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+        finally:
+            os.close(fd)
+        fd = below
+    return fd
+
+
+def _opened(path: Path, name: str) -> BinaryIO:
+    """Open a regular file in a results folder. Nothing else is opened: that alone may wait, or set off a device."""
+    parts, _, last = name.rpartition("/")
+    folder = _folder(path, parts)
+    try:
+        if not stat.S_ISREG(os.stat(last, dir_fd=folder, follow_symlinks=False).st_mode):
+            raise BrokenError("not a regular file")
+        fd = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=folder)
+    finally:
+        os.close(folder)
+    file = os.fdopen(fd, "rb")
+    if not stat.S_ISREG(os.fstat(fd).st_mode):  # it was exchanged meanwhile
+        file.close()
+        raise BrokenError("not a regular file")
+    return file

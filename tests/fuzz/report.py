@@ -1,0 +1,246 @@
+"""Results folders that are broken in all ways: a report names what is wrong with each, soon and with little memory.
+
+`python -m tests.fuzz.report 1000 7` tries 1000 folders made of those that are recorded, with the seed 7.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+from msgspec.json import decode, encode
+
+RUNS = Path(__file__).parent.parent / "recorded/runs"
+SECONDS, MEGABYTES = 2.0, 300  # of CPU time and of memory: more than this is a fault
+_PATIENCE = 60  # seconds: what takes longer hangs
+_BATCH = 50  # folders of one process, whose memory is measured
+_DERIVED = ("metrics.json", "verdict.json", "junit.xml")
+_VALUES: tuple[Any, ...] = (
+    *(None, True, 0, -1, 1e308, -1e308, float("inf"), float("nan"), 10**400, 2**63, 2**64, 1e11, 9.99e14, 86400, 0.5),
+    *("", "x", "\x1b[31m", "\0", "\ud800", "../../etc", "9" * 5000, [], {}, [[]], {"a": 1}, [None], [0] * 5000),
+)
+_BYTES = (b"\0", b"\xff\xfe", b"\n", b'{"a":', b"[" * 20000, b"9" * 5000, b"nan", b"-inf", b"1e999", b"\xed\xa0\x80")
+_KINDS = (*("changed",) * 8, "gone", "empty", "folder", "fifo", "link", "loop", "huge", "noise", "long")
+
+
+class Outcome(Struct, frozen=True):
+    """What came of one folder: "report", "said" (that it is none), or the place where it went wrong."""
+
+    number: int
+    what: str
+    seconds: float = 0.0
+    why: str = ""
+
+
+class Batch(Struct, frozen=True):
+    """What came of the folders of one process, and the memory that it took."""
+
+    outcomes: tuple[Outcome, ...]
+    megabytes: int
+
+
+def content(run: Path) -> dict[str, bytes]:
+    """Return the files of a recorded run."""
+    return {str(f.relative_to(run)): f.read_bytes() for f in sorted(run.rglob("*")) if f.is_file()}
+
+
+def damage(files: dict[str, bytes], folder: Path, chance: random.Random) -> None:
+    """Write a run's files into a folder, one to three of them broken."""
+    chosen = {f: chance.choice(_KINDS) for f in chance.sample(sorted(files), chance.choice((1, 1, 1, 2, 3)))}
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        match chosen.get(name):
+            case None:
+                path.write_bytes(data)
+            case "changed":
+                path.write_bytes(changed(name, data, chance))
+            case "empty":
+                path.touch()
+            case "folder":
+                path.mkdir()
+            case "fifo":
+                os.mkfifo(path)
+            case "link":
+                path.symlink_to(chance.choice(("/etc/passwd", "/dev/zero", "/proc/self/mem", "nowhere", ".")))
+            case "loop":
+                path.symlink_to(path.name)
+            case "huge":
+                path.write_bytes(data)
+                os.truncate(path, 1 << 40)
+            case "noise":
+                path.write_bytes(chance.randbytes(chance.randrange(200_000)))
+            case "long":
+                path.write_bytes(data + data[-3000:] * 2000)
+    for name in _DERIVED:  # what is written is written over nothing else
+        if chance.random() < 0.05:
+            (folder / name).symlink_to("/dev/full")
+
+
+def changed(name: str, data: bytes, chance: random.Random) -> bytes:
+    """Return a file with a few changes: of values where it is JSON, of bytes otherwise."""
+    if name.endswith(".json") and chance.random() < 0.7:
+        return _json(data, chance)
+    if name.endswith(".jsonl") and chance.random() < 0.7:
+        lines = data.splitlines(keepends=True)
+        for _ in range(chance.choice((1, 2, 5))):
+            at = chance.randrange(len(lines))
+            lines[at] = _json(lines[at], chance) + b"\n"
+        if chance.random() < 0.1:
+            chance.shuffle(lines)
+        return b"".join(lines)
+    found = bytearray(data)
+    for _ in range(chance.choice((1, 2, 8))):
+        at = chance.randrange(len(found) + 1)
+        match chance.randrange(6):
+            case 0:
+                del found[at:]
+            case 1:
+                found[at : at + 1] = chance.randbytes(1)
+            case 2:
+                del found[at : at + chance.randrange(1, 50)]
+            case 3:
+                found[at:at] = found[chance.randrange(len(found) + 1) :][: chance.randrange(1, 100)]
+            case 4:
+                found[at:at] = chance.choice(_BYTES)
+            case 5:
+                found[at : at + 8] = chance.choice((b"\xff" * 8, b"\0" * 8, chance.randbytes(8)))
+    return bytes(found)
+
+
+def _json(data: bytes, chance: random.Random) -> bytes:
+    try:
+        whole = json.loads(data)
+    except ValueError:
+        return data
+    for _ in range(chance.choice((1, 1, 2, 4))):
+        places = list(_places(whole))
+        if not places or chance.random() < 0.02:
+            whole = chance.choice(_VALUES)
+            continue
+        inside, key = chance.choice(places)
+        if chance.random() < 0.25:
+            del inside[key]
+        elif isinstance(inside, dict) and chance.random() < 0.15:
+            inside[chance.choice(("a", "", "eth0", "\x1b", "x" * 300))] = inside.pop(key)
+        else:
+            inside[key] = chance.choice(_VALUES)
+    return json.dumps(whole).encode("utf-8", "surrogatepass")
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield (mapping or list, key or index) of every value in it; of a list the first 50."""
+    keys = list(value) if isinstance(value, dict) else range(min(len(value), 50)) if isinstance(value, list) else ()
+    for key in keys:
+        yield value, key
+        yield from _places(value[key])
+
+
+class TooLongError(BaseException):
+    """A report took more than it may; no `except` in it holds this up."""
+
+
+def one(files: dict[str, bytes], number: int, seed: int, work: Path) -> Outcome:
+    """Damage one folder and make its report."""
+    from testbed import present
+    from testbed.errors import TestbedError
+    from testbed.report import report
+
+    folder = work / str(number)
+    folder.mkdir()
+    damage(files, folder, random.Random(f"{seed}-{number}"))
+    began = time.process_time()
+    signal.alarm(_PATIENCE)
+    try:
+        found = report(folder)
+        present.report(found, "here")
+        what, why = "report", ""
+    except TestbedError as e:
+        what, why = "said", str(e)[:200]
+    except TooLongError:
+        what, why = "hang", ""
+    except BaseException as e:  # noqa: BLE001 (whatever it is, it is what is looked for)
+        places = [f for f in traceback.extract_tb(e.__traceback__) if "/testbed/" in f.filename]
+        what, why = f"{type(e).__name__} in {Path(places[-1].filename).name}:{places[-1].lineno}", str(e)[:200]
+    finally:
+        signal.alarm(0)
+    spent = time.process_time() - began
+    shutil.rmtree(folder)
+    return Outcome(number, what if spent <= SECONDS or what == "hang" else "slow", spent, why)
+
+
+def _too_long(*_: object) -> None:
+    raise TooLongError
+
+
+def batch(numbers: range, seed: int) -> Batch:
+    """Try some folders in a process of their own."""
+    read, write = os.pipe()
+    if (pid := os.fork()) == 0:
+        try:
+            signal.signal(signal.SIGALRM, _too_long)
+            runs = [content(run) for run in sorted(RUNS.iterdir())]
+            with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as work:
+                done = tuple(one(runs[n % len(runs)], n, seed, Path(work)) for n in numbers)
+            used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+            with os.fdopen(write, "wb") as pipe:
+                pipe.write(encode(Batch(done, used)))
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        data = pipe.read()
+    os.waitpid(pid, 0)
+    return decode(data, type=Batch) if data else Batch((Outcome(numbers[0], "the process died"),), 0)
+
+
+def campaign(count: int, seed: int) -> Iterator[Batch]:
+    """Try that many folders."""
+    import testbed.present
+    import testbed.report  # noqa: F401 (before the processes are copied)
+
+    for start in range(0, count, _BATCH):
+        yield batch(range(start, min(start + _BATCH, count)), seed)
+
+
+def faults(found: Batch) -> list[str]:
+    """Return what is wrong in a batch."""
+    wrong = [
+        f"{o.number}: {o.what}: {o.seconds:.2f} s {o.why}" for o in found.outcomes if o.what not in ("report", "said")
+    ]
+    first = found.outcomes[0].number
+    return wrong + ([f"{first} and next: {found.megabytes} MB"] if found.megabytes > MEGABYTES else [])
+
+
+def main(count: int, seed: int) -> int:
+    """Try that many folders, print what came of them, and return 1 when anything is wrong."""
+    began, done, wrong, slowest, most = time.monotonic(), 0, list[str](), 0.0, 0
+    kinds: dict[str, int] = {}
+    for found in campaign(count, seed):
+        done += len(found.outcomes)
+        for o in found.outcomes:
+            kinds[o.what] = kinds.get(o.what, 0) + 1
+        slowest = max(slowest, *(o.seconds for o in found.outcomes))
+        most = max(most, found.megabytes)
+        wrong += faults(found)
+    rate = done / (time.monotonic() - began)
+    print(f"report: seed {seed}: {done} folders, {rate:.0f} a second; slowest {slowest:.2f} s, most {most} MB; {kinds}")
+    for row in wrong:
+        print(row)
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))

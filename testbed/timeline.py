@@ -14,7 +14,7 @@ from testbed.lab import Lab, Process, Say, Waiting
 from testbed.results import Folder
 from testbed.steps import Configure, Spawn, Step
 
-_LATE = 0.1  # seconds
+_TICK, _LATE = 0.25, 0.1  # seconds: how often a run looks at the clock, and what is late then
 
 
 def play(lab: Lab, steps: Sequence[Step], folder: Path, seconds: float, say: Say) -> Waiting:
@@ -79,9 +79,9 @@ def play(lab: Lab, steps: Sequence[Step], folder: Path, seconds: float, say: Say
 
 
 def _rest(seconds: float, origin: float, stalls: list[tuple[float, float]]) -> Waiting:
-    """Wait, and note when that took longer: whoever stopped this process may have stopped others as well."""
-    due = time.monotonic() + seconds
-    yield seconds
+    """Wait no longer than that, and note when it took longer: whoever stops this process may stop others as well."""
+    due = time.monotonic() + min(seconds, _TICK)
+    yield min(seconds, _TICK)
     if (late := time.monotonic() - due) >= _LATE:
         stalls.append((due - origin, late))
 

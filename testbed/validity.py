@@ -78,25 +78,28 @@ def _kernel(seen: Seen) -> Ranked:
 
 def _still(seen: Seen) -> Ranked:
     """Yield when the sampler, the holder, or both at once did not run: then nothing on this machine may have."""
-    every = seen.topology.samples.every
-    origin = seen.run.monotonic
-    during = [r.t - origin for r in seen.machine if -every <= r.t - origin <= seen.run.seconds + every]
-    late = [(a + every, b - a - every) for a, b in pairwise(during) if b - a - every >= STALL]
+    every, origin = seen.topology.samples.every, seen.run.monotonic
+    during = [r.t - origin for r in seen.machine if -every <= r.t - origin <= seen.run.seconds]
+    gaps = [(a + every, b - a - every) for a, b in pairwise(during) if b - a - every >= STALL]
     held = [(t, length) for t, length in seen.run.stalls if length >= STALL]
-    both = [x for x in late if any(min(x[0] + x[1], t + n) - max(x[0], t) >= STALL for t, n in held)]
-    if both:
-        yield _longest(both, "every rate, delay and gap", "neither the sampler nor the holder ran")
-    if alone := [x for x in late if x not in both]:
-        yield _longest(alone, "counters and rates by the sample", f"there are no samples, one each {every:g} s is due")
-    apart = [x for x in held if not any(min(x[0] + x[1], t + n) - max(x[0], t) >= STALL for t, n in both)]
-    if apart:
-        yield _longest(apart, "what begins or ends at a time", "the holder, which starts it, did not run")
+    both = [gap for gap in gaps if _meets(gap, held)]
+    kinds = (
+        (both, "every rate, delay and gap", "the machine stood still: neither sampler nor holder ran"),
+        ([g for g in gaps if g not in both], "counters and rates by the sample", "the sampler did not run"),
+        ([h for h in held if not _meets(h, both)], "what begins or ends at a time", "the holder did not run"),
+    )
+    for stalls, what, text in kinds:
+        if stalls:
+            began, longest = max(stalls, key=lambda s: s[1])
+            total = sum(length for _, length in stalls)
+            more = f" (and {len(stalls) - 1} times more, {total:.1f} s in all)" if stalls[1:] else ""
+            yield total, what, f"{text} for {longest:.1f} s from {began:.1f} s on{more}"
 
 
-def _longest(stalls: Sequence[tuple[float, float]], what: str, text: str) -> tuple[float, str, str]:
-    began, length = max(stalls, key=lambda s: s[1])
-    more = f", and {len(stalls) - 1} times more, {sum(n for _, n in stalls):.1f} s in all" if stalls[1:] else ""
-    return sum(n for _, n in stalls), what, f"{text}: for {length:.1f} s from {began:.1f} s on{more}"
+def _meets(stall: tuple[float, float], others: Iterable[tuple[float, float]]) -> bool:
+    """Say whether one of the others was at the same time, for at least half a stall."""
+    began, length = stall
+    return any(min(began + length, t + n) - max(began, t) >= STALL / 2 for t, n in others)
 
 
 def clock_steps(machine: Sequence[Machine], origin: float) -> list[tuple[float, float]]:

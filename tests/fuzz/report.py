@@ -83,7 +83,7 @@ def damage(files: dict[str, bytes], folder: Path, chance: random.Random) -> None
             case "noise":
                 path.write_bytes(chance.randbytes(chance.randrange(200_000)))
             case "long":
-                path.write_bytes(data + data[-3000:] * 2000)
+                path.write_bytes(data + data[-3000:] * (300 if name.endswith(".yaml") else 2000))
     for name in _DERIVED:  # what is written is written over nothing else
         if chance.random() < 0.05:
             (folder / name).symlink_to("/dev/full")

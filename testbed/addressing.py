@@ -1,9 +1,8 @@
-"""What the author left out: addresses, MACs and routes, the same for the same file (pure)."""
+"""What the author left out: addresses and MACs, the same for the same file (pure)."""
 
 from __future__ import annotations
 
 from binascii import crc32
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cached_property, lru_cache
@@ -15,14 +14,13 @@ from msgspec.structs import replace
 from testbed import tunnels
 from testbed.drivers import amt
 from testbed.drivers.link import MTU
-from testbed.drivers.route import MAIN, RouteAdd, RuleAdd
 from testbed.nodes.place import Bss, Interface, Kind, Place, Tunnel
+from testbed.routing import Graph, graph
 from testbed.topology import Event, Topology
 from testbed.units import interface_of
 
 # RFC 1918 and RFC 3849: nothing that a lab's packets could be mistaken for outside of it.
 _POOLS = {4: ip_network("10.0.0.0/8"), 6: ip_network("2001:db8::/32")}
-_FIRST_TABLE = 100
 _LINK_LOCAL = b"\xfe\x80" + bytes(6)
 Net = IPv4Network | IPv6Network
 At = tuple[str | int, ...]
@@ -89,9 +87,10 @@ class Network(Struct, frozen=True, dict=True):
         return Place(node, self.interfaces[node], self.families, self.air, name, self.tunnels.get(node, ()))
 
     @cached_property
-    def ways(self) -> dict[str, dict[int, list[Hop]]]:
-        """Return what `hops` finds."""
-        return hops(self)
+    def graphs(self) -> dict[int, Graph]:
+        """Return what packets of each family can pass."""
+        four, six = graph(self, 4), graph(self, 6)
+        return {4: four, 6: four if six == four else six}
 
     @cached_property
     def tunnels(self) -> dict[str, tuple[Tunnel, ...]]:
@@ -339,100 +338,3 @@ def _allocator(version: int, used: list[Net]) -> Callable[[int, At], Net]:
         return found
 
     return take
-
-
-class Hop(Struct, frozen=True):
-    """The way from a node to a segment: out of `interface`, to the router `via` on it."""
-
-    interface: Interface
-    via: str
-
-
-def hops(net: Network) -> dict[str, dict[int, list[Hop]]]:
-    """Return, for each node and each segment that it is not on, the best hop of each of its interfaces, best first."""
-    routers = [n for n in net.interfaces if net.router(n)]
-    if not routers:
-        return {}
-    import networkx  # 150 ms: only labs with routers pay for it
-
-    graph: networkx.Graph[str | int] = networkx.Graph()
-    graph.add_nodes_from(net.segments)
-    for router in routers:
-        graph.add_edges_from((router, i.segment) for i in net.interfaces[router] if not i.port and i.addresses)
-    on = {s: [m.node for m in members if net.router(m.node)] for s, members in net.segments.items()}
-    found: dict[str, dict[int, list[Hop]]] = {name: {} for name in net.interfaces}
-    for target in net.segments:
-        far = networkx.single_source_shortest_path_length(graph, target)
-        for name, interfaces in net.interfaces.items():
-            if any(i.segment == target and not i.port for i in interfaces):
-                continue
-            ways = []
-            for order, i in enumerate(interfaces):
-                near = [r for r in on.get(i.segment, ()) if r != name and r in far] if not i.port else []
-                if near:
-                    best = min(near, key=lambda r: (far[r], on[i.segment].index(r)))
-                    ways.append((far[best], order, Hop(i, best)))
-            if ways:
-                found[name][target] = [hop for _, _, hop in sorted(ways, key=lambda w: w[:2])]
-    return found
-
-
-def routes(net: Network, table: dict[int, list[Hop]], version: int) -> Iterator[RouteAdd]:
-    """Yield a node's planned routes of one family: the commonest next hop is the default, the rest is stated."""
-    ways = {s: hop for s, found in table.items() if (hop := _first(net, found, version))}
-    yield from _summary(net, ways, version, MAIN)
-
-
-def source_routes(
-    net: Network, node: str, table: dict[int, list[Hop]], joins: frozenset[str]
-) -> Iterator[RuleAdd | RouteAdd]:
-    """Yield, for an MPTCP host, one table an address, so that a subflow leaves by the interface of its address.
-
-    `joins` are the addresses that open subflows. They reach everything by their own interface, also what another
-    interface is connected to: the peer's first address, to which a subflow is joined (RFC 8684 section 3.2), is
-    on the first path, and the join must not take that. The other addresses answer, by the interface that the
-    destination is connected to, so that both directions of a subflow take one path. Without a router on the link
-    the only other host there is the way to everything.
-    """
-    own = [i for i in net.interfaces[node] if i.addresses and not i.port]
-    if len(own) < 2:
-        return
-    for n, interface in enumerate(own):
-        number = _FIRST_TABLE + n
-        for version in net.families:
-            hosts = [h for h in interface.hosts() if (":" in h) == (version == 6)]
-            for host in hosts:
-                yield RuleAdd(host, number)
-            connected = [interface] if joins & set(hosts) else [interface, *(i for i in own if i != interface)]
-            for i in connected:
-                if hosts and i.network(version):
-                    yield RouteAdd(i.network(version), i.name, table=number)
-            ways = {s: hop for s, found in table.items() for hop in found if hop.interface == interface}
-            ways = {s: hop for s, hop in ways.items() if _gateway(net, hop, version)}
-            others = [m for m in net.segments[interface.segment] if m.node != node and m.host(version)]
-            if ways and hosts:
-                yield from _summary(net, ways, version, number)
-            elif len(others) == 1 and hosts:
-                yield RouteAdd("default", interface.name, others[0].host(version), number)
-
-
-def _first(net: Network, found: list[Hop], version: int) -> Hop | None:
-    return next((hop for hop in found if _gateway(net, hop, version)), None)
-
-
-def _gateway(net: Network, hop: Hop, version: int) -> str:
-    members = net.segments[hop.interface.segment]
-    return next((m.host(version) for m in members if m.node == hop.via and m.host(version)), "")
-
-
-def _summary(net: Network, ways: dict[int, Hop], version: int, table: int) -> Iterator[RouteAdd]:
-    if not ways:
-        return
-    common = Counter((hop.interface.name, hop.via) for hop in ways.values()).most_common(1)[0][0]
-    default = next(hop for hop in ways.values() if (hop.interface.name, hop.via) == common)
-    yield RouteAdd("default", default.interface.name, _gateway(net, default, version), table)
-    for segment, hop in ways.items():
-        if (hop.interface.name, hop.via) == common:
-            continue
-        for to in dict.fromkeys(m.network(version) for m in net.segments[segment] if m.network(version)):
-            yield RouteAdd(to, hop.interface.name, _gateway(net, hop, version), table)

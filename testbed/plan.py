@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 from msgspec import Struct
 
-from testbed import addressing, features, trees
+from testbed import addressing, features, routing, trees
 from testbed.addressing import Network, link_local
 from testbed.drivers import tc
 from testbed.drivers.hwsim import RadioAdd
@@ -263,21 +263,20 @@ def link_addresses(net: Network, node: str, ifname: str) -> list[AddressAdd]:
 
 def _routes(net: Network) -> Iterator[Step]:
     static = net.topology.routing == "static"
-    ways = addressing.hops(net) if static else {}
+    known = [routing.known(net, version) for version in net.families] if static else []
     for name, node in net.topology.nodes.items():
         if node.routes:
             for route in node.routes:
                 dev = _towards(net, name, route.via)
                 yield Configure(name, RouteAdd(route.to, dev, route.via))
-        elif static:
-            for version in net.families:
-                for route_add in addressing.routes(net, ways.get(name, {}), version):
-                    yield Configure(name, route_add)
-        if node.mptcp is not None and static:
-            found = planned(node.mptcp, net.place(name))
-            joins = frozenset(e.address for e in found if {"subflow", "fullmesh"} & set(e.flags))
-            for request in addressing.source_routes(net, name, ways.get(name, {}), joins):
+        else:
+            for request in routing.routes(net, name, known):
                 yield Configure(name, request)
+        if node.mptcp is not None and static:
+            endpoints = planned(node.mptcp, net.place(name))
+            joins = frozenset(e.address for e in endpoints if {"subflow", "fullmesh"} & set(e.flags))
+            for rule_or_route in routing.source_routes(net, name, joins, known):
+                yield Configure(name, rule_or_route)
 
 
 def _towards(net: Network, node: str, via: str) -> str:

@@ -13,6 +13,7 @@ from testbed.drivers.amt import HEADERS, LEAST_MTU
 from testbed.explain import suggest
 from testbed.nodes.amt_gateway import AmtGateway
 from testbed.nodes.place import Interface, Place, Tunnel
+from testbed.routing import hops, search
 from testbed.units import interface_of
 
 if TYPE_CHECKING:
@@ -225,8 +226,10 @@ def _routed(net: Network, node: str, mine: list[Interface], target: Interface) -
         for _, via in sorted(fits, key=lambda f: -f[0])[:1]:
             yield from (i for i in mine if any(via in interface_of(a).network for a in i.addresses))
     elif net.topology.routing == "static":
-        best = net.ways.get(node, {}).get(target.segment, [])[:1]
-        yield from (hop.interface for hop in best if hop.interface in mine)
+        first = hops(net.graphs[4], mine, 4)
+        found = search(net.graphs[4], first, {i.segment for i in net.interfaces[node] if not i.port})
+        if (n := found.get(target.segment, -1)) >= 0:
+            yield next(i for i in mine if i.name == first[n].dev)
 
 
 def _covers(network: str, address: IPv4Address | IPv6Address) -> int:

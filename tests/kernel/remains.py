@@ -169,7 +169,7 @@ class Driver:
 
 
 _FORKS = """
-import os, sys, networkx
+import os, sys
 from testbed import changes, cli, experiment, report, runner, schedule, start
 print("ready", flush=True)
 for line in sys.stdin:

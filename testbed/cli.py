@@ -165,7 +165,10 @@ def up(
     as_json: AsJson = False,
 ) -> None:
     """Bring a lab up, or change the one of this name in place; return when it is ready."""
+    from msgspec import to_builtins
+
     from testbed import changes, start
+    from testbed.drivers import bound
     from testbed.machines import choose
 
     made = _planned(file, sets)
@@ -208,9 +211,14 @@ def up(
             lab = start.up(made, lab_name, say=say, about={"file": os.environ.get("TESTBED_FILE", str(file.resolve()))})
             _commit()
             lab.keep()
+    held = lab.bounds() if made.bounds() else {}
+    for sentence in bound.unenforced(held):
+        _say(sentence)
     seconds = time.monotonic() - began
     if as_json:
-        print(json.dumps({"lab": lab_name, "result": what, "seconds": seconds, "nodes": start.where(made)}))
+        resources = {"resources": to_builtins(held)} if held else {}
+        found = {"lab": lab_name, "result": what, "seconds": seconds, "nodes": start.where(made), **resources}
+        print(json.dumps(found))
         return
     size = f"{_count(len(made.topology.nodes), 'node')}, {_count(len(made.topology.links), 'link')}"
     print(f"lab {lab_name} {what} in {seconds:.2f} s: {size}")
@@ -276,6 +284,8 @@ def status(
     age = f"{time.time() - state['began']:.0f} s"
     print(f"lab {state['name']}: {state['state']} for {age}, {_count(len(state['nodes']), 'node')}")
     print(present.where(state["interfaces"]))
+    for key, one in running.bounds().items():
+        print(f"  {key} {one.bound}: {one.by or 'not enforced: ' + one.unenforced}")
     processes = [(f"  {p['node']}&", p["name"], _alive(p["status"], p["pid"])) for p in state["processes"]]
     if processes:
         print(present.columns(processes))

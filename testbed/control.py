@@ -13,11 +13,12 @@ from subprocess import CompletedProcess
 from types import TracebackType
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, convert
 
-from testbed import __version__, sandbox
+from testbed import __version__, cgroups, sandbox
 from testbed.errors import LabError
 from testbed.messages import receive, send
+from testbed.records import Held
 from testbed.sandbox import PATIENCE
 
 Say = Callable[[dict[str, Any]], None]
@@ -84,6 +85,10 @@ class RunningLab(Struct):
         found: dict[str, Any] = self.ask("status", patience=5.0)
         return found
 
+    def bounds(self) -> dict[str, Held]:
+        """Return the bounds of the lab (`resources`), by what each is held, and what it has done until now."""
+        return convert(self.status()["resources"], dict[str, Held])
+
     def exec(
         self,
         node: str,
@@ -142,6 +147,7 @@ class RunningLab(Struct):
     def _gone(self, patience: float) -> None:
         """Wait until PID 1, and with it every process of the lab, has ended; SIGKILL it after `patience` seconds."""
         sandbox.await_end(self.name, self.life, patience)
+        cgroups.sweep(cgroups.find())  # also where what waits for that was killed
         if self.owner is not None:
             self.owner.close()
 

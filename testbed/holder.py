@@ -13,9 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct, field
+from msgspec import Struct, field, to_builtins
 
-from testbed import __version__, netlink, sandbox, timeline
+from testbed import __version__, bounds, netlink, sandbox, timeline
 from testbed import lab as labs
 from testbed.changes import standing
 from testbed.drivers import nl80211
@@ -66,6 +66,7 @@ def serve(
         line = Line(owner)
         holder = Holder(lab, line, {"version": __version__, "began": time.time(), **about})
         holder.jobs.append(Job("up", line, _up(holder, line, steps, steps, {}, hosts)))
+        holder.jobs.append(Job("watch", None, _watch(holder)))
         try:
             _loop(holder, listener)
             labs.disconnect(lab)
@@ -250,6 +251,29 @@ def _run(holder: Holder, line: Line, steps: Sequence[Step], folder: str, seconds
         yield from timeline.play(holder.lab, steps, Path(folder), seconds, lambda v: _answer(line, "progress", v))
 
 
+def _watch(holder: Holder) -> Task:
+    """End a lab that can start no process any more: what it measures is worth nothing, and it burns processors."""
+    due, found = 0.0, 0
+    while True:
+        if "pids" not in holder.lab.held:
+            yield _NEVER
+        elif (left := due - time.monotonic()) > 0:
+            yield left
+        else:
+            found = found + 1 if labs.full() else max(0, found - 1)
+            if found == _FULL:
+                break
+            due = time.monotonic() + (_SOON if found else _LOOK)
+            yield _SOON if found else _LOOK
+    told = LabError(
+        f"lab {holder.lab.name}: it was ended, for it had as many processes as its bound allows "
+        f"(resources.pids: {holder.lab.held['pids'].bound}) and could start no other"
+    )
+    for waits in [*(job.line for job in holder.jobs), *(asker for asker, _ in holder.waiting.values())]:
+        _answer(waits, "error", told)
+    holder.ending = True
+
+
 @contextmanager
 def _busy(holder: Holder, what: str) -> Iterator[None]:
     if holder.busy:
@@ -288,6 +312,7 @@ def _status(holder: Holder, *_: object) -> dict[str, Any]:
         "name": lab.name,
         "state": _state(holder),
         "nodes": [n for n in lab.nodes if n != LAB],
+        "resources": to_builtins(bounds.felt(lab.held)),
         "processes": [
             {"node": p.node, "name": p.name, "pid": p.pid, "status": p.status}
             for p in lab.processes
@@ -336,6 +361,9 @@ def _down(holder: Holder, line: Line) -> Task:
 
 
 _LATER = object()
+_NEVER = 3600.0  # s
+# How often (s) is looked whether a lab is full, how often once it was, and how often in a row that ends it.
+_LOOK, _SOON, _FULL = 0.3, 0.1, 4
 _TABLES = {
     "links": (18, 16),
     "addresses": (22, 8),

@@ -20,7 +20,8 @@ from typing import TextIO, cast
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from testbed import linux, netlink, sandbox, wire
+from testbed import bounds, linux, netlink, sandbox, wire
+from testbed.drivers.bound import Bound
 from testbed.drivers.link import LinkSet, NamespaceAdd
 from testbed.drivers.nl80211 import LOOKING
 from testbed.drivers.sysctl import SysctlSet
@@ -30,6 +31,7 @@ from testbed.forked import fork
 from testbed.mptcp import diag
 from testbed.netlink import Namespace
 from testbed.probes import holds
+from testbed.records import Held
 from testbed.results import written
 from testbed.steps import LAB, Configure, Netlink, Run, Spawn, Step, Wait, Write
 
@@ -74,6 +76,7 @@ class Lab(Struct):
     done: list[Step] = field(default_factory=list)  # what stands: the plan as far as it is performed
     indexes: Iterator[int] = field(default_factory=lambda: count(2))  # of interfaces; 1 is lo
     log: TextIO | None = None
+    held: dict[str, Held] = field(default_factory=dict)
 
     def place(self, node: str) -> Namespace:
         """Return a node's namespace; LAB is the sandbox's own."""
@@ -143,6 +146,9 @@ def configure(lab: Lab, steps: Iterable[Configure]) -> None:
                     linux.setns(lab.place(step.node).fd, linux.CLONE_NEWNET)
                     inside = step.node
                 _set_sysctl(step.node, request)
+            elif isinstance(request, Bound):
+                flush()
+                lab.held = bounds.hold(lab.name, request)
             elif isinstance(request, Control):
                 flush()
                 control(lab, step.node, request)
@@ -246,6 +252,17 @@ def start(lab: Lab, node: str, argv: Sequence[str], env: Mapping[str, str], cwd:
             setsigmask=(),
             setsigdef=_DEFAULT,
         )
+
+
+def full() -> bool:
+    """Say whether no process can be started any more: the lab has as many as its bound allows."""
+    try:
+        os.posix_spawn("/", ("/",), {})  # which is no program: all but this is done
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 @contextmanager

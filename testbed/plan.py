@@ -10,6 +10,7 @@ from msgspec import Struct
 from testbed import addressing, features, routing, trees
 from testbed.addressing import Network, link_local
 from testbed.drivers import tc
+from testbed.drivers.bound import Bound
 from testbed.drivers.hwsim import RadioAdd
 from testbed.drivers.link import (
     MTU,
@@ -72,6 +73,10 @@ class Plan(Struct, frozen=True):
         versions = {features.MROUTE: 4, features.MROUTE6: 6}
         return tuple(f for f in dict.fromkeys(found) if f not in versions or versions[f] in self.network.families)
 
+    def bounds(self) -> tuple[Bound, ...]:
+        """Return the bounds of the whole lab: none, or one of all that it states."""
+        return _bounds(self.topology)
+
     def __str__(self) -> str:
         return "".join(f"{step}\n" for step in self.steps)
 
@@ -86,6 +91,7 @@ def plan(topology: Topology) -> Plan:
     early = [step for step in roles if _early(net, step)]
     late = [step for step in roles if not _early(net, step)]
     steps = (
+        *(Configure(LAB, bound) for bound in _bounds(topology)),
         *_namespaces(net, early),
         *_links(net),
         *_radios(net),
@@ -98,6 +104,12 @@ def plan(topology: Topology) -> Plan:
         *_waits(net),
     )
     return Plan(topology.name, net, steps, _hosts(net))
+
+
+def _bounds(topology: Topology) -> tuple[Bound, ...]:
+    """Return the bounds of the whole lab, which come before anything that they count is made; none, or one."""
+    bound = Bound(**dict(topology.resources))
+    return (bound,) if bound.stated() else ()
 
 
 def _roles(net: Network, name: str, multicast: bool) -> Iterator[Step]:

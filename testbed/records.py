@@ -14,6 +14,16 @@ _LinkId = Annotated[int, Meta(ge=0, le=15)]  # IEEE 802.11be
 _Mhz = Annotated[int, Meta(ge=0, le=100_000)]
 
 
+class Held(Struct, omit_defaults=True):
+    """A bound of the lab as it is held: by what, or why it is not; and what it has done until now."""
+
+    bound: Word
+    by: _Text = ""
+    unenforced: _Text = ""
+    killed: Count = 0  # processes, for memory
+    throttled_s: Seconds = 0.0  # without a processor
+
+
 class Manifest(Struct, frozen=True):
     """manifest.json: the circumstances of a run that its report needs."""
 
@@ -21,6 +31,7 @@ class Manifest(Struct, frozen=True):
     settings: Annotated[list[_Text], _Some]
     accelerator: str | None = None
     machine: str = "here"
+    resources: Annotated[dict[Word, Held], Meta(max_length=10)] = {}
 
 
 class Happened(Struct, frozen=True):

@@ -9,6 +9,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from msgspec import to_builtins
+
 from testbed import results, schedule
 from testbed.control import RunningLab, Say
 from testbed.errors import TestbedError
@@ -16,6 +18,7 @@ from testbed.experiment import Case, Experiment
 from testbed.features import Feature
 from testbed.machines import here
 from testbed.plan import plan
+from testbed.records import Held
 from testbed.report import Report, report
 from testbed.results import Folder
 from testbed.start import up
@@ -50,17 +53,19 @@ def run(experiment: Experiment, case: Case, root: Path, overrides: tuple[str, ..
     results.write(folder, "manifest.json", results.manifest(overrides, case.settings, experiment.seed, **facts))
     with results.kernel_log(folder):
         lab = up(planned, name, say=say, folder=folder.path, requires=needed, about={"run": str(folder.path)})
-        _play(lab, steps, folder, case.topology.duration or 0.0, say)
-    facts |= {"ended": time.time()}
+        held = _play(lab, steps, folder, case.topology.duration or 0.0, say)
+    facts |= {"ended": time.time(), "resources": to_builtins(held)}
     results.write(folder, "manifest.json", results.manifest(overrides, case.settings, experiment.seed, **facts))
     found = report(folder.path)
     results.point_latest(folder)
     return found
 
 
-def _play(lab: RunningLab, steps: tuple[Step, ...], folder: Folder, seconds: float, say: Say) -> None:
+def _play(lab: RunningLab, steps: tuple[Step, ...], folder: Folder, seconds: float, say: Say) -> dict[str, Held]:
+    """Perform a run in a lab and take the lab down; return how its bounds held."""
     try:
         lab.ask("run", steps, str(folder.path), seconds, say=say)
+        held = lab.bounds()
     except TestbedError:
         lab.down()
         with suppress(TestbedError):  # the error itself says more than what can be said of its results
@@ -70,3 +75,4 @@ def _play(lab: RunningLab, steps: tuple[Step, ...], folder: Folder, seconds: flo
         lab.abandon()  # Ctrl-C
         raise
     lab.down()
+    return held

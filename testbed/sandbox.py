@@ -17,7 +17,7 @@ import struct
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from io import FileIO
@@ -27,7 +27,7 @@ from typing import NoReturn, TypeVar
 
 from msgspec import Struct
 
-from testbed import linux
+from testbed import cgroups, linux
 from testbed.errors import LabError, Unsupported
 from testbed.messages import Line, send
 
@@ -69,11 +69,13 @@ def launch(
     use: Callable[[socket.socket, FileIO], T],
     family: str = "testbed",
     spaces: int = linux.CLONE_NEWNS | linux.CLONE_NEWNET | linux.CLONE_NEWPID | linux.CLONE_NEWUTS,
+    after: Callable[[], None] | None = None,
 ) -> T:
     """Make a sandbox whose PID 1 runs `serve(listener, owner)`; return what `use` does with it.
 
     `use` gets the owner's end of that connection, with which the sandbox dies until `serve` has decided otherwise,
-    and a pidfd. Raise LabError when a lab of that name exists, Unsupported when the kernel allows no namespaces.
+    and a pidfd. `after` is called when the sandbox has ended, in a process outside of it that waits for that. Raise
+    LabError when a lab of that name exists, Unsupported when the kernel allows no namespaces.
     Whatever is raised, by `use` or by the handler of a signal at any moment, is raised when nothing is left of it.
     """
     ours, theirs = socket.socketpair()
@@ -82,7 +84,7 @@ def launch(
     try:
         with signals_wait():  # no handler of ours runs in the child
             if (child := os.fork()) == 0:
-                _never_return(theirs, lambda: _first(name, theirs, serve, family, spaces))
+                _never_return(theirs, lambda: _first(name, theirs, serve, family, spaces, after))
         theirs.close()
         _reap(child)
         first = select.poll()
@@ -213,6 +215,7 @@ def _first(
     serve: Callable[[socket.socket, socket.socket], None],
     family: str,
     spaces: int,
+    after: Callable[[], None] | None,
 ) -> None:
     """Take the name, leave the host's namespaces and fork PID 1."""
     os.setsid()
@@ -223,6 +226,8 @@ def _first(
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    if after is not None and os.fork():
+        return  # the launcher waits for this one; a child after unshare(2) would be in the sandbox
     listener = _take(name, family)
     uid, gid = os.geteuid(), os.getegid()
     # Path lookups of `serve` must not depend on the caller's set-up: nothing in Debian's user PATH has sbin.
@@ -236,8 +241,14 @@ def _first(
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
         Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
-    if os.fork() == 0:
+    if (first := os.fork()) == 0:
         _never_return(owner, lambda: _second(name, listener, owner, serve))
+    if after is not None:
+        linux.prctl(linux.PR_SET_NAME, b"testbed-after")
+        os.chdir("/")
+        os.closerange(0, 1 << 20)  # nobody must wait for this process: the name and the caller's files are not its own
+        os.waitpid(first, 0)
+        after()
 
 
 def _second(
@@ -337,6 +348,7 @@ def enter(holder: int, life: int, node: str, argv: tuple[str, ...]) -> int:
         here = os.getcwd()
     spaces = linux.CLONE_NEWNS | linux.CLONE_NEWUTS | linux.CLONE_NEWPID | linux.CLONE_NEWNET
     try:
+        groups = cgroups.doors(holder)
         if os.stat(f"/proc/{holder}/ns/user").st_ino != os.stat("/proc/self/ns/user").st_ino:
             spaces |= linux.CLONE_NEWUSER
         linux.setns(life, spaces)
@@ -352,9 +364,12 @@ def enter(holder: int, life: int, node: str, argv: tuple[str, ...]) -> int:
     with suppress(OSError):  # there may be none
         terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
     in_front = terminal >= 0 and os.tcgetpgrp(terminal) == os.getpgrp()
-    child = os.fork()
+    try:
+        child = os.fork()
+    except BlockingIOError as e:
+        raise LabError("the lab has as many processes as its bound allows (resources.pids)") from e
     if child == 0:
-        _become(node, argv, parent)
+        _become(node, argv, parent, groups)
     for number in (signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)  # the terminal sends these to the child as well: it decides
 
@@ -396,8 +411,10 @@ def end_with_parent() -> None:
         raise SystemExit(128 + signal.SIGTERM)  # it ended before that
 
 
-def _become(node: str, argv: tuple[str, ...], parent: int) -> NoReturn:
+def _become(node: str, argv: tuple[str, ...], parent: int, groups: Sequence[int]) -> NoReturn:
     try:
+        for group in groups:
+            os.write(group, b"0")
         for number in (signal.SIGINT, signal.SIGTERM):
             if callable(signal.getsignal(number)):
                 signal.signal(number, signal.SIG_DFL)  # the command line's own handling ends here, not with execve()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping, Sequence
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from testbed import control, sandbox
+from testbed import cgroups, control, sandbox
 from testbed.changes import Change
 from testbed.control import RunningLab
 from testbed.errors import InputError, LabError, Unsupported
@@ -52,7 +53,8 @@ def up(
             raise
         return lab
 
-    return sandbox.launch(name, body, begun)
+    after = partial(cgroups.sweep, cgroups.find(), 5.0) if plan.bounds() else None
+    return sandbox.launch(name, body, begun, after=after)
 
 
 def permitted_name(name: str) -> None:

@@ -14,7 +14,7 @@ from testbed.explain import flatten, problems
 from testbed.nodes.mptcp import Endpoint
 from testbed.nodes.node import Argv, Node
 from testbed.spec import Spec
-from testbed.units import Address, Percentage, Rate, Size, Time
+from testbed.units import Address, Memory, Percentage, Rate, Size, Time
 from testbed.workloads.command import Command
 from testbed.workloads.iperf3 import Iperf3
 from testbed.workloads.multicast import Multicast
@@ -197,6 +197,14 @@ class Samples(Spec):
     every: Time = 0.25
 
 
+class Resources(Spec):
+    """What the whole lab may use of the machine at a time; what is left out has no bound."""
+
+    memory: Memory | None = None
+    pids: int | None = Field(None, ge=8, le=4_000_000, description="Processes and threads; a lab that needs more ends")
+    cpu: float | None = Field(None, ge=0.05, le=4096, description="Processors, also parts of one: 1.5")
+
+
 class Topology(Spec):
     """What the network is, what runs on it, what is recorded, what happens when, and what must hold."""
 
@@ -211,6 +219,7 @@ class Topology(Spec):
     samples: Samples = Samples()
     events: tuple[Event, ...] = ()
     checks: tuple[Check, ...] = ()
+    resources: Resources = Resources()
     duration: Time | None = Field(None, description="Length of a run; otherwise until the last workload ends")
 
     def __hash__(self) -> int:

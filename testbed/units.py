@@ -60,6 +60,14 @@ def size(value: Any) -> int:
     return found
 
 
+def memory(value: Any) -> int:
+    """Read an amount of memory into bytes."""
+    found = round(_quantity(value, _SIZES, "size", "2gb"))
+    if not 32 << 20 <= found <= 1 << 50:
+        raise ValueError(f"the memory {value} is outside 32mb to 1048576gb: a lab itself takes some megabytes")
+    return found
+
+
 def percentage(value: Any) -> float:
     """Read a percentage into a fraction (0-1)."""
     found = _quantity(value, _PERCENT, "percentage", "0.1%")
@@ -102,6 +110,7 @@ def _address(value: str) -> str:
 Rate = Annotated[int, BeforeValidator(rate), _schema("20mbit", _RATES)]
 Time = Annotated[float, BeforeValidator(time), _schema("15ms", _TIMES)]
 Size = Annotated[int, BeforeValidator(size), _schema("64kb", _SIZES)]
+Memory = Annotated[int, BeforeValidator(memory), _schema("2gb", _SIZES)]
 Percentage = Annotated[float, BeforeValidator(percentage), _schema("0.1%", _PERCENT)]
 Word = Annotated[str, AfterValidator(_word), WithJsonSchema({"type": "string", "pattern": f"^{_WORD}$"})]
 Host = Annotated[str, AfterValidator(_host)]  # an IP address in its canonical form

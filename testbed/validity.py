@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from msgspec import Struct
 
+from testbed.drivers import bound
 from testbed.machines.qemu import frames_without_channel, kernel_faults
 from testbed.records import Air, Happened, Machine, Manifest, Run
 from testbed.topology import Topology
@@ -55,6 +56,7 @@ def doubts(seen: Seen) -> Iterator[Doubt]:
         _clocks(seen),
         _late(seen.run.events),
         _processors(seen),
+        _bounds(seen),
         seen.works,
         _queues(seen),
         _dropped(seen),
@@ -74,6 +76,10 @@ def _kernel(seen: Seen) -> Ranked:
     yield from ((0.0, "everything", f"the kernel says: {row}") for row in faults[:_FAULTS])
     if len(faults) > _FAULTS:
         yield -1.0, "everything", f"the kernel says more of this kind: {len(faults) - _FAULTS} lines of dmesg.log"
+
+
+def _bounds(seen: Seen) -> Ranked:
+    yield from ((0.0, what, text) for what, text in bound.doubts(seen.manifest.resources))
 
 
 def _still(seen: Seen) -> Ranked:

@@ -31,7 +31,20 @@ PURE = (
 LATE = {("topology", "experiment"), ("topology", "consistency")}
 # What performs steps knows nothing of where they come from.
 LINUX = {
-    *("linux", "netlink", "lab", "forked", "probes", "timeline", "sampler", "holder", "sandbox", "control"),
+    *(
+        "bounds",
+        "cgroups",
+        "linux",
+        "netlink",
+        "lab",
+        "forked",
+        "probes",
+        "timeline",
+        "sampler",
+        "holder",
+        "sandbox",
+        "control",
+    ),
     *("mptcp", "multicast", "wifi"),
 }
 # What reads results is no part of a lab, whatever folder it is in.

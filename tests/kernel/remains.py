@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from testbed import netlink, sandbox, wire
+from testbed import cgroups, netlink, sandbox, wire
 from testbed.control import RunningLab
 
 MARK = "TESTBED_MARK"
@@ -94,6 +94,11 @@ def _tags() -> set[int]:
     return {int(struct.unpack("=i", wire.attributes(e, 4)[_NETNSA_NSID])[0]) for e in entries}
 
 
+def _groups() -> set[Path]:
+    found = cgroups.find()
+    return {*found.separate.values(), *filter(None, (found.unified,))}
+
+
 def remains(name: str, tags: set[int] | None = None) -> Remains:
     """Return what there is of a lab by kind, apart from its processes."""
     # A lab's mounts are in its own mount namespace: here there is none at all, of whatever lab.
@@ -102,6 +107,7 @@ def remains(name: str, tags: set[int] | None = None) -> Remains:
         "socket": [name] if name in sandbox.names() else [],
         "netns": [str(t) for t in (tags & _tags() if tags else ())],
         "mount": [m[4] for m in mounts if m[-2] == "testbed" or "nsfs" in m[-3:]],
+        "cgroup": [str(f) for p in _groups() for f in p.glob(f"{cgroups.PREFIX}{name}-*")],
         "file": [str(f) for p in _PLACES if p.is_dir() for f in p.iterdir() if name in f.name],
     }
     return {kind: rows for kind, rows in found.items() if rows}

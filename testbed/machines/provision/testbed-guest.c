@@ -207,6 +207,9 @@ static void set_up(void)
     mounted("shm", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777");
     mounted("tmp", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777");
     mount("debugfs", "/sys/kernel/debug", "debugfs", 0, NULL);
+    /* For the bounds of a lab: the controllers of what is made below the root cgroup. */
+    if (!mount("cgroup2", "/sys/fs/cgroup", "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL))
+        written("/sys/fs/cgroup/cgroup.subtree_control", "+memory +cpu", 12, 0644);
     /* A guest without memory is to kill what takes it, and not to read its programs from the image again and again
      * (Documentation/admin-guide/mm/multigen_lru.rst, "Thrashing prevention"). */
     written("/sys/kernel/mm/lru_gen/min_ttl_ms", "1000", 4, 0644);

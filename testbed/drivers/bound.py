@@ -1,0 +1,57 @@
+"""The bounds of a whole lab: what it may have of the machine's memory, process numbers and processors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from msgspec import Struct
+
+from testbed.records import Held
+
+_UNITS = ((1 << 30, "gb"), (1 << 20, "mb"), (1 << 10, "kb"), (1, "b"))
+
+
+class Bound(Struct, frozen=True):
+    """Bytes, processes and threads, and processors that a lab may use at a time; None is as many as there are."""
+
+    memory: int | None = None
+    pids: int | None = None
+    cpu: float | None = None
+
+    def __str__(self) -> str:
+        return "bound " + " ".join(f"{key}={text}" for key, text in self.stated().items())
+
+    def stated(self) -> dict[str, str]:
+        """Return what is bounded, in the words of a file."""
+        found = {}
+        if self.memory is not None:
+            size, unit = next((s, u) for s, u in _UNITS if self.memory % s == 0)
+            found["memory"] = f"{self.memory // size}{unit}"
+        if self.pids is not None:
+            found["pids"] = str(self.pids)
+        if self.cpu is not None:
+            found["cpu"] = f"{self.cpu:g}"
+        return found
+
+    def key(self) -> tuple[str, ...]:
+        """Name what this overwrites."""
+        return ()
+
+
+def unenforced(held: Mapping[str, Held]) -> Iterator[str]:
+    """Yield a sentence for each bound that nothing holds."""
+    for key, one in held.items():
+        if one.unenforced:
+            yield f"resources.{key}: {one.bound} is not enforced on this machine: {one.unenforced}"
+
+
+def doubts(held: Mapping[str, Held]) -> Iterator[tuple[str, str]]:
+    """Yield (what is in doubt, what was seen) of the bounds that a run felt, or ran without."""
+    for sentence in unenforced(held):
+        yield "every figure", sentence
+    for key, one in held.items():
+        if one.killed:
+            yield "everything", f"the kernel killed {one.killed} processes of the lab (resources.{key}: {one.bound})"
+        if one.throttled_s:
+            what = f"the lab waited {one.throttled_s:.2f} s for processors (resources.{key}: {one.bound})"
+            yield "every rate and delay", what

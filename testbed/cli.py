@@ -167,7 +167,7 @@ def up(
     """Bring a lab up, or change the one of this name in place; return when it is ready."""
     from msgspec import to_builtins
 
-    from testbed import changes, start
+    from testbed import asking, changes, start
     from testbed.drivers import bound
     from testbed.machines import choose
 
@@ -189,7 +189,7 @@ def up(
     if lab_name in sandbox.names():
         lab = control.find(lab_name)
         _idle(lab)
-        change = changes.compare(lab.ask("plan"), made.steps)
+        change = changes.compare(lab.ask(asking.Plan()), made.steps)
         if dry_run:
             print(change, end="")
             start.permitted(lab_name, change)
@@ -264,9 +264,9 @@ def status(
     if node is not None:
         from msgspec import to_builtins
 
-        from testbed import look
+        from testbed import asking, look
 
-        seen = look.interfaces(running.ask("look", node))
+        seen = look.interfaces(running.ask(asking.Look(node)))
         if as_json:
             print(json.dumps(to_builtins(seen), indent=1))
         else:

@@ -15,7 +15,9 @@ from typing import Any
 
 from msgspec import Struct, convert
 
-from testbed import __version__, cgroups, sandbox
+from testbed import answers, asking, cgroups, sandbox
+from testbed.answers import Done, Failed, Progress
+from testbed.asking import Asked
 from testbed.errors import LabError
 from testbed.messages import receive, send
 from testbed.records import Held
@@ -51,12 +53,12 @@ class RunningLab(Struct):
     def await_up(self, say: Say | None = None) -> None:
         """Return when a lab that was just launched is up; raise what its holder says when it can't be."""
         assert self.owner is not None, "only the program that launches a lab is told"
-        answer(self.name, self.owner, say)
+        answer(self.name, self.owner, None, say)
 
     def ask(
         self,
-        verb: str,
-        *arguments: object,
+        question: Asked,
+        *,
         say: Say | None = None,
         fds: Sequence[int] = (),
         patience: float | None = None,
@@ -65,15 +67,16 @@ class RunningLab(Struct):
 
         SilentError when nothing comes for `patience` seconds.
         """
+        message = asking.encode(question)
         with connect(self.name, patience) as connection:
             if sandbox.peer(connection).pid != self.holder:
                 raise _ended(self.name)  # and another lab has its name now
             try:
-                send(connection, (__version__, verb, arguments), fds)
+                send(connection, message, fds)
             except (BrokenPipeError, ConnectionResetError) as e:
                 raise _ended(self.name) from e
             try:
-                return answer(self.name, connection, say)
+                return answer(self.name, connection, question, say)
             except TimeoutError as e:
                 raise SilentError(
                     f"lab {self.name}: its holder, process {self.holder}, does not answer (is it stopped?); "
@@ -82,7 +85,7 @@ class RunningLab(Struct):
 
     def status(self) -> dict[str, Any]:
         """Return what the holder knows of its lab: state, nodes, processes."""
-        found: dict[str, Any] = self.ask("status", patience=5.0)
+        found: dict[str, Any] = self.ask(asking.Status(), patience=5.0)
         return found
 
     def bounds(self) -> dict[str, Held]:
@@ -106,13 +109,14 @@ class RunningLab(Struct):
         if cwd is None:
             with suppress(FileNotFoundError):  # a folder that was removed
                 places.insert(0, os.getcwd())
+        question = asking.command(node, argv, os.environ if env is None else env, places)
         # Files in memory: making temporary ones, each with its buffers, takes as long as starting a program.
         streams = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
         try:
             written = 0
             while written < len(input):
                 written += os.pwrite(streams[0], input[written:], written)
-            status = self.ask("exec", node, tuple(argv), dict(os.environ if env is None else env), places, fds=streams)
+            status = self.ask(question, fds=streams)
             texts = [os.pread(fd, os.fstat(fd).st_size, 0).decode(errors="replace") for fd in streams[1:]]
         finally:
             for fd in streams:
@@ -121,7 +125,7 @@ class RunningLab(Struct):
 
     def keep(self) -> None:
         """Let the lab outlive this process."""
-        self.ask("keep")
+        self.ask(asking.Keep())
         if self.owner is not None:
             self.owner.close()
             self.owner = None
@@ -135,7 +139,7 @@ class RunningLab(Struct):
             return
         began = time.monotonic()
         with suppress(LabError):
-            self.ask("down", patience=patience)
+            self.ask(asking.Down(), patience=patience)
         self._gone(max(2.0, began + patience - time.monotonic()))
 
     def abandon(self, patience: float = PATIENCE) -> None:
@@ -175,12 +179,9 @@ def find(name: str) -> RunningLab:
 
 def connect(name: str, patience: float | None = None) -> socket.socket:
     """Connect to a lab's holder; LabError when there is none, or when it does not listen yet."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    connection.settimeout(patience)
     try:
-        connection.connect(sandbox.address(name))
+        connection = sandbox.dial(sandbox.address(name))
     except OSError as e:
-        connection.close()
         if name in sandbox.names():
             raise LabError(f"lab {name}: it is coming up or going down at this moment; try again") from e
         up = ", ".join(sandbox.names()) or "none"
@@ -188,22 +189,24 @@ def connect(name: str, patience: float | None = None) -> socket.socket:
     if sandbox.peer(connection).uid != os.geteuid():
         connection.close()
         raise LabError(f"lab {name}: the process that answers belongs to another user; choose another --name")
+    connection.settimeout(patience)
     return connection
 
 
-def answer(name: str, connection: socket.socket, say: Say | None = None) -> Any:
+def answer(name: str, connection: socket.socket, question: Asked | None = None, say: Say | None = None) -> Any:
     """Return the holder's next answer; `say` gets its progress, a TestbedError of its is raised here."""
     while True:
         try:
-            (kind, value), _ = receive(connection)
+            came = answers.decode(receive(connection)[0])
         except EOFError as e:
             raise _ended(name) from e
-        if kind == "error":
-            raise value
-        if kind == "done":
-            return value
-        if say is not None:
-            say(value)
+        match came:
+            case Failed():
+                answers.throw(came)
+            case Done(data):
+                return None if question is None else asking.value(question, data)
+            case Progress(found) if say is not None:
+                say(found)
 
 
 def _ended(name: str) -> LabError:

@@ -6,6 +6,7 @@ import os
 import selectors
 import signal
 import socket
+import struct
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -15,13 +16,16 @@ from typing import Any
 
 from msgspec import Struct, field, to_builtins
 
-from testbed import __version__, bounds, netlink, sandbox, timeline
+from testbed import __version__, answers, asking, bounds, netlink, sandbox, timeline, travel
 from testbed import lab as labs
+from testbed.answers import Answer, Progress
+from testbed.asking import Change, Down, Exec, Keep, Look, Plan, Question, Run, Status
 from testbed.changes import standing
 from testbed.drivers import nl80211
 from testbed.errors import LabError, TestbedError
 from testbed.lab import Lab, Process
-from testbed.messages import Line
+from testbed.listening import Listening
+from testbed.messages import LONGEST, Line, close
 from testbed.steps import LAB, Step
 
 Task = Generator[float, None, None]
@@ -74,7 +78,7 @@ def serve(
             # A bug: the lab ends with it, but whoever waits for an answer is told.
             told = LabError(f"lab {name}: a bug in testbed: {traceback.format_exc()}")
             for waits in [*(job.line for job in holder.jobs), *(asker for asker, _ in holder.waiting.values())]:
-                _answer(waits, "error", told)
+                _answer(waits, answers.failed(told))
             raise
 
     return body
@@ -86,90 +90,86 @@ def _loop(holder: Holder, listener: socket.socket) -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.signal(signal.SIGTERM, lambda *_: None)
     with selectors.DefaultSelector() as selector:
-        selector.register(listener, selectors.EVENT_READ)
+        listening = Listening(selector, listener, LONGEST, lambda line: _busy_with(holder, line))
         selector.register(wakeup, selectors.EVENT_READ)
         if holder.owner is not None:
-            selector.register(holder.owner.connection, selectors.EVENT_READ, holder.owner)
+            listening.add(holder.owner)
         while not holder.ending:
-            sleep = min((job.wake for job in holder.jobs), default=None)
-            ready = selector.select(None if sleep is None else max(0.0, sleep - time.monotonic()))
+            waits = [job.wake - time.monotonic() for job in holder.jobs]
+            if (left := listening.settle()) is not None:
+                waits.append(left)
+            ready = selector.select(max(0.0, min(*waits, _NEVER)) if waits else None)
             stirred = False
             for key, events in ready:
                 if key.fileobj is listener:
-                    with suppress(OSError):  # no descriptor is free: the lab must not end for that
-                        connection, _ = listener.accept()
-                        connection.setblocking(False)
-                        line = Line(connection)
-                        # What it asks for has mostly come with it.
-                        if sandbox.peer(connection).uid == os.geteuid() and _serve(holder, line, selectors.EVENT_READ):
-                            selector.register(connection, selectors.EVENT_READ, line)
-                        else:
-                            line.close()
+                    line, gone = listening.accept()
+                    if gone is not None:
+                        _closed(holder, listening, gone)
+                    # What it asks for has mostly come with it.
+                    if line is not None and not _serve(holder, listening, line, selectors.EVENT_READ):
+                        _closed(holder, listening, line)
                 elif key.fileobj == wakeup:
                     numbers = os.read(wakeup, 4096)
                     stirred = True
                     _collect(holder)
                     if signal.SIGTERM in numbers:
                         return  # the host asks this process to end: everything in the sandbox ends with it
-                elif not _serve(holder, key.data, events):
-                    selector.unregister(key.fileobj)
-                    if not _closed(holder, key.data):
-                        return
+                elif key.data not in listening.lines or _serve(holder, listening, key.data, events):
+                    pass  # one that had to go for another, or is well
+                elif not _closed(holder, listening, key.data):
+                    return
             _resume(holder, stirred)
-            for key in [k for k in selector.get_map().values() if isinstance(k.data, Line)]:
-                wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if key.data.outbox else 0)
-                if key.events != wanted:
-                    selector.modify(key.fileobj, wanted, key.data)
 
 
-def _serve(holder: Holder, line: Line, events: int) -> bool:
-    """Send what waits and take a request; False when the other end is gone."""
+def _busy_with(holder: Holder, line: Line) -> bool:
+    """Say whether somebody waits at a connection for what is under way, or for the end of an answer."""
+    asked = (job.line for job in holder.jobs), (asker for asker, _ in holder.waiting.values())
+    return bool(line.outbox) or line is holder.owner or any(line is other for found in asked for other in found)
+
+
+def _serve(holder: Holder, listening: Listening, line: Line, events: int) -> bool:
+    """Send what waits and take a request; False when the other end is gone, or not understood."""
     try:
         if events & selectors.EVENT_WRITE:
             line.flush()
         if events & selectors.EVENT_READ and (found := line.receive()) is not None:
+            listening.heard(line)
             _request(holder, line, *found)
     except (EOFError, ConnectionError):
         return False
     except LabError as e:
-        _answer(line, "error", e)
+        _answer(line, answers.failed(e))
+        return False
     return True
 
 
-def _request(holder: Holder, line: Line, message: object, fds: list[int]) -> None:
+def _request(holder: Holder, line: Line, data: bytes, fds: list[int]) -> None:
     verb = "a request"
     try:
-        match message:
-            case (version, str(verb), tuple(arguments)) if verb in _VERBS and (version == __version__ or not arguments):
-                if verb == "exec":
-                    answer = _exec(holder, line, fds, *arguments)
-                else:
-                    answer = _VERBS[verb](holder, line, *arguments)
-            case _:
-                raise LabError(
-                    f"lab {holder.lab.name}: it was made by testbed {__version__}, which does not understand this; "
-                    f"`testbed down {holder.lab.name}` ends it"
-                )
+        question = asking.decode(holder.lab.name, data)
+        verb = type(question).__name__.lower()
+        answer = _do(holder, line, question, fds)
         if isinstance(answer, Generator):
             holder.jobs.append(Job(verb, line, answer))
         elif answer is not _LATER:
-            _answer(line, "done", answer)
+            _answer(line, answers.done(answer))
+    except asking.NotUnderstoodError:
+        raise
     except TestbedError as e:
-        _answer(line, "error", e)
-    except OSError as e:
-        _answer(line, "error", LabError(f"lab {holder.lab.name}: {verb}: {e}"))
+        _answer(line, answers.failed(e))
+    except (OSError, *_ODD) as e:
+        _answer(line, answers.failed(LabError(f"lab {holder.lab.name}: {verb}: {e}")))
     finally:
-        for fd in fds:
-            os.close(fd)
+        close(fds)
 
 
-def _closed(holder: Holder, line: Line) -> bool:
+def _closed(holder: Holder, listening: Listening, line: Line) -> bool:
     """Forget a connection; False when it owned the lab, which then ends.
 
     What it asked for ends, each in its own way: a command is killed, a run stops what it started, while a change
     and `down` go on, for a lab that is half changed is of no use to anybody.
     """
-    line.close()
+    listening.drop(line)
     for pid, (asker, process) in list(holder.waiting.items()):
         if asker is line:
             labs.kill(process, signal.SIGKILL)
@@ -199,11 +199,11 @@ def _advance(holder: Holder, job: Job, step: Callable[[Task], float]) -> None:
         job.wake = time.monotonic() + step(job.task)
         return
     except StopIteration:
-        _answer(job.line, "done", None)
+        _answer(job.line, answers.done())
     except TestbedError as e:
-        _answer(job.line, "error", e)
-    except OSError as e:
-        _answer(job.line, "error", LabError(f"lab {holder.lab.name}: {job.verb}: {e}"))
+        _answer(job.line, answers.failed(e))
+    except (OSError, *_ODD) as e:
+        _answer(job.line, answers.failed(LabError(f"lab {holder.lab.name}: {job.verb}: {e}")))
     holder.jobs.remove(job)
     for other in holder.jobs:
         other.wake = 0.0  # one may wait for the end of this
@@ -213,14 +213,14 @@ def _collect(holder: Holder) -> None:
     for pid, status in labs.reap(holder.lab).items():
         if pid in holder.waiting:
             line, _ = holder.waiting.pop(pid)
-            _answer(line, "done", status)
+            _answer(line, answers.done(status))
 
 
-def _answer(line: Line | None, kind: str, value: object) -> None:
+def _answer(line: Line | None, answer: Answer) -> None:
     """Send an answer, or progress, which is dropped for one who does not read it."""
-    if line is not None and not (kind == "progress" and line.outbox):
+    if line is not None and not (isinstance(answer, Progress) and line.outbox):
         with suppress(OSError):  # it is gone: the loop will see that
-            line.send((kind, value))
+            line.send(answers.encode(answer))
 
 
 def _up(
@@ -238,7 +238,7 @@ def _up(
         for here in holder.lab.nodes.values():
             here.stale = bool(holder.lab.done)
         try:
-            yield from labs.perform(holder.lab, steps, lambda value: _answer(line, "progress", value))
+            yield from labs.perform(holder.lab, steps, lambda value: _answer(line, Progress(value)))
         except TestbedError:
             holder.lab.done = standing(holder.lab.done)  # a change that failed half-way: the next begins here
             raise
@@ -248,7 +248,7 @@ def _up(
 
 def _run(holder: Holder, line: Line, steps: Sequence[Step], folder: str, seconds: float) -> Task:
     with _busy(holder, "run"):
-        yield from timeline.play(holder.lab, steps, Path(folder), seconds, lambda v: _answer(line, "progress", v))
+        yield from timeline.play(holder.lab, steps, Path(folder), seconds, lambda v: _answer(line, Progress(v)))
 
 
 def _watch(holder: Holder) -> Task:
@@ -270,7 +270,7 @@ def _watch(holder: Holder) -> Task:
         f"(resources.pids: {holder.lab.held['pids'].bound}) and could start no other"
     )
     for waits in [*(job.line for job in holder.jobs), *(asker for asker, _ in holder.waiting.values())]:
-        _answer(waits, "error", told)
+        _answer(waits, answers.failed(told))
     holder.ending = True
 
 
@@ -285,27 +285,47 @@ def _busy(holder: Holder, what: str) -> Iterator[None]:
         holder.busy = ""
 
 
-def _exec(
-    holder: Holder,
-    line: Line,
-    fds: list[int],
-    node: str,
-    argv: Sequence[str],
-    env: Mapping[str, str],
-    places: Sequence[str],
-) -> object:
-    place = next((p for p in places if os.path.isdir(p)), places[-1])
+def _do(holder: Holder, line: Line, question: Question, fds: list[int]) -> object:
+    """Do what is asked and return the answer: a task that will have it, or _LATER when a process has it."""
+    lab = holder.lab
+    match question:
+        case Exec():
+            return _exec(holder, line, fds, question)
+        case Change(perform, whole, about, hosts):
+            made = asking.steps(lab.name, whole)
+            return _up(holder, line, asking.steps(lab.name, perform), made, about, hosts)
+        case Run(steps, folder, seconds):
+            return _run(holder, line, asking.steps(lab.name, steps), folder, seconds)
+        case Status():
+            return _status(holder)
+        case Plan():
+            return travel.encode(lab.done)
+        case Look(node):
+            return _look(holder, node)
+        case Keep():
+            holder.owner = None
+            return None
+        case Down():
+            return _down(holder, line)
+
+
+def _exec(holder: Holder, line: Line, fds: list[int], asked: Exec) -> object:
+    if len(fds) != _STREAMS:
+        raise LabError(f"lab {holder.lab.name}: exec: {len(fds)} descriptors came instead of {_STREAMS}")
+    place = next((p for p in asked.places if os.path.isdir(p)), asked.places[-1])
+    env = dict(row.partition(b"=")[::2] for row in asked.env)
+    program = os.fsdecode(asked.argv[0])
     try:
-        pid = labs.start(holder.lab, node, argv, env, place, fds)
+        pid = labs.start(holder.lab, asked.node, asked.argv, env, place, fds)
     except OSError as e:
         # posix_spawn does not say what it did not find: the command, or the folder to run it in
-        raise LabError(f"[{node or LAB}] {argv[0]} (in {place}): {e.strerror}") from e
-    process = Process(node or LAB, argv[0], pid, Path(os.devnull), time.monotonic())
+        raise LabError(f"[{asked.node or LAB}] {program} (in {os.fsdecode(place)}): {e.strerror}") from e
+    process = Process(asked.node or LAB, program, pid, Path(os.devnull), time.monotonic())
     holder.waiting[pid] = (line, process)
     return _LATER
 
 
-def _status(holder: Holder, *_: object) -> dict[str, Any]:
+def _status(holder: Holder) -> dict[str, Any]:
     lab = holder.lab
     return {
         **holder.about,
@@ -329,11 +349,7 @@ def _state(holder: Holder) -> str:
     return "up" if holder.owner is None else "held"  # by the program that made it, which it ends with
 
 
-def _plan(holder: Holder, *_: object) -> list[Step]:
-    return list(holder.lab.done)
-
-
-def _look(holder: Holder, _: socket.socket, node: str) -> dict[str, list[bytes]]:
+def _look(holder: Holder, node: str) -> dict[str, list[bytes]]:
     """Return what the kernel says of a node's links, addresses and radios, undecoded."""
     here = holder.lab.place(node)
     found = {name: netlink.dump(here.route, kind, bytes(size)) for name, (kind, size) in _TABLES.items()}
@@ -343,10 +359,6 @@ def _look(holder: Holder, _: socket.socket, node: str) -> dict[str, list[bytes]]
         for index in (w.index for w in map(nl80211.parse_interface, found["wlans"]) if w.station):
             found[f"bss {index}"] = netlink.dump(sock, family, nl80211.get_scan(index))
     return found
-
-
-def _keep(holder: Holder, *_: object) -> None:
-    holder.owner = None
 
 
 def _down(holder: Holder, line: Line) -> Task:
@@ -364,18 +376,11 @@ _LATER = object()
 _NEVER = 3600.0  # s
 # How often (s) is looked whether a lab is full, how often once it was, and how often in a row that ends it.
 _LOOK, _SOON, _FULL = 0.3, 0.1, 4
+_STREAMS = 3
+# What code raises for values of the right type that can't be: the request fails then, and not the lab.
+_ODD = (ValueError, TypeError, LookupError, OverflowError, struct.error)
 _TABLES = {
     "links": (18, 16),
     "addresses": (22, 8),
     "qdiscs": (38, 20),
 }  # RTM_GETLINK, RTM_GETADDR, RTM_GETQDISC
-_VERBS: dict[str, Callable[..., object]] = {
-    "exec": _exec,
-    "change": _up,
-    "run": _run,
-    "status": _status,
-    "plan": _plan,
-    "look": _look,
-    "keep": _keep,
-    "down": _down,
-}

@@ -36,7 +36,7 @@ from testbed.results import written
 from testbed.steps import LAB, Configure, Netlink, Run, Spawn, Step, Wait, Write
 
 Waiting = Generator[float, None, None]
-Say = Callable[[dict[str, object]], None]
+Say = Callable[[dict[str, str | int | float | bool]], None]
 # What this process, or Python, ignores: a command would inherit that.
 _DEFAULT = (
     signal.SIGINT,
@@ -237,7 +237,14 @@ def spawn(lab: Lab, step: Spawn) -> Process:
     return process
 
 
-def start(lab: Lab, node: str, argv: Sequence[str], env: Mapping[str, str], cwd: str, fds: Sequence[int]) -> int:
+def start(
+    lab: Lab,
+    node: str,
+    argv: tuple[str, ...] | tuple[bytes, ...],
+    env: Mapping[str, str] | Mapping[bytes, bytes],
+    cwd: str | bytes,
+    fds: Sequence[int],
+) -> int:
     """Start a command in a node with these standard streams; its process group is its own."""
     actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds)]
     # setns around posix_spawn costs 30 us; a preexec_fn would cost 2 ms, for it forces fork instead of vfork.
@@ -245,7 +252,7 @@ def start(lab: Lab, node: str, argv: Sequence[str], env: Mapping[str, str], cwd:
         os.chdir(cwd)
         return os.posix_spawnp(
             argv[0],
-            list(argv),
+            argv,
             env,
             file_actions=actions,
             setpgroup=0,

@@ -1,77 +1,77 @@
-"""Messages between a lab's holder and the programs that talk to it: a pickle with its length before it.
+"""Messages between processes of testbed: bytes with their length before them, and file descriptors beside them.
 
-Both ends belong to one user (SO_PEERCRED is checked), who may run any command in the lab anyway.
+What the bytes say is in `asking` (a lab's holder) and `machines.asking` (a guest's keeper). This module needs the
+standard library alone, for `testbed exec`.
 """
 
 from __future__ import annotations
 
 import array
 import os
-import pickle
 import socket
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
-
-from msgspec import Struct, field
 
 from testbed.errors import LabError
 
+LONGEST = 100_000_000  # bytes of a message: half a million steps, more than a lab of 10 000 routers has
+# What decoding JSON raises: msgspec's and json's errors and those of UTF-8 are ValueErrors.
+BROKEN = (ValueError, RecursionError)
 _HEAD = struct.Struct("=I")
 _FD = array.array("i").itemsize
-_LONGEST, _PART = 1 << 28, 1 << 18  # bytes of a message, and of one recv
-# What pickle raises for bytes that are no pickle, or one of another version's classes.
-_BROKEN = (pickle.UnpicklingError, AttributeError, EOFError, ImportError, IndexError, KeyError, TypeError, ValueError)
+_PART = 1 << 18  # bytes of one recv
+_RIGHTS = 8  # descriptors that are taken with one part; the kernel closes those beyond
 
 
-class Line(Struct, eq=False):
+class Line:
     """One end of a conversation; on a non-blocking socket it waits for nobody, however slow the other end is."""
 
-    connection: socket.socket
-    inbox: bytearray = field(default_factory=bytearray)  # the next message as far as it has come
-    fds: list[int] = field(default_factory=list)  # what came with it
-    outbox: bytearray = field(default_factory=bytearray)  # what could not be sent yet
+    def __init__(self, connection: socket.socket, longest: int = LONGEST) -> None:
+        """Take messages of at most `longest` bytes from this connection."""
+        self.connection = connection
+        self.longest = longest
+        self.inbox = bytearray()  # the next message as far as it has come
+        self.fds: list[int] = []  # what came with it
+        self.outbox = bytearray()  # what could not be sent yet
 
-    def receive(self) -> tuple[Any, list[int]] | None:
+    def receive(self) -> tuple[bytes, list[int]] | None:
         """Return the next message and its file descriptors, None when the rest of it is still to come.
 
-        EOFError when the other end is gone, LabError for a message that can't be understood.
+        EOFError when the other end is gone, LabError for a message that is too long: nothing that follows it can be
+        trusted to begin where a message does, so this conversation is over.
         """
         try:
             while (missing := self._missing()) > 0:
-                part, rights, _, _ = self.connection.recvmsg(
-                    min(missing, _PART), socket.CMSG_SPACE(8 * _FD), socket.MSG_CMSG_CLOEXEC
+                part, rights, flags, _ = self.connection.recvmsg(
+                    min(missing, _PART), socket.CMSG_SPACE(_RIGHTS * _FD), socket.MSG_CMSG_CLOEXEC
                 )
                 for _, _, packed in rights:
                     self.fds += array.array("i", packed[: len(packed) - len(packed) % _FD])
                 if not part:
                     raise EOFError
+                if flags & socket.MSG_CTRUNC or len(self.fds) > _RIGHTS:
+                    raise LabError(f"file descriptors of a message are lost: more than {_RIGHTS}, or none was free")
                 self.inbox += part
         except BlockingIOError:
             return None
         except ConnectionError as e:
             raise EOFError from e
-        data, fds = self.inbox[_HEAD.size :], self.fds
+        data, fds = bytes(self.inbox[_HEAD.size :]), self.fds
         self.inbox, self.fds = bytearray(), []
-        try:
-            return pickle.loads(data), fds  # noqa: S301 (one user, see above)
-        except _BROKEN as e:
-            _close(fds)
-            raise LabError(f"a message that can't be understood, perhaps of another version of testbed: {e}") from e
+        return data, fds
 
     def _missing(self) -> int:
         """Return how many bytes the head lacks, or the message whose length it tells: never more is read."""
         if len(self.inbox) < _HEAD.size:
             return _HEAD.size - len(self.inbox)
         (length,) = _HEAD.unpack_from(self.inbox)
-        if length > _LONGEST:
-            raise EOFError  # nothing that follows can be trusted to begin where a message does
+        if length > self.longest:
+            raise LabError(f"a message that is too long: {length} bytes, and {self.longest} are the most")
         return _HEAD.size + int(length) - len(self.inbox)
 
-    def send(self, message: object, fds: Sequence[int] = ()) -> None:
+    def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Send a message, with file descriptors; what a non-blocking socket does not take waits for `flush`."""
-        data = pickle.dumps(message)
         self.outbox += _HEAD.pack(len(data)) + data
         if fds:
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
@@ -87,22 +87,24 @@ class Line(Struct, eq=False):
     def close(self) -> None:
         """Hang up."""
         self.connection.close()
-        _close(self.fds)
+        close(self.fds)
         self.fds = []
 
 
-def send(connection: socket.socket, message: object, fds: Sequence[int] = ()) -> None:
+def send(connection: socket.socket, data: bytes, fds: Sequence[int] = ()) -> None:
     """Send one message, with file descriptors, on a blocking socket."""
-    Line(connection).send(message, fds)
+    Line(connection).send(data, fds)
 
 
-def receive(connection: socket.socket) -> tuple[Any, list[int]]:
+def receive(connection: socket.socket, longest: int = LONGEST) -> tuple[bytes, list[int]]:
     """Return the next message and its file descriptors from a blocking socket; EOFError when the other end is gone."""
-    found = Line(connection).receive()
-    assert found is not None, "the socket does not block"
+    found = Line(connection, longest).receive()
+    if found is None:  # a time-out of the socket's (SO_RCVTIMEO) ends a system call so
+        raise TimeoutError
     return found
 
 
-def _close(fds: Sequence[int]) -> None:
+def close(fds: Sequence[int]) -> None:
+    """Close descriptors that came with a message."""
     for fd in fds:
         os.close(fd)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from msgspec import to_builtins
 
-from testbed import results, schedule
+from testbed import asking, results, schedule, travel
 from testbed.control import RunningLab, Say
 from testbed.errors import TestbedError
 from testbed.experiment import Case, Experiment
@@ -64,7 +64,7 @@ def run(experiment: Experiment, case: Case, root: Path, overrides: tuple[str, ..
 def _play(lab: RunningLab, steps: tuple[Step, ...], folder: Folder, seconds: float, say: Say) -> dict[str, Held]:
     """Perform a run in a lab and take the lab down; return how its bounds held."""
     try:
-        lab.ask("run", steps, str(folder.path), seconds, say=say)
+        lab.ask(asking.Run(travel.encode(steps), str(folder.path), seconds), say=say)
         held = lab.bounds()
     except TestbedError:
         lab.down()

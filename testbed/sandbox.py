@@ -23,9 +23,7 @@ from fcntl import F_DUPFD_CLOEXEC, fcntl
 from io import FileIO
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TypeVar
-
-from msgspec import Struct
+from typing import NamedTuple, NoReturn, TypeVar
 
 from testbed import cgroups, linux
 from testbed.errors import LabError, Unsupported
@@ -33,11 +31,12 @@ from testbed.messages import Line, send
 
 T = TypeVar("T")
 PATIENCE = 15.0  # seconds in which a lab may end in its own orderly way
+ANSWERS = 5.0  # seconds in which whoever listens takes a connection, and answers what needs no work
 FOLDER = "/run/testbed"  # inside the sandbox: a lab's own files, gone with it
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-class Peer(Struct, frozen=True):
+class Peer(NamedTuple):
     """Who is at the other end of a socket: its process and user, as seen from here (SO_PEERCRED)."""
 
     pid: int
@@ -61,6 +60,22 @@ def peer(connection: socket.socket) -> Peer:
     """Return who listens at, or connected from, the other end."""
     pid, uid, _ = struct.unpack("=iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return Peer(pid, uid)
+
+
+def dial(where: str, patience: float = ANSWERS) -> socket.socket:
+    """Connect to an abstract address; OSError when nobody listens, or nobody accepts for `patience` seconds.
+
+    What comes next on this connection takes as long as it takes, or as its user says (settimeout).
+    """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        # The kernel waits so long for room in the backlog; a socket that does not block would not wait at all.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(patience), 0))
+        connection.connect(where)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def launch(
@@ -129,10 +144,15 @@ def _born(name: str, line: Line) -> FileIO:
     except EOFError as e:
         raise LabError(f"lab {name}: its holder process ended while it was being made (killed?)") from e
     assert found is not None, "the socket does not block"
-    (kind, value), fds = found
-    if kind == "error":
-        raise value
-    return FileIO(fds[0])
+    data, fds = found
+    from testbed import answers  # here and below: `testbed exec` launches nothing, and does not wait for msgspec
+
+    came = answers.decode(data)
+    if isinstance(came, answers.Failed):
+        answers.throw(came)
+    if isinstance(came, answers.Born) and fds:
+        return FileIO(fds[0])
+    raise LabError(f"lab {name}: its holder process did not say that it is there")
 
 
 def await_end(name: str, life: FileIO, patience: float = PATIENCE) -> None:
@@ -205,8 +225,10 @@ def _never_return(owner: socket.socket, body: Callable[[], None]) -> NoReturn:
 
 
 def _tell(owner: socket.socket, error: LabError | Unsupported) -> None:
+    from testbed import answers
+
     with suppress(OSError):
-        send(owner, ("error", error))
+        send(owner, answers.encode(answers.failed(error)))
 
 
 def _first(
@@ -268,7 +290,9 @@ def _second(
         os.closerange(low + 1, high)
     os.chdir("/")  # the caller's folder may go
     own = os.pidfd_open(os.getpid())
-    send(owner, ("born", None), [own])
+    from testbed import answers
+
+    send(owner, answers.encode(answers.Born()), [own])
     os.close(own)
     linux.prctl(linux.PR_SET_NAME, f"testbed:{name}"[:15].encode())
     linux.sethostname(name)

@@ -9,7 +9,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from testbed import cgroups, control, sandbox
+from testbed import asking, cgroups, control, sandbox, travel
 from testbed.changes import Change
 from testbed.control import RunningLab
 from testbed.errors import InputError, LabError, Unsupported
@@ -90,4 +90,4 @@ def change(lab: RunningLab, plan: Plan, found: Change, say: control.Say | None =
     permitted(lab.name, found)
     here.require(plan.requires())
     tell = {"topology": plan.topology.name, "interfaces": where(plan)}
-    lab.ask("change", found.perform, plan.steps, tell, plan.hosts, say=say)
+    lab.ask(asking.Change(travel.encode(found.perform), travel.encode(plan.steps), tell, plan.hosts), say=say)

@@ -28,7 +28,7 @@ class Netlink(Request, Protocol):
         """Encode for the namespace `here`."""
 
 
-class Delete(Struct, frozen=True):
+class Delete(Struct, frozen=True, tag=True):
     """The opposite of a request that added something."""
 
     added: Netlink
@@ -50,7 +50,7 @@ class Probe(Protocol):
     def __str__(self) -> str: ...
 
 
-class Configure(Struct, frozen=True):
+class Configure(Struct, frozen=True, tag=True):
     """One request to the kernel, about one node."""
 
     node: str
@@ -61,7 +61,7 @@ class Configure(Struct, frozen=True):
         return line(f"[{self.node}] {self.request}{_at(self.at)}")
 
 
-class Write(Struct, frozen=True):
+class Write(Struct, frozen=True, tag=True):
     """A file that later steps read; `path` is relative to the lab's folder."""
 
     path: str
@@ -72,7 +72,7 @@ class Write(Struct, frozen=True):
         return f"[{self.node}] write {word(self.path)} ({len(self.text.splitlines())} lines)"
 
 
-class Run(Struct, frozen=True):
+class Run(Struct, frozen=True, tag=True):
     """A command to completion (within seconds) that must exit 0."""
 
     node: str
@@ -83,7 +83,7 @@ class Run(Struct, frozen=True):
         return f"[{self.node}] {words(self.argv)}"
 
 
-class Spawn(Struct, frozen=True):
+class Spawn(Struct, frozen=True, tag=True):
     """A long-running process; its output becomes `stdout` and `<node>/<name>.log` in the lab's folder.
 
     One with `at` starts then and must end by itself within `within` seconds, with status 0; one without runs
@@ -118,7 +118,7 @@ class Spawn(Struct, frozen=True):
 START = 60.0
 
 
-class Wait(Struct, frozen=True):
+class Wait(Struct, frozen=True, tag=True):
     """Repeat a probe until it holds, at most `within` seconds; `process` names who must live for it.
 
     One with `urge` is taken up when those without hold: requests that are made first, and `again` every `every`

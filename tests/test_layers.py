@@ -16,8 +16,8 @@ TREES = {
 }
 # What makes a plan of a file, lowest first: a module imports of its own layer and of those before it.
 PURE = (
-    ("errors", "plain", "wire", "features", "spec", "units", "multicast.records", "recorded", "records"),
-    ("steps", "document", "drivers"),
+    ("errors", "plain", "wire", "features", "spec", "units", "words", "multicast.records", "recorded", "records"),
+    ("steps", "document", "drivers", "travel"),
     ("explain", "nodes", "workloads"),
     ("topology",),
     ("experiment", "addressing", "routing", "tunnels"),
@@ -31,20 +31,8 @@ PURE = (
 LATE = {("topology", "experiment"), ("topology", "consistency")}
 # What performs steps knows nothing of where they come from.
 LINUX = {
-    *(
-        "bounds",
-        "cgroups",
-        "linux",
-        "netlink",
-        "lab",
-        "forked",
-        "probes",
-        "timeline",
-        "sampler",
-        "holder",
-        "sandbox",
-        "control",
-    ),
+    *("bounds", "cgroups", "linux", "netlink", "lab", "forked", "probes", "timeline", "sampler", "holder"),
+    *("sandbox", "control", "messages", "answers", "asking", "listening"),
     *("mptcp", "multicast", "wifi"),
 }
 # What reads results is no part of a lab, whatever folder it is in.

@@ -34,7 +34,7 @@ _KIND = "amt"
 _HEAD = struct.Struct("=BxHiII")  # struct ifinfomsg
 
 
-class AmtAdd(Struct, frozen=True):
+class AmtAdd(Struct, frozen=True, tag=True):
     """A gateway's pseudo-interface, or a relay's, made down and in its final namespace: it can't be moved.
 
     `dev` is the interface that carries the tunnels, `local` its address. Nothing of it can be changed later.
@@ -120,7 +120,7 @@ def _dotted(raw: bytes) -> str:
     return ".".join(map(str, raw))
 
 
-class RelayFound(Struct, frozen=True):
+class RelayFound(Struct, frozen=True, tag=True):
     """A gateway has had a Relay Advertisement (RFC 7450 section 5.1.2): the kernel then tells the relay's address.
 
     There is nothing more that the driver tells; it sends its Relay Discovery every five seconds until then.

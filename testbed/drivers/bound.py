@@ -11,7 +11,7 @@ from testbed.records import Held
 _UNITS = ((1 << 30, "gb"), (1 << 20, "mb"), (1 << 10, "kb"), (1, "b"))
 
 
-class Bound(Struct, frozen=True):
+class Bound(Struct, frozen=True, tag=True):
     """Bytes, processes and threads, and processors that a lab may use at a time; None is as many as there are."""
 
     memory: int | None = None

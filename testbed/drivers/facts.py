@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 
-class Listening(Struct, frozen=True):
+class Listening(Struct, frozen=True, tag=True):
     """A TCP (or MPTCP) server listens on a port."""
 
     port: int
@@ -14,7 +14,7 @@ class Listening(Struct, frozen=True):
         return f"listening on port {self.port}"
 
 
-class Capturing(Struct, frozen=True):
+class Capturing(Struct, frozen=True, tag=True):
     """A packet socket takes this interface's packets, and dumpcap says in its log that it writes them."""
 
     ifname: str
@@ -24,7 +24,7 @@ class Capturing(Struct, frozen=True):
         return f"capturing {self.ifname}"
 
 
-class FileHas(Struct, frozen=True):
+class FileHas(Struct, frozen=True, tag=True):
     """A file of the lab's folder exists and holds something."""
 
     path: str

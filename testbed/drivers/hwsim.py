@@ -13,7 +13,7 @@ NEW_RADIO, DEL_RADIO = 4, 5
 CHANNELS, DESTROY_ON_CLOSE, RADIO_NAME, NO_VIF, PERM_ADDR, MLO_SUPPORT = 9, 16, 17, 18, 22, 25
 
 
-class RadioAdd(Struct, frozen=True):
+class RadioAdd(Struct, frozen=True, tag=True):
     """A radio without an interface, in the lab's own medium: it hears no radio of another lab, and goes with its own.
 
     One channel also with MLO: the kernel does not count the links of one MLD, and more would bar a userspace medium.

@@ -36,7 +36,7 @@ def _mac(address: str) -> bytes:
     return attr(IFLA_ADDRESS, bytes.fromhex(address.replace(":", "")))
 
 
-class NamespaceAdd(Struct, frozen=True):
+class NamespaceAdd(Struct, frozen=True, tag=True):
     """A node: an empty network namespace with `lo` up."""
 
     name: str
@@ -45,7 +45,7 @@ class NamespaceAdd(Struct, frozen=True):
         return f"ip netns add {self.name}"
 
 
-class VethAdd(Struct, frozen=True):
+class VethAdd(Struct, frozen=True, tag=True):
     """A veth pair, both ends in their final namespace under their final name; this end may be a bridge port."""
 
     name: str
@@ -82,7 +82,7 @@ class VethAdd(Struct, frozen=True):
         return Message(RTM_NEWLINK, CREATE, _ifinfo(index, flags, flags) + body + info)
 
 
-class BridgeAdd(Struct, frozen=True):
+class BridgeAdd(Struct, frozen=True, tag=True):
     """An IEEE 802.1D bridge, down: ports join faster while it is."""
 
     name: str
@@ -102,7 +102,7 @@ class BridgeAdd(Struct, frozen=True):
         return Message(RTM_NEWLINK, CREATE, _ifinfo(here.claim(self.name)) + body)
 
 
-class PortAdd(Struct, frozen=True):
+class PortAdd(Struct, frozen=True, tag=True):
     """An existing interface becomes a port of a bridge, and comes up."""
 
     name: str
@@ -117,7 +117,7 @@ class PortAdd(Struct, frozen=True):
         return Message(RTM_NEWLINK, 0, head + u32(IFLA_MASTER, here.index(self.master)))
 
 
-class LinkSet(Struct, frozen=True):
+class LinkSet(Struct, frozen=True, tag=True):
     """Change an existing link: its state or its MTU."""
 
     name: str
@@ -140,7 +140,7 @@ class LinkSet(Struct, frozen=True):
         return Message(RTM_NEWLINK, 0, _ifinfo(here.index(self.name), IFF_UP if self.up else 0, change) + body)
 
 
-class AutoAddressOff(Struct, frozen=True):
+class AutoAddressOff(Struct, frozen=True, tag=True):
     """No automatic IPv6 address on a link; must come before `up`, and is ignored in a creating message."""
 
     name: str
@@ -153,7 +153,7 @@ class AutoAddressOff(Struct, frozen=True):
         return Message(RTM_NEWLINK, 0, _ifinfo(here.index(self.name)) + _NO_ADDRESS)
 
 
-class AddressAdd(Struct, frozen=True):
+class AddressAdd(Struct, frozen=True, tag=True):
     """An address on a link; IPv6 without duplicate address detection, for addresses here are planned."""
 
     address: str
@@ -169,7 +169,7 @@ class AddressAdd(Struct, frozen=True):
         return Message(RTM_NEWADDR, CREATE, head + struct.pack("=I", here.index(self.dev)) + body)
 
 
-class LinksUp(Struct, frozen=True):
+class LinksUp(Struct, frozen=True, tag=True):
     """Every named link is operationally up (RFC 2863, IFF_RUNNING), so that the first packet is not lost."""
 
     names: tuple[str, ...]

@@ -14,7 +14,7 @@ from msgspec import Struct
 TABLES = {4: ("igmp", "mcfilter"), 6: ("igmp6", "mcfilter6")}
 
 
-class Joined(Struct, frozen=True):
+class Joined(Struct, frozen=True, tag=True):
     """A group has a member on an interface: of all its sources (*,G), or of one (S,G)."""
 
     group: str

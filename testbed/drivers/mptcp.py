@@ -22,7 +22,7 @@ def command(cmd: int, *attributes: bytes) -> bytes:
     return struct.pack("=BBH", cmd, _VERSION, 0) + b"".join(attributes)
 
 
-class EndpointAdd(Struct, frozen=True):
+class EndpointAdd(Struct, frozen=True, tag=True):
     """An address that the path manager may use (subflow) or announce (signal); its id is fixed by the plan."""
 
     address: str
@@ -50,7 +50,7 @@ class EndpointAdd(Struct, frozen=True):
         return Message(0, 0, command(ADD_ADDR, nest(1, body)), FAMILY)
 
 
-class EndpointFlags(Struct, frozen=True):
+class EndpointFlags(Struct, frozen=True, tag=True):
     """An existing endpoint gets other flags; the kernel takes backup and fullmesh here (MPTCP_PM_CMD_SET_FLAGS)."""
 
     endpoint: EndpointAdd
@@ -65,7 +65,7 @@ class EndpointFlags(Struct, frozen=True):
         return Message(added.kind, 0, bytes((SET_FLAGS,)) + added.body[1:], FAMILY)
 
 
-class LimitsSet(Struct, frozen=True):
+class LimitsSet(Struct, frozen=True, tag=True):
     """How many subflows a connection may have beyond the first, and how many ADD_ADDR it accepts."""
 
     subflows: int
@@ -84,7 +84,7 @@ class LimitsSet(Struct, frozen=True):
         return Message(0, 0, command(SET_LIMITS, limits), FAMILY)
 
 
-class PathManagerHas(Struct, frozen=True):
+class PathManagerHas(Struct, frozen=True, tag=True):
     """The kernel reports exactly these limits and endpoints: set-up is verified, never assumed."""
 
     limits: LimitsSet

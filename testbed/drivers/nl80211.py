@@ -47,7 +47,7 @@ def get_stations(index: int) -> bytes:
     return _command(GET_STATION, u32(_IFINDEX, index))
 
 
-class WiphyMove(Struct, frozen=True):
+class WiphyMove(Struct, frozen=True, tag=True):
     """A radio goes from the lab's own namespace, whose medium it keeps, into a node's."""
 
     radio: str
@@ -62,7 +62,7 @@ class WiphyMove(Struct, frozen=True):
         return Message(0, 0, _command(SET_WIPHY_NETNS, body), FAMILY)
 
 
-class FragmentationSet(Struct, frozen=True):
+class FragmentationSet(Struct, frozen=True, tag=True):
     """A radio fragments longer frames than any here: a threshold keeps mac80211 off its fast path.
 
     hwsim encrypts frames itself and needs room for the MIC behind them; the fast path leaves that to chance, and a
@@ -81,7 +81,7 @@ class FragmentationSet(Struct, frozen=True):
         return Message(0, 0, _command(SET_WIPHY, body), FAMILY)
 
 
-class WlanAdd(Struct, frozen=True):
+class WlanAdd(Struct, frozen=True, tag=True):
     """An interface of a radio; of an MLD its address is the MLD address, which no link has."""
 
     radio: str
@@ -100,7 +100,7 @@ class WlanAdd(Struct, frozen=True):
         return Message(0, 0, _command(NEW_INTERFACE, body), FAMILY)
 
 
-class ChannelSet(Struct, frozen=True):
+class ChannelSet(Struct, frozen=True, tag=True):
     """A monitor interface listens on a 20 MHz channel (MHz of its centre)."""
 
     name: str
@@ -114,7 +114,7 @@ class ChannelSet(Struct, frozen=True):
         return Message(0, 0, _command(SET_CHANNEL, u32(_IFINDEX, here.index(self.name)), u32(_FREQ, self.freq)), FAMILY)
 
 
-class CountrySet(Struct, frozen=True):
+class CountrySet(Struct, frozen=True, tag=True):
     """The regulatory domain (ISO 3166 alpha-2): there is one for a whole kernel."""
 
     country: str
@@ -248,7 +248,7 @@ def _width(found: dict[int, bytes]) -> int:
     return _WIDTHS.get(_number(found, _WIDTH), 0)
 
 
-class LinksAre(Struct, frozen=True):
+class LinksAre(Struct, frozen=True, tag=True):
     """A wireless interface has exactly these links, each on its frequency (MHz), and is operationally up.
 
     Of a station that means: associated on all of them, and the 4-way handshake done (wpa_supplicant lets the

@@ -16,7 +16,7 @@ MAIN = 254
 _STATIC, _UNICAST, _LINK, _UNIVERSE = 4, 1, 253, 0
 
 
-class RouteAdd(Struct, frozen=True):
+class RouteAdd(Struct, frozen=True, tag=True):
     """A static route to `to` (a network, or "default" with the family of `via`)."""
 
     to: str
@@ -53,7 +53,7 @@ class RouteAdd(Struct, frozen=True):
         return Message(RTM_NEWROUTE, wire.NLM_F_CREATE | wire.NLM_F_REPLACE, head + body)
 
 
-class RuleAdd(Struct, frozen=True):
+class RuleAdd(Struct, frozen=True, tag=True):
     """Packets from the address `source` are routed by `table`."""
 
     source: str

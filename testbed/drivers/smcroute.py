@@ -36,7 +36,7 @@ class Entry(Struct, frozen=True):
         return f"({self.source}, {self.group}) from {self.iif} to {' '.join(self.oifs)}"
 
 
-class Forwarding(Struct, frozen=True):
+class Forwarding(Struct, frozen=True, tag=True):
     """The kernel knows these interfaces as multicast interfaces of each IP version, and forwards exactly so."""
 
     interfaces: tuple[str, ...]

@@ -7,7 +7,7 @@ from msgspec import Struct
 from testbed.plain import word
 
 
-class SysctlSet(Struct, frozen=True):
+class SysctlSet(Struct, frozen=True, tag=True):
     """One parameter under /proc/sys; performing it compares what the kernel then says with `value`."""
 
     name: str

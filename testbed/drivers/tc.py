@@ -64,7 +64,7 @@ class Options(Protocol):
         """Encode the content of TCA_OPTIONS."""
 
 
-class Qdisc(Struct, frozen=True):
+class Qdisc(Struct, frozen=True, tag=True):
     """A qdisc made, or changed in place when one of its handle is there."""
 
     dev: str
@@ -90,7 +90,7 @@ class Qdisc(Struct, frozen=True):
         return Message(RTM_NEWQDISC, flags, head + text(1, self.kind) + (attr(2, options) if options else b""))
 
 
-class QdiscDel(Struct, frozen=True):
+class QdiscDel(Struct, frozen=True, tag=True):
     """A qdisc goes: in place of a root comes the interface's default, of a child a plain fifo."""
 
     added: Qdisc
@@ -105,7 +105,7 @@ class QdiscDel(Struct, frozen=True):
         return Message(RTM_DELQDISC, 0, struct.pack("=BxxxiIII", 0, here.index(q.dev), q.handle, q.parent, 0))
 
 
-class Tbf(Struct, frozen=True):
+class Tbf(Struct, frozen=True, tag=True):
     """Token bucket: rate in bit/s, burst and limit in bytes; it splits GSO packets by itself."""
 
     rate: int
@@ -123,7 +123,7 @@ class Tbf(Struct, frozen=True):
         return parms + u32(6, self.burst) + (u64(4, rate) if rate > 0xFFFFFFFF else b"")
 
 
-class Netem(Struct, frozen=True):
+class Netem(Struct, frozen=True, tag=True):
     """Delay, jitter, loss, duplication, corruption and reordering of one direction; limit in packets."""
 
     shape: Shape
@@ -170,7 +170,7 @@ class Netem(Struct, frozen=True):
         return found
 
 
-class Limit(Struct, frozen=True):
+class Limit(Struct, frozen=True, tag=True):
     """A discipline that takes one number: bytes for bfifo, packets for the others (None: its default)."""
 
     kind: str
@@ -190,7 +190,7 @@ class Limit(Struct, frozen=True):
         return u32({"fq": 1, "fq_codel": 2, "codel": 2}[self.kind], self.value)  # TCA_*_LIMIT
 
 
-class Plug(Struct, frozen=True):
+class Plug(Struct, frozen=True, tag=True):
     """A gate (net/sched/sch_plug.c): closed, it keeps what comes; open, it lets that out and holds up nothing."""
 
     closed: bool

@@ -9,7 +9,7 @@ from msgspec import Struct
 Tool = Literal["hostapd", "wpa"]
 
 
-class Control(Struct, frozen=True):
+class Control(Struct, frozen=True, tag=True):
     """A command for a daemon, that must answer OK; `folder` holds the socket of the interface."""
 
     tool: Tool
@@ -25,7 +25,7 @@ class Control(Struct, frozen=True):
         return f"{self.folder}/{self.ifname}"
 
 
-class Controlled(Struct, frozen=True):
+class Controlled(Struct, frozen=True, tag=True):
     """A daemon has made the control socket of an interface."""
 
     tool: Tool

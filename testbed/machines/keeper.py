@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import select
+import selectors
 import signal
 import socket
 import time
@@ -19,16 +20,33 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Generic, TypeVar
 from urllib.parse import quote
 
-from msgspec import Struct, field
+from msgspec import Raw, Struct, field
+from msgspec.json import Decoder
 
 from testbed import sandbox
+from testbed.answers import Dead
 from testbed.errors import LabError
-from testbed.machines import qemu
+from testbed.listening import Listening
+from testbed.machines import asking, qemu
+from testbed.machines.asking import (
+    LONGEST,
+    About,
+    BrokenStateError,
+    Call,
+    Ended,
+    GuestSaid,
+    Keep,
+    PanicError,
+    QemuSaid,
+    Signal,
+    Status,
+    Stop,
+)
 from testbed.machines.qemu import Boot, Memory, Share, Size, Wires
-from testbed.messages import Line, send
+from testbed.messages import BROKEN, Line, close
 
 FOLDER = Path(sandbox.FOLDER)
 PATIENCE = 8  # s without a sign of life, after which a guest hangs
@@ -36,14 +54,8 @@ _BOOT, _WARM, _RESTORE = 90.0, 180.0, 15.0  # s: an emulated processor on a mach
 _LOOK = 1.0  # s between two looks at the console of a guest that does not answer
 _FAULT = b"testbed: fault: "  # what PID 1 says there when it can't go on; it waits then
 _KEYS = ("host_key", "key")
-
-
-class BrokenStateError(LabError):
-    """A saved guest could not be restored; a cold boot may do."""
-
-
-class PanicError(LabError):
-    """A guest's kernel panicked before its init was there; another boot may do."""
+_LINE = 1 << 16  # bytes of a line of QEMU's or the guest's
+S = TypeVar("S", QemuSaid, GuestSaid)
 
 
 class Order(Struct, frozen=True):
@@ -58,12 +70,17 @@ class Order(Struct, frozen=True):
     save: Path | None = None
 
 
-class Talk(Struct, eq=False):
-    """A conversation in lines: what is heard is JSON, as what QEMU is told; a guest is told words."""
+class Talk(Struct, Generic[S], eq=False):
+    """A conversation in lines: what is heard is JSON, as what QEMU is told; a guest is told words.
+
+    The guest is not trusted: a line that is too long, or that is not understood, is dropped.
+    """
 
     connection: socket.socket
+    decoder: Decoder[S]
     inbox: bytes = b""
-    lines: list[dict[str, Any]] = field(default_factory=list)
+    lines: list[S] = field(default_factory=list)
+    skips: bool = False  # until the end of a line that is too long
 
     def say(self, message: Mapping[str, object], fds: tuple[int, ...] = ()) -> None:
         """Send one line, with file descriptors."""
@@ -71,15 +88,23 @@ class Talk(Struct, eq=False):
             socket.send_fds(self.connection, [json.dumps(message).encode() + b"\n"], fds)
 
     def tell(self, *words: object) -> None:
-        """Send words, one line."""
-        with suppress(BrokenPipeError, ConnectionResetError):
-            self.connection.sendall("\t".join(quote(str(word)) for word in words).encode() + b"\n")
+        """Send words, one line; one who does not listen must not stop us, and hangs (PATIENCE)."""
+        with suppress(BrokenPipeError, ConnectionResetError, BlockingIOError):
+            line = "\t".join(quote(str(word)) for word in words).encode() + b"\n"
+            self.connection.sendall(line, socket.MSG_DONTWAIT)
 
     def hear(self) -> None:
         """Read what has come."""
         with suppress(ConnectionResetError):
-            *lines, self.inbox = (self.inbox + self.connection.recv(1 << 16)).split(b"\n")
-            self.lines += [json.loads(line) for line in lines if line.strip()]
+            *lines, self.inbox = (self.inbox + self.connection.recv(_LINE)).split(b"\n")
+            if lines and self.skips:
+                del lines[0]
+                self.skips = False
+            if len(self.inbox) > _LINE:
+                self.inbox, self.skips = b"", True
+            for line in lines:
+                with suppress(*BROKEN):
+                    self.lines.append(self.decoder.decode(line))
 
 
 class Keeper(Struct, eq=False):
@@ -89,12 +114,12 @@ class Keeper(Struct, eq=False):
     owner: Line | None
     qemu: int
     life: int  # QEMU's pidfd
-    qmp: Talk
-    agent: Talk
+    qmp: Talk[QemuSaid]
+    agent: Talk[GuestSaid]
     master: int = 0  # the ssh whose connection the others share
     port: int = 0
     kept: bool = False  # it outlives its owner
-    calls: dict[int, str] = field(default_factory=dict)  # by the connection of who called: a command in the guest
+    calls: dict[Line, str] = field(default_factory=dict)  # by the connection of who called: a command in the guest
     began: float = field(default_factory=time.monotonic)
     phases: dict[str, float] = field(default_factory=dict)
 
@@ -113,7 +138,7 @@ def serve(order: Order) -> Callable[[socket.socket, socket.socket], None]:
         try:
             keeper = _begin(order, owner)
         except (LabError, OSError) as e:
-            send(owner, ("error", e if isinstance(e, LabError) else LabError(f"guest {order.name}: {e}")))
+            asking.answer(Line(owner), e if isinstance(e, LabError) else LabError(f"guest {order.name}: {e}"))
             return
         if order.save is None:
             _watch(keeper, listener)
@@ -129,7 +154,7 @@ def _begin(order: Order, owner: socket.socket) -> Keeper:
         _ask(keeper, "migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": True}])
     if order.save is not None:
         _save(keeper, order.save)
-        send(owner, ("done", keeper.phases))
+        asking.answer(Line(owner), keeper.phases)
         return keeper
     keys = [_spawn("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(FOLDER / k)) for k in _KEYS]
     if order.restore is not None:
@@ -145,7 +170,7 @@ def _begin(order: Order, owner: socket.socket) -> Keeper:
         _connect(keeper)
     if order.restore is None:
         _warm(keeper)
-    send(owner, ("done", _told(keeper)))
+    asking.answer(Line(owner), _told(keeper))
     return keeper
 
 
@@ -167,7 +192,7 @@ def _start(order: Order, owner: Line) -> Keeper:
     life = os.pidfd_open(pid)
     qmp_there.close()
     agent_there.close()
-    return Keeper(order, owner, pid, life, Talk(qmp), Talk(agent))
+    return Keeper(order, owner, pid, life, Talk(qmp, asking.QEMU), Talk(agent, asking.GUEST))
 
 
 def _spawn(*argv: str, log: Path | None = None) -> int:
@@ -184,9 +209,7 @@ def _spawn(*argv: str, log: Path | None = None) -> int:
         os.close(out)
 
 
-def _await(
-    keeper: Keeper, talk: Talk, wanted: Callable[[dict[str, Any]], bool], seconds: float, what: str
-) -> dict[str, Any]:
+def _await(keeper: Keeper, talk: Talk[S], wanted: Callable[[S], bool], seconds: float, what: str) -> S:
     """Return the first line of a conversation that is wanted; what comes before it is dropped."""
     deadline = time.monotonic() + seconds
     poll = select.poll()
@@ -212,21 +235,26 @@ def _await(
             raise LabError(_tail(keeper.order.name, f"it did not {what} within {seconds:g} s"))
 
 
-def _ask(keeper: Keeper, command: str, **arguments: object) -> Any:
+def _ask(keeper: Keeper, command: str, **arguments: object) -> Raw:
     """Give QEMU a command (docs/interop/qmp-spec) and return its answer."""
     keeper.qmp.say({"execute": command, "arguments": arguments, "id": command})
-    answer = _await(keeper, keeper.qmp, lambda m: m.get("id") == command, 20, f"answer QMP {command}")
-    if "error" in answer:
-        raise LabError(f"guest {keeper.order.name}: QEMU refuses {command}: {answer['error']['desc']}")
-    return answer["return"]
+    answer = _await(keeper, keeper.qmp, lambda m: m.id == command, 20, f"answer QMP {command}")
+    if answer.error is not None:
+        raise LabError(f"guest {keeper.order.name}: QEMU refuses {command}: {answer.error.desc}")
+    return answer.result
+
+
+def _status(keeper: Keeper, query: str) -> str:
+    """Return the status that one of QEMU's queries answers with, "" when it has none yet."""
+    return asking.understood(asking.STATUS, _ask(keeper, query)).status
 
 
 def _tell(keeper: Keeper, verb: str, *words: object, seconds: float = 20) -> None:
     """Have the guest's PID 1 do something (provision/testbed-guest.c)."""
     keeper.agent.tell(verb, *words)
-    answer = _await(keeper, keeper.agent, lambda m: m.get("done") == verb, seconds, f"answer to {verb}")
-    if "error" in answer:
-        raise LabError(f"guest {keeper.order.name}: {verb}: {answer['error']}")
+    answer = _await(keeper, keeper.agent, lambda m: m.done == verb, seconds, f"answer to {verb}")
+    if answer.error is not None:
+        raise LabError(f"guest {keeper.order.name}: {verb}: {answer.error}")
 
 
 def _mount(keeper: Keeper, slot: str) -> None:
@@ -238,7 +266,7 @@ def _give(keeper: Keeper, file: Path, flags: int) -> None:
     fd = os.open(file, flags | os.O_CLOEXEC, 0o600)
     keeper.qmp.say({"execute": "getfd", "arguments": {"fdname": "state"}, "id": "getfd"}, (fd,))
     os.close(fd)
-    _await(keeper, keeper.qmp, lambda m: m.get("id") == "getfd", 20, "take a file")
+    _await(keeper, keeper.qmp, lambda m: m.id == "getfd", 20, "take a file")
 
 
 def _restore(keeper: Keeper, folder: Path) -> None:
@@ -246,7 +274,7 @@ def _restore(keeper: Keeper, folder: Path) -> None:
     try:
         _give(keeper, folder / "state", os.O_RDONLY)
         _ask(keeper, "migrate-incoming", uri="fd:state")
-        while _ask(keeper, "query-status")["status"] == "inmigrate":
+        while _status(keeper, "query-status") == "inmigrate":
             time.sleep(0.002)
         _ask(keeper, "cont")
         # A guest whose saved memory is damaged would not answer.
@@ -258,7 +286,7 @@ def _restore(keeper: Keeper, folder: Path) -> None:
 def _boot(keeper: Keeper) -> None:
     try:
         with keeper.phase("boot"):
-            _await(keeper, keeper.agent, lambda m: m.get("event") == "hello", _BOOT, "boot")
+            _await(keeper, keeper.agent, lambda m: m.event == "hello", _BOOT, "boot")
     except LabError as e:
         if b"Kernel panic" in (FOLDER / "console").read_bytes():
             raise PanicError(f"{e}") from e
@@ -273,13 +301,13 @@ def _save(keeper: Keeper, folder: Path) -> None:
         if code := keeper.order.shares.get("code"):
             _mount(keeper, "code")
             _warm(keeper)
-            _await(keeper, keeper.agent, lambda m: m.get("event") == "warm", _WARM, "import testbed")
+            _await(keeper, keeper.agent, lambda m: m.event == "warm", _WARM, "import testbed")
             _tell(keeper, "unmount", code.at)  # a mounted share can't be saved
     with keeper.phase("save"):
         _ask(keeper, "stop")
         _give(keeper, folder / "state", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         _ask(keeper, "migrate", uri="fd:state")
-        while (status := _ask(keeper, "query-migrate").get("status")) != "completed":
+        while (status := _status(keeper, "query-migrate")) != "completed":
             if status in ("failed", "cancelled"):
                 raise LabError(f"guest {keeper.order.name}: QEMU could not save it (see `query-migrate`: {status})")
             time.sleep(0.002)
@@ -300,7 +328,7 @@ def _activate(keeper: Keeper) -> None:
     for slot in keeper.order.shares:
         _mount(keeper, slot)
     (FOLDER / "known_hosts").write_text(f"testbed {public}")
-    said = _ask(keeper, "human-monitor-command", **{"command-line": "info usernet"})
+    said = asking.understood(asking.TEXT, _ask(keeper, "human-monitor-command", **{"command-line": "info usernet"}))
     found = re.search(r"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", said)
     if found is None:
         raise LabError(f"guest {keeper.order.name}: QEMU tells no forwarded port: {said}")
@@ -360,92 +388,111 @@ def _connect(keeper: Keeper) -> None:
     os.close(ended)
 
 
-def _told(keeper: Keeper) -> dict[str, Any]:
+def _told(keeper: Keeper) -> About:
     order = keeper.order
-    return {
-        "name": order.name,
-        "size": order.size,
-        "accel": order.boot.accel,
-        "port": keeper.port,
-        "shared": keeper.master != 0,
-        "restored": order.restore is not None,
-        "phases": keeper.phases,
-        "shares": dict(order.shares),
-        "qemu": keeper.qemu,
-    }
+    return About(
+        name=order.name,
+        size=order.size,
+        accel=order.boot.accel,
+        port=keeper.port,
+        shared=keeper.master != 0,
+        restored=order.restore is not None,
+        phases=keeper.phases,
+        shares=asking.rows(order.shares),
+        qemu=keeper.qemu,
+    )
 
 
 def _watch(keeper: Keeper, listener: socket.socket) -> None:
     """Serve the command line until the guest ends, is ended, or gives no sign of life."""
-    poll = select.poll()
-    talkers: dict[int, Line] = {}
-    for fd in (listener.fileno(), keeper.life, keeper.agent.connection.fileno(), keeper.qmp.connection.fileno()):
-        poll.register(fd, select.POLLIN)
-    if keeper.owner is not None:
-        poll.register(keeper.owner.connection, select.POLLRDHUP)
-    missed, tick = 0, time.monotonic()
-    while True:
-        ready = {fd for fd, _ in poll.poll(max(0, 1000 * (tick + 1 - time.monotonic())))}
-        now = time.monotonic()
-        if keeper.agent.connection.fileno() in ready:
-            keeper.agent.hear()
-            keeper.agent.lines.clear()
-            missed = 0
-        if now >= tick + 1:
-            # Seconds in which this process did not run itself are not counted: the host may be stopped or overloaded.
-            missed, tick = missed + 1, now
-            keeper.agent.tell("ping")
-        if keeper.qmp.connection.fileno() in ready:
-            keeper.qmp.hear()
-            keeper.qmp.lines.clear()
-        if keeper.owner is not None and keeper.owner.connection.fileno() in ready:
-            if not keeper.kept:
+    with selectors.DefaultSelector() as selector:
+        listening = Listening(selector, listener, LONGEST, lambda line: line in keeper.calls or bool(line.outbox))
+        for fd in (keeper.life, keeper.agent.connection, keeper.qmp.connection):
+            selector.register(fd, selectors.EVENT_READ)
+        if keeper.owner is not None:
+            selector.register(keeper.owner.connection, selectors.EVENT_READ)
+        missed, tick = 0, time.monotonic()
+        while True:
+            listening.settle()
+            ready = {key.fileobj: key for key, _ in selector.select(max(0, tick + 1 - time.monotonic()))}
+            now = time.monotonic()
+            if keeper.agent.connection in ready:
+                keeper.agent.hear()
+                keeper.agent.lines.clear()
+                missed = 0
+            if now >= tick + 1:
+                # Seconds in which this process did not run itself are not counted: the host may be stopped or
+                # overloaded.
+                missed, tick = missed + 1, now
+                keeper.agent.tell("ping")
+            if keeper.qmp.connection in ready:
+                keeper.qmp.hear()
+                keeper.qmp.lines.clear()
+            if keeper.owner is not None and keeper.owner.connection in ready and _hung_up(keeper.owner):
+                if not keeper.kept:
+                    return
+                selector.unregister(keeper.owner.connection)
+                keeper.owner = None
+            if death := _ended(keeper, missed):
+                for line in (*listening.lines, *([keeper.owner] if keeper.owner else [])):
+                    with suppress(OSError):
+                        asking.answer(line, Dead(death))
                 return
-            poll.unregister(keeper.owner.connection)
-            keeper.owner = None
-        death = _ended(keeper, missed)
-        if death:
-            for line in (*talkers.values(), *([keeper.owner] if keeper.owner else [])):
-                with suppress(OSError):
-                    line.send(("dead", death))
-            return
-        if listener.fileno() in ready:
-            line = Line(listener.accept()[0])
-            line.connection.setblocking(False)
-            talkers[line.connection.fileno()] = line
-            poll.register(line.connection, select.POLLIN)
-        for fd in ready & talkers.keys():
-            if _serve(keeper, talkers[fd]) == "gone":
-                poll.unregister(fd)
-                talkers.pop(fd).close()
-                if left := keeper.calls.pop(fd, None):
-                    keeper.agent.tell("hangup", left)
+            if listener in ready:
+                _, gone = listening.accept()
+                if gone is not None:
+                    _hang_up(keeper, listening, gone)
+            for line in [key.data for key in ready.values() if key.data in listening.lines]:
+                if not _serve(keeper, listening, line):
+                    _hang_up(keeper, listening, line)
 
 
-def _serve(keeper: Keeper, line: Line) -> str:
-    """Answer one request; say "gone" when nobody is there any more."""
+def _hung_up(owner: Line) -> bool:
+    """Say whether the owner is gone; it has nothing to say before that."""
     try:
-        found = line.receive()
-    except (EOFError, LabError):
-        return "gone"
-    if found is None:
-        return ""
-    verb, *rest = found[0]
-    if sandbox.peer(line.connection).uid != os.geteuid():
-        return "gone"
-    if verb == "call":
-        keeper.calls[line.connection.fileno()] = rest[0]
-    elif verb == "ended":
-        keeper.calls.pop(line.connection.fileno(), None)
-    elif verb == "signal":
-        keeper.agent.tell("signal", *rest)
-    elif verb == "keep":
-        keeper.kept = True
-    elif verb == "stop":
-        os._exit(0)
-    with suppress(OSError):
-        line.send(("done", _told(keeper)))
-    return ""
+        return not owner.connection.recv(_LINE, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def _hang_up(keeper: Keeper, listening: Listening, line: Line) -> None:
+    listening.drop(line)
+    if left := keeper.calls.pop(line, None):
+        keeper.agent.tell("hangup", left)
+
+
+def _serve(keeper: Keeper, listening: Listening, line: Line) -> bool:
+    """Answer one request; False when nobody is there any more, or not understood."""
+    try:
+        line.flush()
+        if line.outbox or (found := line.receive()) is None:
+            return True
+        close(found[1])
+        listening.heard(line)
+        question = asking.decode(found[0])
+        match question:
+            case Call(name):
+                keeper.calls[line] = name
+            case Ended():
+                keeper.calls.pop(line, None)
+            case Signal(name, number):
+                keeper.agent.tell("signal", name, number)
+            case Keep():
+                keeper.kept = True
+            case Stop():
+                os._exit(0)
+            case Status():
+                pass
+        asking.answer(line, _told(keeper))
+    except (EOFError, ConnectionError):
+        return False
+    except LabError as e:
+        with suppress(OSError):
+            asking.answer(line, e)
+        return False
+    return True
 
 
 def _ended(keeper: Keeper, missed: int) -> str:

@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 
-from msgspec import Struct, field
+from msgspec import Raw, Struct, field
 from msgspec.structs import replace
 
 from testbed import linux, sandbox
 from testbed.errors import LabError, Unsupported
-from testbed.machines import keeper, kvm, qemu, saved
-from testbed.machines.keeper import BrokenStateError, Order, PanicError
+from testbed.machines import asking, keeper, kvm, qemu, saved
+from testbed.machines.asking import About, BrokenStateError, Call, Ended, Keep, PanicError, Signal, Status, Stop
+from testbed.machines.keeper import Order
 from testbed.machines.qemu import Boot, Share, Size
-from testbed.messages import receive, send
 
 FAMILY = "testbed-guest"
 # QEMU forwards a port of this host's loopback, so the guest keeps this network namespace.
@@ -149,23 +149,23 @@ def _saved(image: Image, order: Order, version: str, told: Told) -> Path | None:
 
 def _launched(order: Order, why: str) -> Guest:
     def started(owner: socket.socket, life: FileIO) -> Guest:
-        return _guest(_answer(order.name, owner), life, why, owner)
+        return _guest(asking.told(_answer(order.name, owner)), life, why, owner)
 
     return sandbox.launch(order.name, keeper.serve(order), started, FAMILY, _SPACES)
 
 
-def _guest(said: Mapping[str, Any], life: FileIO, why: str, owner: socket.socket | None) -> Guest:
+def _guest(told: About, life: FileIO, why: str, owner: socket.socket | None) -> Guest:
     holder = sandbox.process(life)
     folder = Path(f"/proc/{holder}/root{sandbox.FOLDER}")
     return Guest(
-        name=said["name"],
-        ssh=keeper.ssh(folder, said["port"]),
-        size=said["size"],
-        accel=said["accel"],
+        name=told.name,
+        ssh=keeper.ssh(folder, told.port),
+        size=told.size,
+        accel=told.accel,
         why=why,
-        restored=said["restored"],
-        phases=said["phases"],
-        shares=said["shares"],
+        restored=told.restored,
+        phases=told.phases,
+        shares=told.folders(),
         holder=holder,
         life=life,
         console=FileIO(os.open(folder / "console", os.O_RDONLY | os.O_CLOEXEC)),
@@ -182,15 +182,13 @@ def find(name: str) -> Guest:
     """Return a guest that is up."""
     with _connect(name) as connection:
         life = FileIO(os.pidfd_open(sandbox.peer(connection).pid))
-        send(connection, ("status",))
-        return _guest(_answer(name, connection), life, "", None)
+        return _guest(asking.told(_asked(name, connection, Status())), life, "", None)
 
 
 def keep(guest: Guest) -> None:
     """Let a guest outlive this process."""
     with _connect(guest.name) as connection:
-        send(connection, ("keep",))
-        _answer(guest.name, connection)
+        _asked(guest.name, connection, Keep())
     if guest.owner is not None:
         guest.owner.close()
 
@@ -198,24 +196,25 @@ def keep(guest: Guest) -> None:
 def stop(guest: Guest) -> None:
     """End a guest and everything that runs in it; return when nothing is left."""
     with suppress(LabError, BrokenPipeError), _connect(guest.name) as connection:
-        send(connection, ("stop",))
+        asking.ask(connection, Stop())
     sandbox.await_end(guest.name, guest.life, 10)
     if guest.owner is not None:
         guest.owner.close()
 
 
-def alive(guest: Guest) -> Mapping[str, Any]:
+def alive(guest: Guest) -> About:
     """Return what a guest's keeper tells of it; LabError, with the end of its console, when it is gone."""
     try:
-        with _connect(guest.name) as connection:
-            connection.settimeout(10)
-            send(connection, ("status",))
-            (kind, told), _ = receive(connection)
-    except (LabError, EOFError, OSError) as e:
+        connection = _connect(guest.name)
+    except LabError as e:
         raise LabError(_gone(guest)) from e
-    if kind == "dead":
-        raise LabError(told)
-    return dict(told)
+    with connection:
+        try:
+            connection.settimeout(10)
+            asking.ask(connection, Status())
+            return asking.told(asking.heard(connection))
+        except (EOFError, OSError) as e:
+            raise LabError(_gone(guest)) from e
 
 
 def call(
@@ -233,7 +232,7 @@ def call(
     process are the command's, which also ends when this process is killed. LabError when the guest ends meanwhile,
     or the ssh that carries the command.
     """
-    shared = alive(guest)["shared"]
+    shared = alive(guest).shared
     name = uuid4().hex
     environment = dict(env or {})
     digest = "-"
@@ -253,14 +252,14 @@ def call(
             preexec_fn=lambda: linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL),
         )
         try:
-            send(connection, ("call", name))  # the guest is told if this process goes away before the command
+            asking.ask(connection, Call(name))  # the guest is told if this process goes away before the command
             status = _await(guest, child, connection, signals, name, -1 if tty else streams[1])
             # An ssh whose shared connection breaks ends with 255, as many a command does.
-            if status < 0 or (status == 255 and shared and not alive(guest)["shared"]):
+            if status < 0 or (status == 255 and shared and not alive(guest).shared):
                 how = f"ssh was killed by {signal.Signals(-status).name}" if status < 0 else "its ssh ended"
                 raise LabError(f"guest {guest.name}: the connection to it broke ({how}), and what ran there with it")
             if child.poll() is not None:
-                send(connection, ("ended", name))
+                asking.ask(connection, Ended())
             return status
         finally:
             child.kill()
@@ -289,7 +288,7 @@ def _await(
                 _hear(guest, connection)
             if signals.read in ready:
                 for number in os.read(signals.read, 64):
-                    send(connection, ("signal", name, number))
+                    asking.ask(connection, Signal(name, number))
             if ended in ready:
                 status = child.wait()
                 # 255 is the command's, or ssh's own: a guest that is ending is given time to say so.
@@ -303,11 +302,9 @@ def _await(
 def _hear(guest: Guest, connection: socket.socket) -> None:
     """Read what a keeper says; LabError when that is the end of its guest."""
     try:
-        (kind, value), _ = receive(connection)
+        asking.heard(connection)
     except EOFError:
         raise LabError(_gone(guest)) from None
-    if kind == "dead":
-        raise LabError(value)
 
 
 class _Signals(Struct):
@@ -341,11 +338,9 @@ def _gone(guest: Guest) -> str:
 
 
 def _connect(name: str) -> socket.socket:
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        connection.connect(sandbox.address(name, FAMILY))
+        connection = sandbox.dial(sandbox.address(name, FAMILY))
     except OSError as e:
-        connection.close()
         up = ", ".join(guests()) or "none"
         raise LabError(f"guest {name}: no such guest is up (guests of this user: {up})") from e
     if sandbox.peer(connection).uid != os.geteuid():
@@ -354,16 +349,19 @@ def _connect(name: str) -> socket.socket:
     return connection
 
 
-def _answer(name: str, connection: socket.socket) -> Any:
+def _asked(name: str, connection: socket.socket, question: asking.Asked) -> Raw:
     try:
-        (kind, value), _ = receive(connection)
+        asking.ask(connection, question)
+    except (BrokenPipeError, ConnectionResetError) as e:
+        raise LabError(f"guest {name}: its keeper process ended (killed?)") from e
+    return _answer(name, connection)
+
+
+def _answer(name: str, connection: socket.socket) -> Raw:
+    try:
+        return asking.heard(connection)
     except EOFError as e:
         raise LabError(f"guest {name}: its keeper process ended (killed?)") from e
-    if kind == "error":
-        raise value
-    if kind == "dead":
-        raise LabError(value)
-    return value
 
 
 def _check(shares: Mapping[str, Share]) -> None:

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
+import select
 import signal
-import struct
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
 
-from testbed import __version__, control, load, messages, sandbox, up
+from testbed import __version__, asking, control, listening, load, messages, sandbox, travel, up
 from testbed.control import RunningLab
+from testbed.drivers.facts import Listening
+from testbed.drivers.link import AddressAdd, LinkSet, LinksUp, VethAdd
+from testbed.drivers.route import RouteAdd
+from testbed.drivers.sysctl import SysctlSet
+from testbed.drivers.tc import Qdisc, Tbf
 from testbed.errors import InputError, LabError
+from testbed.steps import Configure, Run, Spawn, Step, Wait, Write
 from tests.conftest import ROOT
+from tests.kernel.others import as_other, eventually, evil, frame, refused
 from tests.kernel.remains import awaited, driver
 
 pytestmark = pytest.mark.kernel
@@ -35,56 +44,203 @@ def works(lab: RunningLab) -> bool:
     return lab.exec("client", ("cat",), input=b"still here").stdout == "still here"
 
 
-def frame(content: bytes) -> bytes:
-    return struct.pack("=I", len(content)) + content
+def asks(**fields: object) -> bytes:
+    return json.dumps({"version": __version__, **fields}).encode()
 
 
-NONSENSE = {
+EXEC = {"node": "client", "argv": ["ZWNobw=="], "env": [], "places": ["Lw=="]}
+HALF = {
     "nothing": b"",
     "half a length": b"\1",
-    "half a message": frame(pickle.dumps((__version__, "status", ())))[:-1],
-    "no pickle": frame(b"no pickle at all"),
-    "no request": frame(pickle.dumps(None)),
-    "no such verb": frame(pickle.dumps((__version__, "no such verb", ()))),
-    "half a pickle": frame(pickle.dumps((__version__, "exec", ("client",)))[:-3] + b"\xff\xff\xff"),
+    "half a message": frame(asks(verb="status"))[:-1],
+    "a message that never comes": (messages.LONGEST).to_bytes(4, "little") + b"x" * 1000,
+}
+NONSENSE = {
+    "no json": frame(b"no json at all"),
+    "no request": frame(b"null"),
+    "no such verb": frame(asks(verb="no such verb")),
+    "no version": frame(b'{"verb": "status"}'),
+    "a verb that is a list": frame(asks(verb=["status"])),
+    "bytes that are no text": frame(b"\xff" * 50),
+    "brackets without end": frame(asks(verb="status")[:-1] + b', "more": ' + b"[" * 100_000),
     "an absurd length": b"\xff" * 64,
+    "too many descriptors": b"",
+    "a command without words": frame(asks(verb="exec", **{**EXEC, "argv": []})),
+    "a command without a program": frame(asks(verb="exec", **{**EXEC, "argv": [""]})),
+    "NUL in an argument": frame(asks(verb="exec", **{**EXEC, "argv": ["ZWNobw==", "AA=="]})),
+    "a variable without a name": frame(asks(verb="exec", **{**EXEC, "env": ["PXg="]})),
+    "a command without a folder": frame(asks(verb="exec", **{**EXEC, "places": []})),
+    "a node that is a number": frame(asks(verb="exec", **{**EXEC, "node": 5})),
+    "a text for a command": frame(asks(verb="exec", **{**EXEC, "argv": "ls"})),
+    "half of the arguments": frame(asks(verb="exec", node="client")),
+    "rubbish to change to": frame(asks(verb="change", perform=5, whole=5, about={}, hosts="")),
+    "rubbish to run": frame(asks(verb="run", steps=["rubbish"], folder="/nonexistent", seconds=1)),
+    "a run without end": frame(asks(verb="run", steps=[], folder="/nonexistent", seconds=1e300)),
+    "a run of NaN seconds": frame(asks(verb="run", steps=[], folder="/nonexistent", seconds=float("nan"))),
 }
 
 
-@pytest.mark.parametrize("sent", NONSENSE.values(), ids=NONSENSE)
-def test_a_client_that_sends_nonsense_or_half_a_message_stops_nobody(lab: RunningLab, sent: bytes) -> None:
+@pytest.mark.parametrize("sent", HALF.values(), ids=HALF)
+def test_a_client_that_stops_in_the_middle_stops_nobody(lab: RunningLab, sent: bytes) -> None:
     with control.connect(lab.name) as silent:
         silent.sendall(sent)
         assert works(lab)
     assert works(lab)
 
 
+def test_what_is_not_understood_is_answered_with_an_error_and_costs_its_connection(lab: RunningLab) -> None:
+    for what, sent in NONSENSE.items():
+        with control.connect(lab.name, 5) as odd:
+            null = os.open("/dev/null", os.O_RDONLY)
+            socket.send_fds(odd, [sent or b"\0"], [null] * (100 if not sent else 2))
+            os.close(null)
+            with pytest.raises(LabError, match=r"understood|too long|descriptors"):
+                control.answer(lab.name, odd)
+            with suppress(ConnectionResetError):  # some of it was not read
+                assert odd.recv(1) == b"", f"{what}: it hangs up"
+        assert works(lab), what
+
+
+ODD_STEPS = [
+    Configure("client", VethAdd("x" * 300, "no mac", "server", "y", "02:00:00:00:00:01")),
+    Configure("client", AddressAdd("no address", "eth0")),
+    Configure("client", RouteAdd("10.0.0.0/8", "eth0", table=1 << 40)),
+    Configure("nobody", LinkSet("eth0", up=True)),
+    Configure("client", SysctlSet("net.\0", "1")),
+    Configure("client", Qdisc("eth0", "tbf", 1 << 70 >> 8, 1, Tbf(-5, 0, 1 << 50))),
+    Write("a\0b", "text"),
+    Run("client", ()),
+    Run("client", ("a\0",)),
+    Spawn("client", "x", ()),
+    Spawn("client", "x", ("no such module",), forked=True, at=1e-9, within=1e308),
+    Wait("client", Listening(-5), within=0.0),
+    Wait("client", LinksUp(("x" * 100,)), within=0.0),
+]
+
+
+@pytest.mark.parametrize("step", ODD_STEPS, ids=lambda s: type(getattr(s, "request", s)).__name__)
+def test_steps_that_no_plan_has_fail_and_the_lab_lives(lab: RunningLab, step: Step, tmp_path: Path) -> None:
+    with pytest.raises(LabError) if getattr(step, "at", None) is None else nullcontext():
+        lab.ask(asking.Change(travel.encode([step]), travel.encode([]), {}, ""), patience=10)
+    with suppress(LabError):
+        lab.ask(asking.Run(travel.encode([step]), str(tmp_path), 0.0), patience=20)
+    assert works(lab)
+
+
+def test_descriptors_that_nobody_asked_for_are_closed(lab: RunningLab) -> None:
+    before = len(os.listdir(f"/proc/{lab.holder}/fd"))
+    null = os.open("/dev/null", os.O_RDONLY)
+    for _ in range(20):
+        lab.ask(asking.Status(), fds=[null] * 8)
+    os.close(null)
+    eventually(lambda: len(os.listdir(f"/proc/{lab.holder}/fd")) <= before)
+
+
+def test_three_hundred_half_messages_are_held_open_and_the_owner_is_answered(lab: RunningLab) -> None:
+    folder = f"/proc/{lab.holder}/fd"
+    assert works(lab)
+    before = len(os.listdir(folder))
+    held = [control.connect(lab.name) for _ in range(300)]
+    for one in held:
+        one.sendall(messages.LONGEST.to_bytes(4, "little") + b"x" * 1000)
+    assert works(lab)
+    for one in held:
+        one.close()
+    eventually(lambda: len(os.listdir(folder)) <= before)
+
+
+def test_more_connections_than_there_is_room_for_cost_those_that_say_nothing(lab: RunningLab) -> None:
+    held = [control.connect(lab.name) for _ in range(listening.MOST + 50)]
+    assert works(lab)
+    assert held[0].recv(1) == b"", "the first had to go"
+    for one in held:
+        one.close()
+    assert works(lab)
+
+
+def test_a_holder_without_descriptors_sleeps_and_serves_again(name: str) -> None:
+    making = (
+        "import resource, sys, testbed\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
+        "testbed.up(testbed.load(sys.argv[1]), sys.argv[2]).keep()"
+    )
+    subprocess.run((sys.executable, "-c", making, str(TWO), name), check=True)
+    lab = control.find(name)
+    held = [control.connect(name) for _ in range(60)]
+    assert lab.status()["state"] == "up", "a new one takes the place of one that says nothing"
+    asked = [one for one in held if not select.select([one], [], [], 0)[0]]
+    for one in asked:  # until all that it has wait for the end of something
+        with suppress(OSError):
+            messages.send(one, asking.encode(asking.command("client", ["sleep", "3"], {}, ["/"])), [0, 1, 2])
+    before, began = spent(lab.holder), time.monotonic()
+    waiting = [control.connect(name) for _ in range(20)]
+    while time.monotonic() - began < 2:
+        select.select([], [], [], 0.1)
+    assert spent(lab.holder) - before < 0.5, "s of a processor in 2 s: it must not ask for the same again and again"
+    for one in (*held, *waiting):
+        one.close()
+    assert works(lab)
+
+
+def spent(pid: int) -> float:
+    """Return the seconds that a process has computed."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_another_user_can_not_say_a_word_to_a_holder(lab: RunningLab, tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    marker = tmp_path / "marker"
+    down = frame(asks(verb="down"))
+    address = sandbox.address(lab.name)
+    assert as_other(lambda: refused(address, [evil(marker), down, down[:3], b"", b"\xff" * 100])) == 0
+    assert not marker.exists()
+    assert works(lab)
+
+
+def test_a_flood_of_another_user_keeps_nobody_out(lab: RunningLab) -> None:
+    def flood() -> None:
+        deadline = time.monotonic() + 3
+        while time.monotonic() < deadline:
+            with suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(sandbox.address(lab.name))
+                connection.send(frame(asks(verb="down"))[:20])
+
+    if (child := os.fork()) == 0:
+        os._exit(as_other(flood))
+    for _ in range(20):
+        assert works(lab)
+    assert os.waitpid(child, 0)[1] == 0
+    assert works(lab)
+
+
 def test_a_client_that_reads_no_answers_stops_nobody(lab: RunningLab) -> None:
     with control.connect(lab.name) as deaf:
         deaf.setblocking(False)
-        asks = frame(pickle.dumps((__version__, "look", ("client",)))) * 100_000
         with pytest.raises(BlockingIOError):
-            deaf.sendall(asks)
+            deaf.sendall(frame(asks(verb="look", node="client")) * 100_000)
         assert works(lab)
+        rss = Path(f"/proc/{lab.holder}/statm").read_text().split()[1]
+        assert int(rss) * os.sysconf("SC_PAGESIZE") < 300_000_000, "answers do not pile up"
     assert works(lab)
 
 
 def test_sixty_clients_at_once_are_all_answered(lab: RunningLab) -> None:
     clients = [control.connect(lab.name) for _ in range(60)]
     for client in clients:
-        messages.send(client, (__version__, "status", ()))
+        messages.send(client, asking.encode(asking.Status()))
     for client in clients:
-        assert control.answer(lab.name, client)["name"] == lab.name
+        assert control.answer(lab.name, client, asking.Status())["name"] == lab.name
         client.close()
 
 
 def test_a_lab_of_another_version_says_so_and_can_be_taken_down(lab: RunningLab) -> None:
     with control.connect(lab.name) as newer:
-        messages.send(newer, ("99.0", "change", ([], [], {}, "", "one more")))
+        messages.send(newer, json.dumps({"version": "99.0", "verb": "change", "one": "more"}).encode())
         with pytest.raises(LabError, match=f"made by testbed {__version__}.*testbed down {lab.name}"):
             control.answer(lab.name, newer)
     with control.connect(lab.name) as newer:
-        messages.send(newer, ("99.0", "down", ()))
+        messages.send(newer, json.dumps({"version": "99.0", "verb": "down"}).encode())
         control.answer(lab.name, newer)
 
 

@@ -229,7 +229,7 @@ def test_many_commands_at_once_have_connections_of_their_own_when_the_shared_one
     guest = begin()
     (shared,) = [p for p in _inside(guest) if b"\0-N\0" in Path(f"/proc/{p}/cmdline").read_bytes()]
     os.kill(shared, signal.SIGKILL)
-    eventually(lambda: not microvm.alive(guest)["shared"])
+    eventually(lambda: not microvm.alive(guest).shared)
     # Dropbear, were it to listen itself, would refuse the sixth of one address that has yet to authenticate.
     processes = [caller(guest, "sh", "-c", f"exit {n}") for n in range(8)]
     assert [process.wait(60) for process in processes] == list(range(8))

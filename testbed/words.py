@@ -1,0 +1,52 @@
+"""What execve(2) takes: the one place where argument lists and environments are checked (pure)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+
+def arguments(argv: Any) -> tuple[bytes, ...]:
+    """Return an argument list in bytes; ValueError says in a sentence why it is none."""
+    if isinstance(argv, str | bytes):
+        raise ValueError(f"a command is a list of words, not one text: {argv!r}")
+    words = tuple(_bytes(word, "a word of a command") for word in argv)
+    if not words:
+        raise ValueError("a command needs at least one word, the program, and this has none")
+    if not words[0]:
+        raise ValueError("the first word of a command is the program, and here it is empty")
+    return words
+
+
+def environment(env: Mapping[Any, Any]) -> tuple[bytes, ...]:
+    """Return NAME=value of every variable in bytes; ValueError says which can't be one."""
+    found = []
+    for name, value in env.items():
+        raw = _bytes(name, "the name of a variable")
+        if not raw or b"=" in raw:
+            raise ValueError(f"{name!r} can't be the name of an environment variable: it is empty or has a `=`")
+        found.append(raw + b"=" + _bytes(value, f"the variable {name}"))
+    return tuple(found)
+
+
+def folder(path: Any) -> bytes:
+    """Return the path of a folder in bytes; ValueError when no folder can have it."""
+    raw = _bytes(path, "a folder")
+    if not raw:
+        raise ValueError("a folder's path can't be empty; write . for the present one")
+    return raw
+
+
+def _bytes(word: Any, what: str) -> bytes:
+    if isinstance(word, os.PathLike):
+        word = os.fspath(word)
+    if not isinstance(word, str | bytes):
+        raise ValueError(f"{what} must be a text, not {word!r}")
+    try:
+        raw = os.fsencode(word)
+    except UnicodeEncodeError as e:
+        raise ValueError(f"{what} must be text that can be encoded, not {word!r}") from e
+    if b"\0" in raw:
+        raise ValueError(f"{what} can't have a NUL character, and {word!r} has one")
+    return raw

@@ -1,7 +1,7 @@
 """The command line: one function a verb. The module that prints, but for what `program` says at an error.
 
-Exit statuses: 0 done, 1 a check failed, 2 wrong input, 3 Linux refused something, 4 a feature is missing,
-130 and 143 interrupted by SIGINT (Ctrl-C) and SIGTERM.
+Exit statuses: 0 done, 1 a check failed, 2 wrong input, 3 Linux refused something, 4 a feature is missing, 70 a bug,
+130 and 143 interrupted by SIGINT (Ctrl-C) and SIGTERM, 141 nobody reads what is printed.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
+import click
 import typer
 
 from testbed import __version__, control, plain, present, sandbox
-from testbed.errors import CheckFailed, InputError, LabError, TestbedError
+from testbed.errors import InputError, LabError, TestbedError
 from testbed.program import GUESTS, enter, execute, perform, place_of
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from testbed.machines.choose import Choice
     from testbed.plan import Plan
     from testbed.report import Report
+    from testbed.runner import Outcome
 
 # Everything else is imported by the verb that needs it: `testbed exec` must not pay for the YAML parser.
 
@@ -335,38 +337,45 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Bring a lab up, run its workloads and events, keep everything, take it down, and judge."""
-    from testbed import runner
-    from testbed.experiment import read
+    from testbed import cases, runner, start
+    from testbed.experiment import Case, read
     from testbed.machines import choose
 
     overrides = tuple(sets or ())
     experiment = read(file, overrides, _under())
-    choice = choose.choose(runner.requires(experiment), machine)
+    first = experiment.cases[0].topology.name
+    start.permitted_name(name or first)
+    # Which case lacks what is found out case by case: one that can't be here does not keep the others from it.
+    choice = choose.choose(() if machine == choose.HERE else runner.requires(experiment), machine)
     if choice.machine != choose.HERE:
         from testbed.machines import elsewhere
         from testbed.machines.qemu import Size
 
         _tell(choice, machine)
-        lab = name or experiment.cases[0].topology.name
+        lab = name or first
         words: tuple[str | Path, ...] = ("run", file, *_there(lab), *_set(sets), *(["--json"] if as_json else []))
         errand = elsewhere.Errand(choice, words, _files(file, sets))
         size = Size.of(max(len(case.topology.nodes) for case in experiment.cases), cpus, memory)
         raise typer.Exit(elsewhere.run(errand, lab, size, _say, _fraction, out))
-    reports = []
-    for n, case in enumerate(experiment.cases):
+
+    many = len(experiment.cases)
+
+    def shown_by(n: int, case: Case) -> AbstractContextManager[Callable[[dict[str, Any]], None]]:
         title = f"{case.topology.name} {case.label}".strip()
-        with _progress(
-            title,
-            case.topology.seconds(),
-            f"[{n + 1}/{len(experiment.cases)}] " if len(experiment.cases) > 1 else "",
-        ) as say:
-            found = runner.run(experiment, case, out, overrides, name or case.topology.name, say)
-        reports.append(found)
-        if not as_json:
-            print(present.report(found, _short(found.folder)))
-    if as_json:
-        print(json.dumps([_summary(r) for r in reports], indent=1))
-    _judge(reports)
+        return _progress(title, case.topology.seconds(), f"[{n + 1}/{many}] " if many > 1 else "")
+
+    found = []
+    try:
+        for outcome in cases.each(experiment, out, overrides, name, shown_by):
+            found.append(outcome)
+            if not as_json and not (many == 1 and outcome.error is not None):  # of one alone the error says all
+                print(present.outcome(outcome, _short(outcome.folder) if outcome.folder is not None else ""))
+    finally:  # Ctrl-C ends all: what was done is told
+        if as_json:
+            print(json.dumps([_summary(o) for o in found], indent=1))
+        cases.keep(out, found)
+    if (error := cases.worst(found)) is not None:
+        raise error
 
 
 @app.command()
@@ -375,14 +384,16 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Derive metrics, verdict and JUnit from a results folder again, and print them."""
+    from testbed import cases
     from testbed.report import report as derive
 
     found = derive(folder)
     if as_json:
-        print(json.dumps(_summary(found), indent=1))
+        print(json.dumps(_derived(found), indent=1))
     else:
         print(present.report(found, _short(found.folder)))
-    _judge([found])
+    if (error := cases.missed(found)) is not None:
+        raise error
 
 
 @app.command()
@@ -671,20 +682,28 @@ def _short(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _summary(found: Report) -> dict[str, Any]:
+def _summary(found: Outcome) -> dict[str, Any]:
+    """Return what scripts are told of a case; `status` is the exit status that it alone would have had."""
+    from testbed import cases
+
+    error = cases.error(found)
+    own = {
+        "case": found.case.label,
+        "status": 0 if error is None else error.exit_status,
+        "error": None if found.error is None else str(found.error),
+    }
+    if found.report is not None:
+        return {**_derived(found.report), **own}
+    nothing = {"verdict": "error", "checks": [], "validity": [], "failures": [str(error)], "events": []}
+    return {"name": found.case.topology.name, "folder": None, **nothing, **own}
+
+
+def _derived(found: Report) -> dict[str, Any]:
+    """Return what scripts are told of a report."""
     verdict: dict[str, Any] = json.loads((found.folder / "verdict.json").read_text())
     folder = os.path.join(os.environ.get("TESTBED_FROM", ""), _short(found.folder))
     folder = folder if "TESTBED_RESULTS" in os.environ else str(found.folder)
     return {"name": found.topology.name, "folder": folder, **verdict}
-
-
-def _judge(reports: Sequence[Report]) -> None:
-    failures = [f for r in reports for f in r.failures]
-    if failures:
-        raise LabError(f"{len(failures)} steps or workloads of the run failed: {failures[0].splitlines()[0]}")
-    missed = [o for r in reports for o in r.outcomes if not o.passed]
-    if missed:
-        raise CheckFailed(f"{len(missed)} of {sum(len(r.outcomes) for r in reports)} checks failed")
 
 
 @contextmanager
@@ -755,9 +774,27 @@ def _commit() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def command_line() -> None:
+    """Do what `sys.argv` asks for; errors are raised as they are, but for what click says of the words themselves.
+
+    Click's own `main` takes the end of an input, or of a pipe, for its user's wish to abort, with status 1.
+    """
+    if "_TESTBED_COMPLETE" in os.environ:  # the shell asks
+        app()
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("testbed", sys.argv[1:]) as context:
+            command.invoke(context)
+    except click.ClickException as e:
+        e.show()
+        raise SystemExit(e.exit_code) from e
+    except click.exceptions.Exit as e:
+        raise SystemExit(e.exit_code) from e
+
+
 def main() -> NoReturn:
     """Run the command line of `sys.argv`."""
-    perform(app)
+    perform(command_line)
 
 
 def narrow(verb: str = "") -> None:

@@ -44,14 +44,6 @@ class BugError(TestbedError):
     exit_status = 70
 
 
-def bug(fault: BaseException) -> BugError:
-    """Return the error that tells of an exception that nobody expected."""
-    from traceback import format_exception, format_exception_only
-
-    what = format_exception_only(fault)[-1].strip()
-    return BugError(f"a bug in testbed: {what}\n{''.join(format_exception(fault)).rstrip()}")
-
-
 class Problem(NamedTuple):  # and no Struct: a pytest that uses no lab has this module alone
     """One thing wrong with the input: its place, what is wrong, the offending line and, if any, a hint.
 

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from testbed.look import Seen
     from testbed.machines.here import Finding
     from testbed.machines.image import Image
-    from testbed.report import Outcome, Report
+    from testbed.report import Outcome as Judged
+    from testbed.report import Report
+    from testbed.runner import Outcome
     from testbed.workloads.multicast import Multicast
 
 _ROWS = 30  # nodes that fit on one screen
@@ -109,6 +111,14 @@ def images(found: Iterable[Image], current: str) -> str:
             (mark, image.digest, image.manifest["built"], image.manifest["kernel"], packages, f"{size:.0f} MiB")
         )
     return columns(rows)
+
+
+def outcome(found: Outcome, place: str) -> str:
+    """Return what came of a case: its report, or why there is none."""
+    if found.report is not None:
+        return report(found.report, place)
+    name = f"{found.case.topology.name} {found.case.label}".strip()
+    return f"{name}: error\n\nfailed: {found.error}"
 
 
 def report(found: Report, place: str) -> str:
@@ -220,6 +230,6 @@ def _receivers(found: Report, name: str, work: Multicast) -> str:
     return f"{head}\n{columns(rows)}{more if len(nodes) > _RECEIVERS else ''}"
 
 
-def _check(o: Outcome) -> tuple[str, ...]:
+def _check(o: Judged) -> tuple[str, ...]:
     value = "-" if o.value is None else f"{o.value:.6g} {o.unit}".strip()
     return ("  pass" if o.passed else "  FAIL", o.metric, o.expected, value, o.why)

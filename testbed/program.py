@@ -6,14 +6,15 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from io import BufferedWriter, FileIO, TextIOWrapper
-from typing import TYPE_CHECKING, NoReturn, TextIO
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, NoReturn
 
-from testbed import control, sandbox
-from testbed.errors import InputError, LabError, TestbedError
+from testbed import faults
+from testbed.errors import BugError, InputError, LabError, TestbedError
+from testbed.screen import screens
 
+# Everything else is imported where an error is told as one: what a library can't be loaded for, for example.
 if TYPE_CHECKING:
     from testbed.machines.elsewhere import Elsewhere
 
@@ -22,14 +23,15 @@ GUESTS = "testbed-guest"  # the family of abstract sockets of guests
 
 def script() -> NoReturn:
     """Be the program, and end without taking some hundred modules apart, which would cost 40 ms."""
+    status = 70
     try:
         perform(lambda: _verb(sys.argv[1:])())
     except SystemExit as e:
-        status = e.code if isinstance(e.code, int) else int(e.code is not None)
-    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: the caller closed it
-        with suppress(BrokenPipeError):
-            stream.flush()
-    os._exit(status)
+        status = int(e.code or 0)
+    finally:
+        if (fault := sys.exc_info()[1]) is not None:  # one of those few lines that tell of the others
+            sys.excepthook(type(fault), fault, fault.__traceback__)
+        os._exit(status)
 
 
 def _verb(words: Sequence[str]) -> Callable[[], object]:
@@ -40,81 +42,53 @@ def _verb(words: Sequence[str]) -> Callable[[], object]:
     from testbed import cli
 
     cli.narrow(*words[:1])
-    return cli.app
+    return cli.command_line
 
 
 def perform(verb: Callable[[], object]) -> NoReturn:
-    """Run what a command line asks for; every error of ours ends with its own exit status and no traceback."""
+    """Run what a command line asks for; every error ends with its own exit status, told in a sentence."""
     gc.set_threshold(200_000)  # a short life: collecting what imports and plans make costs as much as making it
     status: list[int] = []
 
     def interrupted(number: int, _: object) -> NoReturn:
         """End as a command does that a signal ends; a lab that is being made or run goes with us."""
-        os.write(2, f"testbed: interrupted ({signal.Signals(number).name})\n".encode())
+        with suppress(OSError):
+            os.write(2, f"testbed: interrupted ({signal.Signals(number).name})\n".encode())
         status.append(128 + number)
         raise SystemExit(status[0])
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupted)
-    if "TESTBED_TIED" in os.environ:
-        sandbox.end_with_parent()
-    try:
-        with screens():
-            _perform(verb)
-    finally:
-        # A library that it came up through may have made an error of its own of it: pydantic's validators do.
-        if status:
-            raise SystemExit(status[0])
-    raise SystemExit(0)
+    with screens():
+        ended = _performed(verb)
+    raise SystemExit(status[0] if status else ended)
 
 
-def _perform(verb: Callable[[], object]) -> None:
+def _performed(verb: Callable[[], object]) -> int:
+    """Run a verb, say what went wrong, and return the exit status."""
     try:
-        verb()
+        with faults.foreseen():
+            if "TESTBED_TIED" in os.environ:
+                from testbed import sandbox
+
+                sandbox.end_with_parent()
+            ended = 0
+            try:
+                verb()
+            except SystemExit as e:
+                ended = e.code if isinstance(e.code, int) else int(e.code is not None)
+            sys.stdout.flush()
+            return ended
+    except SystemExit as e:  # nobody reads what is printed
+        return int(e.code or 0)
     except TestbedError as e:
-        with suppress(BrokenPipeError):
+        with suppress(LabError, SystemExit):
             sys.stdout.flush()  # what was said before comes before, also where both streams are one file
-        print(f"{e}" if isinstance(e, InputError) else f"testbed: {e}", file=sys.stderr)
-        raise SystemExit(e.exit_status) from e
-    except BrokenPipeError as e:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of our output went away: nothing to say to it
-        raise SystemExit(141) from e
-
-
-class Screen(TextIOWrapper):
-    """A standard stream on which everything is visible (`testbed.plain`), whoever prints: this program or a library."""
-
-    def write(self, text: str) -> int:
-        """Write text with what hides, or moves a cursor, spelt out."""
-        from testbed.plain import shown  # late: `testbed exec` prints nothing
-
-        super().write(shown(text))
-        return len(text)
-
-
-@contextmanager
-def screens() -> Iterator[None]:
-    """Let what is printed on the standard streams be seen; what is printed on one that the caller closed is not."""
-    before = sys.stdout, sys.stderr
-    while (null := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) <= 2:
-        pass  # it takes the number of a stream that is closed, which else the next file or socket would get
-    os.close(null)
-    sys.stdout, sys.stderr = made = [_screen(stream, fd) for fd, stream in enumerate(before, 1)]
-    try:
-        yield
-    finally:
-        sys.stdout, sys.stderr = before
-        for screen in made:
-            with suppress(BrokenPipeError):
-                screen.detach()  # its buffer belongs to the stream before, which is not to be closed
-
-
-def _screen(stream: TextIO | None, fd: int) -> Screen:
-    if stream is None:
-        return Screen(BufferedWriter(FileIO(fd, "w", closefd=False)), "utf-8")
-    with suppress(BrokenPipeError):
-        stream.flush()
-    return Screen(stream.buffer, stream.encoding, "backslashreplace", line_buffering=bool(stream.line_buffering))
+        with suppress(SystemExit):
+            print(f"{e}" if isinstance(e, InputError) else f"testbed: {e}", file=sys.stderr)
+            if isinstance(e, BugError):
+                print(f"testbed: {faults.report()}", file=sys.stderr)
+        return e.exit_status
 
 
 def execute(lab: str, node: str, argv: Sequence[str]) -> NoReturn:
@@ -127,6 +101,8 @@ def execute(lab: str, node: str, argv: Sequence[str]) -> NoReturn:
 
 def enter(lab: str, node: str, argv: Sequence[str]) -> NoReturn:
     """Run a command in a node of a lab on this machine, on this terminal."""
+    from testbed import control, sandbox
+
     running = control.find(lab)
     nodes = running.status()["nodes"]
     if node not in nodes:
@@ -137,6 +113,8 @@ def enter(lab: str, node: str, argv: Sequence[str]) -> NoReturn:
 
 def place_of(lab: str) -> Elsewhere | None:
     """Return the machine that a lab is on, None when that is this one."""
+    from testbed import sandbox
+
     if "@" not in lab and (lab in sandbox.names() or lab not in sandbox.names(GUESTS)):
         return None
     from testbed.machines import elsewhere

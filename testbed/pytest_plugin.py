@@ -23,10 +23,11 @@ from uuid import uuid4
 
 import pytest
 
-from testbed.errors import InputError, LabError, TestbedError
+from testbed.errors import BugError, InputError, LabError, TestbedError
 
 MARK = "testbed_feature(*names, machine='here'): skip where the machine lacks a feature (see `testbed doctor`)"
 PATIENCE = 30.0  # seconds in which a command line that was told to end may take its lab along
+_ENDED = (0, 1, 2, 3, 4)  # exit statuses of a run that tell of the lab, and not of testbed or of a signal
 _ROWS = 20  # of what the command line said, in the report of a test that failed
 
 OURS = ("auto", "here", "microvm")  # machines that nobody has to make known
@@ -39,9 +40,12 @@ Tell = Callable[[str, str], None]  # title, text
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One run of an experiment: its results folder, and what is there of verdict and metrics."""
+    """One run of an experiment: its results folder, and what is there of verdict and metrics.
 
-    folder: Path
+    A case that could not be run to its end has the verdict `error`; without a folder it has no metrics.
+    """
+
+    folder: Path | None
     verdict: str  # passed, failed, error, no checks
     metrics: Mapping[str, float]
 
@@ -50,7 +54,7 @@ class Case:
 class Run:
     """What `testbed run` of a file came to; an experiment with a matrix has several cases."""
 
-    status: int  # 0, 1: a check failed, 3: a workload or a step failed
+    status: int  # 0, 1: a check failed, 3: a workload, a step or a whole case failed, 4: a case lacks a feature
     cases: tuple[Case, ...]
 
     @property
@@ -66,7 +70,9 @@ class Run:
     @property
     def folder(self) -> Path:
         """Return the results folder of the only case."""
-        return self._only().folder
+        if (folder := self._only().folder) is None:
+            raise InputError("the case has no results folder")
+        return folder
 
     def _only(self) -> Case:
         if len(self.cases) != 1:
@@ -113,9 +119,9 @@ class Lab:
         name = _unique("run")
         words = ("run", str(chosen), "--json", "--name", name, "--machine", self.machine, *_options(given))
         done = _tidily((*words, "--results", str(self._results)), name)
-        cases = json.loads(done.stdout) if done.stdout and done.returncode in (0, 1, 3) else []
+        cases = json.loads(done.stdout) if done.stdout and done.returncode in _ENDED else []
         self._tell(f"run {chosen.name}", "\n".join([*_rows(done), *(row for c in cases for row in _missed(c))]))
-        if not cases:
+        if all(case["error"] is not None for case in cases):
             _refused(done, self.machine, chosen, given)
         self._runs.append(Run(done.returncode, tuple(map(_case, cases))))
         return self._runs[-1]
@@ -219,7 +225,7 @@ def _lacking(names: Sequence[str], machine: str, findings: dict[str, Findings]) 
         if not done.stdout and done.returncode != 2 and machine not in OURS:
             _leave(f"machine {machine}: {_line(done)}", {machine})
         if not done.stdout:
-            raise InputError(_words(done)) if done.returncode == 2 else LabError(_words(done))
+            raise {2: InputError, 70: BugError}.get(done.returncode, LabError)(_words(done))
         findings[machine] = {f["feature"]: f for f in json.loads(done.stdout)["features"]}
     return [findings[machine][name] for name in names if not findings[machine][name]["present"]]
 
@@ -252,6 +258,8 @@ def _refused(done: CompletedProcess[str], machine: str, file: Path, sets: Sequen
     words = _words(done)
     if done.returncode == 2:
         raise InputError(words)
+    if done.returncode == 70:
+        raise BugError(words)
     if done.returncode != 4:
         raise LabError(words or f"testbed ended with {done.returncode} and said nothing")
     missing = set(re.findall(r"\bfeature ([\w-]+)", words)) or {"microvm" if machine == "auto" else machine}
@@ -363,6 +371,8 @@ def _guests() -> list[str]:
 
 
 def _case(summary: Mapping[str, Any]) -> Case:
+    if summary["folder"] is None:
+        return Case(None, summary["verdict"], {})
     folder = Path(summary["folder"])
     metrics = json.loads((folder / "metrics.json").read_text())
     return Case(folder, summary["verdict"], {name: float(m["value"]) for name, m in metrics.items()})

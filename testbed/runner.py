@@ -9,12 +9,13 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from msgspec import to_builtins
+from msgspec import Struct, to_builtins
 
 from testbed import asking, results, schedule, travel
 from testbed.control import RunningLab, Say
 from testbed.errors import TestbedError
 from testbed.experiment import Case, Experiment
+from testbed.faults import foreseen
 from testbed.features import Feature
 from testbed.machines import here
 from testbed.plan import plan
@@ -24,6 +25,18 @@ from testbed.results import Folder
 from testbed.start import up
 from testbed.steps import Step
 
+_LONGEST = 50_000  # characters of an error in run.json
+_NOT_BEGUN = {"monotonic": 0.0, "seconds": 0.0, "events": [], "processes": []}
+
+
+class Outcome(Struct, frozen=True):
+    """What came of a case: its folder and report as far as there are any, and the error that ended it early."""
+
+    case: Case
+    folder: Path | None
+    report: Report | None = None
+    error: TestbedError | None = None
+
 
 def requires(experiment: Experiment) -> tuple[Feature, ...]:
     """Return what a machine must offer for every case of an experiment."""
@@ -31,18 +44,43 @@ def requires(experiment: Experiment) -> tuple[Feature, ...]:
     return tuple(dict.fromkeys(f for p in plans for f in (*p.requires(), *schedule.requires(p))))
 
 
-def run(experiment: Experiment, case: Case, root: Path, overrides: tuple[str, ...], name: str, say: Say) -> Report:
-    """Run a case in a lab of its own and return its report; the lab is gone afterwards, whatever happened.
+def run(experiment: Experiment, case: Case, root: Path, overrides: tuple[str, ...], name: str, say: Say) -> Outcome:
+    """Run a case in a lab of its own and return what came of it; the lab is gone afterwards, whatever happened.
 
-    Raise what `up` raises; a workload or a step that failed during the run is in the report, as verdict `error`.
+    Whatever keeps it from its end, but for what ends this program, is its error; a workload or a step that failed
+    during the run is in the report, as verdict `error`.
     """
+    made: list[Folder] = []
+    try:
+        with foreseen():
+            _run(experiment, case, root, overrides, name, say, made)
+            found = report(made[0].path)
+            results.point_latest(made[0])
+            return Outcome(case, made[0].path, found)
+    except TestbedError as e:
+        return _failed(case, made[0] if made else None, e)
+
+
+def _run(
+    experiment: Experiment,
+    case: Case,
+    root: Path,
+    overrides: tuple[str, ...],
+    name: str,
+    say: Say,
+    made: list[Folder],
+) -> None:
+    """Run a case; `made` gets its folder as soon as that is one of results."""
     planned = plan(case.topology)
     steps = schedule.run_steps(planned)
     needed = schedule.requires(planned)
-    here.require((*planned.requires(), *needed))  # before a folder is made
+    features = (*planned.requires(), *needed)
+    alone = len(experiment.cases) == 1
+    if alone:  # where it can't be, nothing is made
+        here.require(features)
     text = f"{planned}\n# run\n" + "".join(f"{s}\n" for s in steps)
     facts = {
-        "tools": here.versions((*planned.requires(), *needed)),
+        "tools": here.versions(features),
         "git": here.commit(experiment.path.parent),
         "arguments": sys.argv[1:],
         "began": time.time(),
@@ -51,14 +89,27 @@ def run(experiment: Experiment, case: Case, root: Path, overrides: tuple[str, ..
     # Its manifest makes a folder one of results: nothing slow is between the two.
     folder = results.create(root.resolve(), case.topology.name, case.label, experiment.texts, text)
     results.write(folder, "manifest.json", results.manifest(overrides, case.settings, experiment.seed, **facts))
+    made.append(folder)
+    if not alone:
+        here.require(features)
     with results.kernel_log(folder):
         lab = up(planned, name, say=say, folder=folder.path, requires=needed, about={"run": str(folder.path)})
         held = _play(lab, steps, folder, case.topology.duration or 0.0, say)
     facts |= {"ended": time.time(), "resources": to_builtins(held)}
     results.write(folder, "manifest.json", results.manifest(overrides, case.settings, experiment.seed, **facts))
-    found = report(folder.path)
-    results.point_latest(folder)
-    return found
+
+
+def _failed(case: Case, folder: Folder | None, error: TestbedError) -> Outcome:
+    """Return what came of a case that did not come to its end; its folder says why."""
+    found: Report | None = None
+    if folder is not None:
+        # The error itself says more than what can be said of its results.
+        with suppress(TestbedError), foreseen():
+            if not (folder.path / "run.json").exists():  # it had not begun
+                why = [str(error)[:_LONGEST]]
+                results.write(folder, "run.json", {**_NOT_BEGUN, "time": time.time(), "failures": why})
+            found = report(folder.path)
+    return Outcome(case, None if folder is None else folder.path, found, error)
 
 
 def _play(lab: RunningLab, steps: tuple[Step, ...], folder: Folder, seconds: float, say: Say) -> dict[str, Held]:
@@ -68,8 +119,6 @@ def _play(lab: RunningLab, steps: tuple[Step, ...], folder: Folder, seconds: flo
         held = lab.bounds()
     except TestbedError:
         lab.down()
-        with suppress(TestbedError):  # the error itself says more than what can be said of its results
-            report(folder.path)
         raise
     except BaseException:
         lab.abandon()  # Ctrl-C

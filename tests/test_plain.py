@@ -169,6 +169,19 @@ def test_a_plan_shows_what_a_command_hides(say: Say, tmp_path: Path) -> None:
     assert "\\u202e" in err
 
 
+def test_what_is_said_of_progress_comes_at_once_where_errors_go_to_a_file(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from testbed.screen import screens
+with screens():
+    print("first", file=sys.stderr)
+    os.write(2, b"second\\n")
+    print("third", file=sys.stderr)
+"""
+    done = subprocess.run((sys.executable, "-c", code), stderr=subprocess.PIPE, text=True, check=True)
+    assert done.stderr == "first\nsecond\nthird\n"
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_a_terminal_of_any_encoding_gets_what_it_can_show(encoding: str, tmp_path: Path) -> None:
     file = tmp_path / "größe.yaml"

@@ -17,7 +17,7 @@ from typing import Any
 from msgspec import Struct
 
 from testbed.errors import InputError, Unsupported
-from testbed.machines import building, recipe
+from testbed.machines import building, home, recipe
 from testbed.machines.building import Progress
 
 FILES = ("vmlinuz", "initrd.gz", "root.squashfs")
@@ -57,8 +57,7 @@ class Image(Struct, frozen=True, dict=True):
 
 def cache() -> Path:
     """Return the folder of this user's images."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "testbed" / "images"
+    return home.cache() / "images"
 
 
 def find() -> Image | None:

@@ -13,6 +13,7 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from testbed.errors import InputError
+from testbed.machines import home
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
 # As ssh(1) takes it. A user or a host that begins with a dash is none, and no path or password is.
@@ -104,5 +105,4 @@ def _change(change: Callable[[Mapping[str, Known]], dict[str, Known]]) -> dict[s
 
 
 def _file() -> Path:
-    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    return Path(home) / "testbed" / "machines.json"
+    return home.config() / "machines.json"

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from testbed import __version__
+from testbed.errors import InputError
 from testbed.features import Feature
+from testbed.machines import home
 from testbed.machines.programs import which
 
 
@@ -43,12 +45,10 @@ def keep(present: Mapping[Feature, str], absent: Iterable[Feature]) -> None:
 
 
 def _file() -> Path | None:
-    """Return this boot's file: $XDG_CACHE_HOME where that is absolute (XDG Base Directory), else ~/.cache."""
-    named = os.environ.get("XDG_CACHE_HOME", "")
-    folder = Path(named if named.startswith("/") else os.path.expanduser("~/.cache"))
-    with suppress(OSError):
+    """Return this boot's file, None where there can't be one."""
+    with suppress(OSError, InputError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return folder / "testbed" / f"features-{boot}.json" if folder.is_absolute() else None
+        return home.cache() / f"features-{boot}.json"
     return None
 
 

@@ -239,6 +239,9 @@ def _move(work: Path, root: Path, latest: dict[str, str]) -> list[tuple[str, Pat
         name = run.parent.name
         (root / name).mkdir(exist_ok=True)
         place = root / name / run.name
+        if run.is_file():  # what is of all runs: that of the last ones
+            run.replace(place)
+            continue
         for n in range(1, 1000):
             with suppress(FileExistsError):
                 place.mkdir()  # what makes a name ours; an empty folder is replaced by rename(2)

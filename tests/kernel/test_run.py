@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -265,3 +266,68 @@ def test_a_disk_that_is_full_ends_the_run_with_the_name_of_what_could_not_be_wri
     assert re.search(r"testbed: the results can't be written: /.+: No space left on device$", done.stderr, re.M)
     assert "Traceback" not in done.stderr
     assert testbed("status", name).returncode == 3, "and nothing is left"
+
+
+MIXED = """
+name: mixed
+nodes:
+  a: {{mptcp: {{scheduler: default}}, commands: [[sh, -c, "echo >> {count}; test $(wc -l < {count}) != {bad}"]]}}
+  b: {{}}
+links: [{{ends: [a:eth0, b:eth0]}}]
+workloads: {{hello: {{command: {{node: a, argv: [sh, -c, "echo hello; {then}"]}}}}}}
+checks: [{{metric: a.eth0.tx_packets, min: 0}}]
+matrix: {{nodes.a.mptcp.scheduler: [{schedulers}]}}
+repeat: 2
+"""
+
+
+def test_a_case_that_can_not_come_up_leaves_the_others_alone(tmp_path: Path, name: str) -> None:
+    file, count = tmp_path / "mixed.yaml", tmp_path / "count"
+    # The second one has a command that fails; of the last two, no kernel has the scheduler.
+    file.write_text(MIXED.format(count=count, bad=2, then="true", schedulers="default, no_such"))
+    words = ("run", str(file), "--name", name, "--machine", "here", "--results", str(tmp_path / "r"))
+    done = testbed(*words, "--json")
+    assert done.returncode == 3, done.stderr
+    found = json.loads(done.stdout)
+    assert [(c["verdict"], c["status"]) for c in found] == [("passed", 0), ("error", 3), ("error", 4), ("error", 4)]
+    assert "it ended with status 1" in found[1]["failures"][0]
+    assert "feature mptcp-scheduler-no_such" in found[2]["failures"][0]
+    assert done.stderr.splitlines()[-1].startswith("testbed: 1 of 4 cases: mixed scheduler=default_2: [a] sh -c ")
+    for case in found:
+        verdict = json.loads(Path(case["folder"], "verdict.json").read_text())
+        assert (verdict["verdict"], verdict["failures"]) == (case["verdict"], case["failures"])
+        assert testbed("report", case["folder"]).returncode == (3 if case["status"] else 0)
+    suites = ElementTree.parse(tmp_path / "r/mixed/junit.xml").getroot()
+    assert [s.get("name") for s in suites] == [
+        f"mixed scheduler={x}_{n}" for x in ("default", "no_such") for n in (1, 2)
+    ]
+    assert [int(s.get("errors", "")) for s in suites] == [0, 1, 1, 1]
+    assert len(list(suites.iter("testsuite"))) == 4
+    assert name not in testbed("status").stdout
+    # As text, each says what came of it; and where nothing worse comes, what is lacking decides.
+    count.unlink()
+    done = testbed(*words, "--set", "repeat=1")
+    assert done.returncode == 4, done.stderr
+    assert "mixed: passed" in done.stdout
+    assert "failed: this machine lacks what the topology requires" in done.stdout
+
+
+def test_who_ends_a_run_of_many_keeps_what_was_done(tmp_path: Path, name: str) -> None:
+    file, count = tmp_path / "mixed.yaml", tmp_path / "count"
+    text = MIXED.format(count=count, bad=9, then=f"test $(wc -l < {count}) = 1 || sleep 50", schedulers="default")
+    file.write_text(text)
+    words = ("run", str(file), "--name", name, "--machine", "here", "--results", str(tmp_path / "r"), "--json")
+    process = subprocess.Popen(
+        (sys.executable, "-m", "testbed", *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    for row in process.stderr:
+        if row.startswith("[2/2]") and "sleep 50" in row:
+            break
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert [c["verdict"] for c in json.loads(out)] == ["passed"]
+    suites = ElementTree.parse(tmp_path / "r/mixed/junit.xml").getroot()
+    assert [s.get("name") for s in suites] == ["mixed scheduler=default_1"]
+    assert name not in testbed("status").stdout

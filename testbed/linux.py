@@ -1,4 +1,4 @@
-"""The few system calls that Python 3.11 lacks: unshare, setns, mount, prctl, sethostname."""
+"""The few system calls that Python 3.11 lacks: unshare, setns, mount, umount2, prctl, sethostname."""
 
 from __future__ import annotations
 
@@ -33,6 +33,11 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str
     """Mount (mount(2))."""
     words = (source.encode(), target.encode(), kind.encode() or None)
     _call(f"mount {target}", _libc.mount(*words, ctypes.c_ulong(flags), options.encode() or None))
+
+
+def detach(target: str) -> None:
+    """Take a mount out of sight; it goes with its last open file (umount2(2), MNT_DETACH)."""
+    _call(f"umount {target}", _libc.umount2(target.encode(), 2))
 
 
 def prctl(option: int, value: int | bytes) -> None:

@@ -21,6 +21,7 @@ from testbed.drivers.link import (
     LinksUp,
     NamespaceAdd,
     PortAdd,
+    Silence,
     VethAdd,
 )
 from testbed.drivers.nl80211 import ChannelSet, CountrySet, FragmentationSet, WiphyMove, WlanAdd
@@ -32,6 +33,9 @@ from testbed.nodes.place import Interface
 from testbed.steps import LAB, Configure, Run, Step, Wait
 from testbed.topology import Link, Topology
 from testbed.units import interface_of
+
+_MANY = 64  # nodes on a segment, or ports of a bridge
+_REPORTS = "20"  # ms: a whole number of ticks whatever a kernel has of them (100, 250, 300 or 1000 a second)
 
 
 class Plan(Struct, frozen=True):
@@ -96,6 +100,7 @@ def plan(topology: Topology) -> Plan:
         *_links(net),
         *_radios(net),
         *_interfaces(net),
+        *_bridges(net),
         *_routes(net),
         *_shaping(net),
         *late,
@@ -117,6 +122,11 @@ def _roles(net: Network, name: str, multicast: bool) -> Iterator[Step]:
     if node.bridge is not None:
         # One write before its ports exist: a switch port has no addresses and sends nothing of its own.
         yield Configure(name, SysctlSet("net.ipv6.conf.default.disable_ipv6", "1"))
+    if 6 in net.families and any(_crowded(net, i) for i in net.interfaces[name]):
+        # What a node says of its own accord goes to all the others: no question for routers, whose answer nobody
+        # needs, and reports of groups (RFC 3810) at once, while the bridge does not pass them on yet.
+        yield Configure(name, SysctlSet("net.ipv6.conf.default.router_solicitations", "0"))
+        yield Configure(name, SysctlSet("net.ipv6.conf.default.mldv2_unsolicited_report_interval", _REPORTS))
     if node.mptcp is not None or name in net.tunnels or multicast:
         # Replies and joins leave by the interface of their address, and the way of multicast, be it a tree or a
         # tunnel, need not be the way back; a strict reverse path filter, which a namespace may inherit from the host,
@@ -127,6 +137,11 @@ def _roles(net: Network, name: str, multicast: bool) -> Iterator[Step]:
         yield from role.steps(net.place(name))
     for key, value in node.sysctl.items():
         yield Configure(name, SysctlSet(key, str(value)))
+
+
+def _crowded(net: Network, i: Interface) -> bool:
+    """Say whether a frame to all that leaves by an interface has many receivers."""
+    return i.kind == "veth" and not i.port and len(net.segments[i.segment]) > _MANY
 
 
 def _early(net: Network, step: Step) -> bool:
@@ -232,7 +247,21 @@ def _interfaces(net: Network) -> Iterator[Step]:
                 yield Configure(name, AutoAddressOff(i.name))
                 for address in _addresses(i):
                     yield Configure(name, address)
-            yield Configure(name, LinkSet(bridge.name, up=True))  # last: each port of a running bridge costs more
+
+
+def _bridges(net: Network) -> Iterator[Step]:
+    """Yield bridges that come up, after all that they join: each port that comes to a running one costs more.
+
+    A node reports the groups of its addresses as soon as it is up, a few times, _REPORTS and two ticks (20 ms) at
+    most apart (net/ipv6/mcast.c: mld_ifc_start_work). A large bridge would copy each report to everybody, and what
+    there is no room for in the processors' backlogs, first packets of others among it, would be lost.
+    """
+    bridges = [(name, node.bridge.name) for name, node in net.topology.nodes.items() if node.bridge is not None]
+    for name, bridge in bridges if 6 in net.families else ():
+        if sum(i.port for i in net.interfaces[name]) > _MANY:
+            yield Wait(name, Silence(bridge), steady=0.06, here=True)
+    for name, bridge in bridges:
+        yield Configure(name, LinkSet(bridge, up=True))
 
 
 def _enabled(net: Network, i: Interface) -> Iterator[Step]:

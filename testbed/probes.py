@@ -48,6 +48,11 @@ def holds(probe: Probe, here: Namespace, home: int, folder: Path) -> str:
                     return f"no packet socket on {ifname}"
                 said = folder / log
                 return "" if said.exists() and "File:" in said.read_text() else "dumpcap has not opened its file"
+            case link.Silence(bridge):
+                # net/core/net-procfs.c: after the name the bytes and the packets that came.
+                rows = [row.partition(":")[2].split() for row in _net("dev").splitlines()[2:]]
+                up = netlink.flags(here.route, bridge) & link.IFF_UP
+                return "" if up else f"{sum(int(row[1]) for row in rows)} frames"
             case mptcp.PathManagerHas(limits, endpoints):
                 return _path_manager(limits, endpoints)
             case smcroute.Forwarding():

@@ -123,6 +123,8 @@ class Wait(Struct, frozen=True, tag=True):
 
     One with `urge` is taken up when those without hold: requests that are made first, and `again` every `every`
     seconds that it does not hold after that. No more of these are under way at once than there are processors.
+    One with `steady` also holds when what the probe says has been the same for so many seconds. One that is `here`
+    is awaited in its place among the requests, and not at the end.
     """
 
     node: str
@@ -132,6 +134,8 @@ class Wait(Struct, frozen=True, tag=True):
     urge: tuple[Request, ...] = ()
     again: tuple[Request, ...] = ()
     every: float = 5.0
+    steady: float = 0.0
+    here: bool = False
 
     def __str__(self) -> str:
         urged = f"  by {self.urge[-1]}" if self.urge else ""

@@ -178,6 +178,15 @@ class LinksUp(Struct, frozen=True, tag=True):
         return f"operstate up: {' '.join(self.names)}"
 
 
+class Silence(Struct, frozen=True):
+    """Nothing new has come to the ports of a bridge, which is down still: its nodes have said what they say first."""
+
+    bridge: str
+
+    def __str__(self) -> str:
+        return f"silence at {self.bridge}"
+
+
 def _address(address: str) -> tuple[bytes, bytes]:
     """Encode the family, length, flags and scope, and IFA_LOCAL and IFA_ADDRESS."""
     host, _, length = address.partition("/")

@@ -1,13 +1,16 @@
-"""A thousand nodes in one lab."""
+"""Large labs: they work as soon as they are up, and nobody in them speaks without need."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 import testbed as api
+from testbed import control
 from testbed.topology import load
+from tests.conftest import testbed
 
 pytestmark = pytest.mark.kernel
 
@@ -28,3 +31,33 @@ def test_a_star_of_a_thousand_hosts_works_from_end_to_end(tmp_path: Path, name: 
         counted = lab.exec("h500", ("cat", "/proc/net/dev")).stdout
         eth0 = next(row.split() for row in counted.splitlines() if row.strip().startswith("eth0:"))
         assert int(eth0[10]) == 0
+
+
+def test_hosts_of_a_large_bridge_answer_the_first_packet_of_both_families_and_hear_nothing_before(
+    tmp_path: Path, name: str
+) -> None:
+    def write(size: int) -> Path:
+        rows = ["name: star", "nodes:", "  s1: {bridge: {}}", *(f"  h{n}: {{}}" for n in range(size))]
+        rows += ["links:", *(f"  - {{ends: [h{n}:eth0, s1:p{n}]}}" for n in range(size))]
+        file = tmp_path / "star.yaml"
+        file.write_text("\n".join(rows))
+        return file
+
+    size = 300
+    assert testbed("up", str(write(size)), "--name", name).returncode == 0
+    lab = control.find(name)
+    for host in ("h0", "h150", f"h{size - 1}"):
+        # Frames that came: what the 299 others say of their own accord, six each, would be told to all.
+        counted = lab.exec(host, ("cat", "/proc/net/dev")).stdout
+        assert next(row.split()[2] for row in counted.splitlines() if row.strip().startswith("eth0:")) == "0"
+    for family in ("-6", "-4"):
+        done = lab.exec("h0", ("ping", family, "-c", "1", "-W", "1", f"h{size - 1}"))
+        assert done.returncode == 0, done.stdout + done.stderr
+    # A bridge that is up is never silent: nobody waits for that.
+    flood = Thread(target=lab.exec, args=("h1", ("ping", "-q", "-i", "0.002", "-w", "3", "h2")))
+    flood.start()
+    changed = testbed("up", str(write(size + 1)), "--name", name)
+    assert changed.returncode == 0, changed.stderr
+    assert lab.exec("h0", ("ping", "-6", "-c", "1", "-W", "1", f"h{size}")).returncode == 0
+    flood.join()
+    lab.down()

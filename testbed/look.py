@@ -5,11 +5,14 @@ from __future__ import annotations
 import struct
 
 from msgspec import Struct
+from pyroute2.netlink.exceptions import NetlinkDecodeError
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
 from testbed.drivers import amt, nl80211
+from testbed.errors import LabError
+from testbed.wire import decoder
 
 
 class Seen(Struct, frozen=True):
@@ -31,6 +34,14 @@ class Seen(Struct, frozen=True):
 
 def interfaces(tables: dict[str, list[bytes]]) -> list[Seen]:
     """Return every interface of a node, in the kernel's order."""
+    try:
+        return _interfaces(tables)
+    except NetlinkDecodeError as e:
+        raise LabError(f"what the kernel says is cut off or of another form (interfaces): {e}") from e
+
+
+@decoder
+def _interfaces(tables: dict[str, list[bytes]]) -> list[Seen]:
     addresses: dict[int, list[str]] = {}
     for message in (_decoded(ifaddrmsg, body) for body in tables["addresses"]):
         text = f"{message.get_attr('IFA_ADDRESS')}/{message['prefixlen']}"
@@ -44,6 +55,8 @@ def interfaces(tables: dict[str, list[bytes]]) -> list[Seen]:
     for body in tables["links"]:
         message, tunnel = _decoded(ifinfmsg, body), amt.parse_link(body)
         stats = message.get_attr("IFLA_STATS64") or {}
+        if not isinstance(stats, dict):  # what pyroute2 makes of one that is too short
+            raise ValueError("IFLA_STATS64")
         found.append(
             Seen(
                 name=message.get_attr("IFLA_IFNAME"),

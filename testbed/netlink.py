@@ -165,13 +165,19 @@ def transact(sock: socket.socket, batch: Sequence[Message], kind: int = 0) -> li
         for got, _, seq, body in wire.messages(sock.recv(65536)):
             if got != _NLMSG_ERROR:
                 continue
-            (error,) = struct.unpack_from("=i", body)
+            error = parse_error(body)
             # Above zero it is no error: hwsim answers NEW_RADIO with the radio's number (mac80211_hwsim.c).
             if error < 0:
                 why = wire.attributes(body, 20).get(1, b"").rstrip(b"\0").decode(errors="replace")
                 refused.append(Refusal(seq, -error, why))
             if seq == last:
                 return refused
+
+
+@wire.decoder
+def parse_error(body: bytes) -> int:
+    """Return the error number of an NLMSG_ERROR: 0 is an acknowledgement."""
+    return int(struct.unpack_from("=i", body)[0])
 
 
 def dump(sock: socket.socket, kind: int, body: bytes) -> list[bytes]:
@@ -184,8 +190,7 @@ def dump(sock: socket.socket, kind: int, body: bytes) -> list[bytes]:
             if got == _NLMSG_DONE:
                 return found
             if got == _NLMSG_ERROR:
-                (error,) = struct.unpack_from("=i", entry)
-                raise LabError(f"netlink dump {kind}: {os.strerror(-error)}")
+                raise LabError(f"netlink dump {kind}: {os.strerror(-parse_error(entry))}")
             found.append(entry)
 
 
@@ -195,11 +200,14 @@ _LINKS = struct.pack("=BxHiII", 0, 0, 0, 0, 0) + wire.u32(29, 8)
 
 def links(sock: socket.socket) -> Iterator[tuple[str, int]]:
     """Yield (name, index) of every interface of the socket's namespace."""
-    for entry in dump(sock, _RTM_GETLINK, _LINKS):
-        yield (
-            wire.attributes(entry, 16)[IFLA_IFNAME].rstrip(b"\0").decode(),
-            struct.unpack_from("=i", entry, 4)[0],
-        )
+    yield from map(parse_link, dump(sock, _RTM_GETLINK, _LINKS))
+
+
+@wire.decoder
+def parse_link(entry: bytes) -> tuple[str, int]:
+    """Return the name and index of an interface."""
+    name = wire.attributes(entry, 16)[IFLA_IFNAME].rstrip(b"\0").decode()
+    return name, struct.unpack_from("=i", entry, 4)[0]
 
 
 def link_entries(sock: socket.socket) -> list[bytes]:
@@ -228,7 +236,13 @@ def family(sock: socket.socket, name: str) -> int:
     """Return a generic netlink family's message type; 0 when this kernel does not have it."""
     body = struct.pack("=BBH", 3, 1, 0) + wire.text(2, name)  # CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_NAME
     sock.send(wire.header(len(body), _CTRL, wire.NLM_F_REQUEST, 1) + body)
-    for got, _, _, entry in wire.messages(sock.recv(65536)):
+    return parse_family(sock.recv(65536))
+
+
+@wire.decoder
+def parse_family(data: bytes) -> int:
+    """Return the message type that an answer of the controller tells; 0 when it is a refusal."""
+    for got, _, _, entry in wire.messages(data):
         if got == _CTRL:
             return int(struct.unpack("=H", wire.attributes(entry, 4)[1])[0])
     return 0

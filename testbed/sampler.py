@@ -161,11 +161,10 @@ def _open(name: str, extras: list[str]) -> Node:
 def _sample(node: Node) -> dict[str, Any]:
     names, counters = {}, {}
     for entry in netlink.dump(node.route, _RTM_GETLINK, bytes(16)):
-        (index,) = struct.unpack_from("=i", entry, 4)
-        found = wire.attributes(entry, 16)
-        names[index] = found[3].rstrip(b"\0").decode()  # IFLA_IFNAME
-        if names[index] != "lo":
-            counters[names[index]] = dict(zip(_COUNTERS, _STATS.unpack_from(found[23]), strict=True))  # IFLA_STATS64
+        index, name, counts = parse_interface(entry)
+        names[index] = name
+        if name != "lo":
+            counters[name] = counts
     sample: dict[str, Any] = {"interfaces": counters, "qdiscs": _qdiscs(node.route, names)}
     if node.diag is not None:
         sample["mib"] = mib(os.pread(node.netstat, 65536, 0).decode())
@@ -177,9 +176,24 @@ def _sample(node: Node) -> dict[str, Any]:
     return sample
 
 
+@wire.decoder
+def parse_interface(entry: bytes) -> tuple[int, str, dict[str, int]]:
+    """Return the index, name and counters of an interface."""
+    (index,) = struct.unpack_from("=i", entry, 4)
+    found = wire.attributes(entry, 16)
+    counts = dict(zip(_COUNTERS, _STATS.unpack_from(found[23]), strict=True))  # IFLA_STATS64
+    return index, found[3].rstrip(b"\0").decode(), counts  # IFLA_IFNAME
+
+
 def _qdiscs(route: socket.socket, names: dict[int, str]) -> list[dict[str, Any]]:
+    return parse_qdiscs(netlink.dump(route, _RTM_GETQDISC, bytes(20)), names)
+
+
+@wire.decoder
+def parse_qdiscs(entries: Sequence[bytes], names: dict[int, str]) -> list[dict[str, Any]]:
+    """Return the queueing disciplines that count something, by the names of their interfaces."""
     found = []
-    for entry in netlink.dump(route, _RTM_GETQDISC, bytes(20)):
+    for entry in entries:
         index, handle, parent = struct.unpack_from("=iII", entry, 4)
         fields = wire.attributes(entry, 20)
         kind = fields[1].rstrip(b"\0").decode()  # TCA_KIND
@@ -206,12 +220,14 @@ def _qdiscs(route: socket.socket, names: dict[int, str]) -> list[dict[str, Any]]
     return found
 
 
+@wire.decoder
 def mib(netstat: str) -> dict[str, int]:
     """Return the MPTCP counters that this kernel has, from /proc/net/netstat: names come and go between kernels."""
     rows = [row.split() for row in netstat.splitlines() if row.startswith("MPTcpExt:")]
     return dict(zip(rows[0][1:], map(int, rows[1][1:]), strict=True)) if len(rows) == 2 else {}
 
 
+@wire.decoder
 def buffer_errors(snmp: str) -> int:
     """Return the datagrams that found a socket's buffer full, from /proc/net/snmp or snmp6."""
     rows = [row.split() for row in snmp.splitlines()]
@@ -221,6 +237,7 @@ def buffer_errors(snmp: str) -> int:
     return sum(int(row[1]) for row in rows if row and row[0] == "Udp6RcvbufErrors")
 
 
+@wire.decoder
 def softnet(text: str) -> dict[str, dict[str, int]]:
     """Return what all CPUs dropped and put off, from /proc/net/softnet_stat (net/core/net-procfs.c)."""
     rows = [row.split() for row in text.splitlines()]

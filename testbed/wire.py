@@ -8,9 +8,16 @@ Sources: include/uapi/linux/netlink.h, rtnetlink.h, if_link.h.
 from __future__ import annotations
 
 import struct
-from typing import Protocol
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, Protocol, TypeVar
 
 from msgspec import Struct
+
+from testbed.errors import LabError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
@@ -20,6 +27,24 @@ NETLINK_ROUTE, NETLINK_SOCK_DIAG, NETLINK_GENERIC = 0, 4, 16
 _HEAD = struct.Struct("=IHHII")
 _ATTR = struct.Struct("=HH")
 _PAD = (b"", b"\0\0\0", b"\0\0", b"\0")
+
+
+# What Python raises for bytes that are cut off, of another form, or not what the field is for.
+_BROKEN = (struct.error, LookupError, ValueError, OverflowError)
+
+
+def decoder(read: Callable[P, T]) -> Callable[P, T]:
+    """Let a function that decodes what a kernel says raise LabError when that is cut off or of another form."""
+
+    @wraps(read)
+    def reads(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return read(*args, **kwargs)
+        except _BROKEN as e:
+            what = read.__name__.strip("_").removeprefix("parse_")
+            raise LabError(f"what the kernel says is cut off or of another form ({what}): {e}") from e
+
+    return reads
 
 
 class Here(Protocol):

@@ -20,7 +20,7 @@ from testbed.drivers.link import (
     IFLA_LINKINFO,
     RTM_NEWLINK,
 )
-from testbed.wire import Here, Message, attr, attributes, nest, text, u32
+from testbed.wire import Here, Message, attr, attributes, decoder, nest, text, u32
 
 PORT = 2268  # IANA's, RFC 7450 section 7
 HEADERS = 40  # what the driver takes off the stream interface's MTU: IPv4 20, UDP 8, AMT 12 (of a Membership Update)
@@ -97,6 +97,7 @@ class Amt(Struct, frozen=True):
         return f"AMT gateway {self.local} discovery {self.discovery} remote {self.remote or 'none yet'}"
 
 
+@decoder
 def parse_link(entry: bytes) -> Amt | None:
     """Decode one message of a dump of links; None for another kind of link."""
     link = attributes(entry, _HEAD.size)

@@ -11,6 +11,8 @@ from ipaddress import ip_address
 
 from msgspec import Struct
 
+from testbed.wire import decoder
+
 TABLES = {4: ("igmp", "mcfilter"), 6: ("igmp6", "mcfilter6")}
 
 
@@ -29,6 +31,7 @@ class Joined(Struct, frozen=True, tag=True):
         return TABLES[6 if ":" in self.group else 4]
 
 
+@decoder
 def lacking(wanted: Joined, index: int, joined: str, filters: str) -> str:
     """Return "" when the tables have the member, else what is not there; `index` is the number of the interface.
 

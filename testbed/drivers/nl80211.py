@@ -10,7 +10,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from testbed.wire import Here, Message, attr, attributes, text, u32
+from testbed.wire import Here, Message, attr, attributes, decoder, text, u32
 
 FAMILY = "nl80211"
 GET_WIPHY, SET_WIPHY, GET_INTERFACE, NEW_INTERFACE, GET_STATION = 1, 2, 5, 7, 17
@@ -188,12 +188,14 @@ class Told(Struct, frozen=True):
     freq: int = 0
 
 
+@decoder
 def parse_wiphy(entry: bytes) -> Wiphy:
     """Decode one message of a dump of GET_WIPHYS."""
     found = attributes(entry, 4)
     return Wiphy(_number(found, _WIPHY), found.get(_WIPHY_NAME, b"").rstrip(b"\0").decode(), frozenset(found))
 
 
+@decoder
 def parse_interface(entry: bytes) -> Wlan:
     """Decode one message of a dump of GET_INTERFACES."""
     found = attributes(entry, 4)
@@ -207,6 +209,7 @@ def parse_interface(entry: bytes) -> Wlan:
     return Wlan(_number(found, _IFINDEX), name, _number(found, _IFTYPE), address, bool(nests), tuple(links))
 
 
+@decoder
 def parse_bss(entry: bytes) -> Bss | None:
     """Decode one message of a dump of `get_scan`; None for a BSS that the interface is not associated with."""
     found = attributes(attributes(entry, 4).get(_BSS, b""))
@@ -218,6 +221,7 @@ def parse_bss(entry: bytes) -> Bss | None:
     return Bss(link, mac(found[_BSSID]), _number(found, _BSS_FREQ), signal, _number(found, _BSS_SEEN), mld)
 
 
+@decoder
 def parse_station(entry: bytes) -> tuple[str, bool]:
     """Decode one message of a dump of `get_stations`: the address (of an MLD its MLD address), whether authorized."""
     found = attributes(entry, 4)
@@ -226,6 +230,7 @@ def parse_station(entry: bytes) -> tuple[str, bool]:
     return mac(found[_MAC]), bool(mask & value & _AUTHORIZED)
 
 
+@decoder
 def parse_event(entry: bytes) -> Told:
     """Decode an event; of CONNECT and LINKS_REMOVED the links are those in MLO_LINKS, of a channel switch its own."""
     found = attributes(entry, 4)

@@ -14,6 +14,7 @@ from ipaddress import ip_address
 from msgspec import Struct
 
 from testbed.steps import Spawn, Step, Wait, Write
+from testbed.wire import decoder
 
 MOST = 32  # include/uapi/linux/mroute.h: MAXVIFS, and mroute6.h: MAXMIFS
 _WORD = re.compile(r"[A-Za-z0-9_.-]+")
@@ -81,12 +82,14 @@ def unfit(name: str) -> bool:
     return not _WORD.fullmatch(name)
 
 
+@decoder
 def parse_interfaces(table: str) -> dict[int, str]:
     """Return the multicast interfaces of ip_mr_vif or ip6_mr_vif by their number."""
     rows = [row.split() for row in table.splitlines()[1:]]
     return {int(row[0]): row[1] for row in rows if len(row) > 1}
 
 
+@decoder
 def parse_cache(table: str, interfaces: dict[int, str]) -> tuple[Entry, ...]:
     """Return the routes of ip_mr_cache or ip6_mr_cache; those without an incoming interface are not resolved."""
     found = []

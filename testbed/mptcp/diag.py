@@ -87,6 +87,7 @@ def abort(sock: socket.socket) -> None:
             netlink.transact(sock, [wire.Message(_SOCK_DESTROY, 0, body)])
 
 
+@wire.decoder
 def _subflow(entry: bytes) -> Subflow | None:
     attributes = wire.attributes(entry, 72)
     ulp = wire.attributes(attributes.get(_ULP_INFO, b""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from collections.abc import Iterator
@@ -56,7 +57,13 @@ def groups(sock: socket.socket, family: str) -> dict[str, int]:
     """Return the multicast groups of a generic netlink family."""
     body = struct.pack("=BBH", _GETFAMILY, 1, 0) + wire.text(_NAME, family)
     sock.send(wire.header(len(body), _CTRL, wire.NLM_F_REQUEST, 1) + body)
-    for kind, _, _, entry in wire.messages(sock.recv(65536)):
+    return parse_groups(sock.recv(65536))
+
+
+@wire.decoder
+def parse_groups(data: bytes) -> dict[str, int]:
+    """Return the multicast groups that an answer of the controller tells."""
+    for kind, _, _, entry in wire.messages(data):
         if kind == _CTRL:
             nests = wire.attributes(wire.attributes(entry, 4).get(_GROUPS, b"")).values()
             fields = [wire.attributes(nest) for nest in nests]
@@ -71,9 +78,11 @@ def events(sock: socket.socket) -> Iterator[dict[str, Any]]:
             data = sock.recv(1 << 16)
         except BlockingIOError:
             return
-        except OSError:
-            continue  # ENOBUFS: the kernel dropped some
+        except OSError as e:
+            if e.errno != errno.ENOBUFS:
+                raise
+            continue  # the kernel dropped some
         for _, _, _, entry in wire.messages(data):
-            if (name := _NAMES.get(entry[0])) is not None:
-                told = nl80211.parse_event(entry)
+            told = nl80211.parse_event(entry)
+            if (name := _NAMES.get(told.command)) is not None:
                 yield {"event": name, "index": told.index, "links": list(told.links), "freq": told.freq}

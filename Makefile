@@ -10,7 +10,7 @@ MACHINE_TOOLS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap debian
   newuidmap:uidmap unsquashfs:squashfs-tools zstd:zstd ssh:openssh-client sshd:openssh-server
 PEERS := cc:gcc mn:mininet brctl:bridge-utils
 
-.PHONY: setup tools peers machine demo demo-mptcp test lint bench clean
+.PHONY: setup tools peers machine demo demo-mptcp test lint bench fuzz soak clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -70,6 +70,13 @@ lint: setup ## ruff and mypy --strict
 bench: setup peers ## side by side with Mininet, ip -batch and a C program
 	@$(BIN)/python benchmarks/bringup.py
 	@$(BIN)/python benchmarks/execution.py
+
+# How many (N), with which seed (SEED), of which kinds (KINDS): `python -m tests.fuzz --help` says what there is.
+fuzz: setup ## inputs that are broken on purpose, and labs that are killed, stopped and out of room: N= SEED= KINDS=
+	@$(BIN)/python -m tests.fuzz $(KINDS) $(if $(N),--n $(N)) $(if $(SEED),--seed $(SEED))
+
+soak: setup ## up, exec and down over and over, by the API and by the command line: nothing may grow: N=
+	@$(BIN)/python -m tests.fuzz soak $(if $(N),--n $(N))
 
 clean: ## remove what make made
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

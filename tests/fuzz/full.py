@@ -1,4 +1,4 @@
-"""A file system that is full at any write of a run: the run says so, and a report of what is there says what is missing.
+"""A file system that is full at any write of a run: the run says so, and so does a report of what is there.
 
 `python -m tests.fuzz.full 20 7` runs 20 times on file systems of random sizes, with the seed 7. It needs namespaces.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -36,7 +37,7 @@ def once(line: Driver, name: str, size: int) -> tuple[int, str]:
             if line.run("report", str(folder)) not in (0, 1, 2, 3) or "Traceback" in line.said():
                 return status, f"report: {line.said()}"
     finally:
-        linux.unmount(str(place))
+        subprocess.run(("umount", place), check=True)
     return status, labs.settle(line, name)
 
 

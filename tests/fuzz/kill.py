@@ -29,7 +29,11 @@ def once(line: Driver, name: str, verb: str, who: str, chance: random.Random, lo
     }
     if verb in ("down", "exec") and line.run(*words["up"]):
         return f"up before {verb}: {line.said()}"
-    if verb == "report" and not (line.folder / "work/results/disturbed/latest").exists() and line.run(*words["run"]) > 1:
+    if (
+        verb == "report"
+        and not (line.folder / "work/results/disturbed/latest").exists()
+        and line.run(*words["run"]) > 1
+    ):
         return f"run before report: {line.said()}"
     began = time.monotonic()
     cli = line.begin(*words[verb])

@@ -24,6 +24,7 @@ from testbed.drivers.link import (
     LinksUp,
     NamespaceAdd,
     PortAdd,
+    Silence,
     VethAdd,
 )
 from testbed.drivers.membership import Joined
@@ -72,6 +73,7 @@ Probes: TypeAlias = (
     | Listening
     | PathManagerHas
     | RelayFound
+    | Silence
 )
 _Options: TypeAlias = Limit | Netem | Plug | Tbf
 
@@ -109,6 +111,8 @@ class _Wait(Struct, tag="Wait"):
     urge: tuple[_Requests, ...]
     again: tuple[_Requests, ...]
     every: float
+    steady: float
+    here: bool
 
 
 _ENCODER = Encoder()
@@ -130,7 +134,8 @@ def _step(came: _Configure | _Wait | Write | Run | Spawn) -> Step:
         return Configure(came.node, _request(came.request), came.at)
     if isinstance(came, _Wait):
         urge, again = tuple(map(_request, came.urge)), tuple(map(_request, came.again))
-        return Wait(came.node, cast(Probe, came.probe), came.within, came.process, urge, again, came.every)
+        rest = (came.every, came.steady, came.here)
+        return Wait(came.node, cast(Probe, came.probe), came.within, came.process, urge, again, *rest)
     return came
 
 

@@ -178,7 +178,7 @@ class LinksUp(Struct, frozen=True, tag=True):
         return f"operstate up: {' '.join(self.names)}"
 
 
-class Silence(Struct, frozen=True):
+class Silence(Struct, frozen=True, tag=True):
     """Nothing new has come to the ports of a bridge, which is down still: its nodes have said what they say first."""
 
     bridge: str

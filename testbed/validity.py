@@ -94,12 +94,12 @@ def _still(seen: Seen) -> Ranked:
         ([g for g in gaps if g not in both], "counters and rates by the sample", "the sampler did not run"),
         ([h for h in held if not _meets(h, both)], "what begins or ends at a time", "the holder did not run"),
     )
-    for stalls, what, text in kinds:
+    for n, (stalls, what, text) in enumerate(kinds):
         if stalls:
             began, longest = max(stalls, key=lambda s: s[1])
             total = sum(length for _, length in stalls)
             more = f" (and {len(stalls) - 1} times more, {total:.1f} s in all)" if stalls[1:] else ""
-            yield total, what, f"{text} for {longest:.1f} s from {began:.1f} s on{more}"
+            yield float(-n), what, f"{text} for {longest:.1f} s from {began:.1f} s on{more}"
 
 
 def _meets(stall: tuple[float, float], others: Iterable[tuple[float, float]]) -> bool:

@@ -119,7 +119,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str, str | None]] = {
         f"{_SAMPLES}, line 2: not what a run writes",
         "a.",
     ),
-    "an endless line": (line(_SAMPLES, 2, lambda s: s[:-1] * 2000), f"{_SAMPLES}, line 2: longer than", "a."),
+    "an endless line": (line(_SAMPLES, 2, lambda s: s[:-1] * 20_000), f"{_SAMPLES}, line 2: longer than", "a."),
     "too many lines": (
         edited(_SAMPLES, lambda s: s + s.splitlines(keepends=True)[-1] * 100),
         "there are more lines than",
@@ -192,6 +192,15 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str, str | None]] = {
         None,
     ),
 }
+
+
+@pytest.mark.parametrize("run", sorted(p.name for p in fuzz.RUNS.iterdir()))
+def test_a_recorded_run_is_reported_whole(run: str, tmp_path: Path) -> None:
+    found = report(Path(shutil.copytree(fuzz.RUNS / run, tmp_path / "run")))
+    assert (found.verdict, found.failures) == ("passed", ())
+    for name, work in found.topology.workloads.items():
+        assert {f"{name}.{key}" for key in work.workload().metrics()} <= set(found.metrics)
+    assert_sound(tmp_path / "run")
 
 
 @pytest.mark.parametrize("kind", BROKEN)

@@ -16,6 +16,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def changed(name: str, data: bytes, chance: random.Random) -> bytes:
     """Return a file with a few changes: of values where it is JSON, of bytes otherwise."""
     if name.endswith(".json") and chance.random() < 0.7:
         return _json(data, chance)
-    if name.endswith(".jsonl") and chance.random() < 0.7:
+    if name.endswith(".jsonl") and data and chance.random() < 0.7:
         lines = data.splitlines(keepends=True)
         for _ in range(chance.choice((1, 2, 5))):
             at = chance.randrange(len(lines))
@@ -128,7 +129,7 @@ def _json(data: bytes, chance: random.Random) -> bytes:
     for _ in range(chance.choice((1, 1, 2, 4))):
         places = list(_places(whole))
         if not places or chance.random() < 0.02:
-            whole = chance.choice(_VALUES)
+            whole = deepcopy(chance.choice(_VALUES))
             continue
         inside, key = chance.choice(places)
         if chance.random() < 0.25:
@@ -136,7 +137,7 @@ def _json(data: bytes, chance: random.Random) -> bytes:
         elif isinstance(inside, dict) and chance.random() < 0.15:
             inside[chance.choice(("a", "", "eth0", "\x1b", "x" * 300))] = inside.pop(key)
         else:
-            inside[key] = chance.choice(_VALUES)
+            inside[key] = deepcopy(chance.choice(_VALUES))
     return json.dumps(whole).encode("utf-8", "surrogatepass")
 
 
@@ -197,6 +198,8 @@ def batch(numbers: range, seed: int) -> Batch:
             used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
             with os.fdopen(write, "wb") as pipe:
                 pipe.write(encode(Batch(done, used)))
+        except BaseException:  # noqa: BLE001 (a fault of this program itself)
+            traceback.print_exc()
         finally:
             os._exit(0)
     os.close(write)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,38 @@ def test_an_experiment_shows_there_what_it_shows_here(experiment: str, tmp_path:
         if done.returncode != 1:
             break
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+CLOCK = """
+name: clock
+nodes: {a: {}, b: {}}
+links: [{ends: [a:eth0, b:eth0], rate: 2mbit}]
+workloads:
+  mc: {multicast: {source: a, receivers: [b], group: 232.1.1.1, rate: 100kbit, seconds: 8}}
+  rtt: {ping: {from: a, to: b, seconds: 8}}
+  bulk: {iperf3: {from: a, to: b, seconds: 8, rate: 200kbit, length: 4kb}}
+  step:
+    command:
+      {node: a, at: 3s, argv: [sh, -c, 'date -s "@$(($(date +%s)+100))"; sleep 2; date -s "@$(($(date +%s)-300))"']}
+"""
+
+
+def test_a_clock_that_is_set_in_mid_run_changes_no_duration_and_is_a_doubt(
+    tmp_path: Path, name: str, guests: None
+) -> None:
+    """In a guest, whose clock is its own."""
+    (tmp_path / "clock.yaml").write_text(CLOCK)
+    where = ("--name", name, "--results", str(tmp_path), "--machine", "microvm")
+    done = testbed("run", str(tmp_path / "clock.yaml"), *where, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr + done.stdout
+    metrics, _ = results(tmp_path, "clock")
+    assert 0 < metrics["mc.b.delay_min_ms"] <= metrics["mc.b.delay_max_ms"] < 5000
+    assert metrics["mc.b.gap_s"] < 5
+    assert metrics["mc.b.loss_pct"] < 50
+    assert metrics["mc.b.gap_at_s"] < 9
+    assert metrics["bulk.gap_s"] < 5
+    assert metrics["bulk.seconds"] == pytest.approx(8, abs=3)
+    found = json.loads((tmp_path / "clock/latest/verdict.json").read_text())["validity"]
+    steps = [re.search(r"set the clock (\w+) by (\d+)", d["seen"]) for d in found]
+    ways = {s[1]: int(s[2]) for s in steps if s}
+    assert ways == {"back": pytest.approx(300, abs=3), "forward": pytest.approx(100, abs=3)}

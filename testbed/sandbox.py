@@ -85,11 +85,13 @@ def launch(
     family: str = "testbed",
     spaces: int = linux.CLONE_NEWNS | linux.CLONE_NEWNET | linux.CLONE_NEWPID | linux.CLONE_NEWUTS,
     after: Callable[[], None] | None = None,
+    keep: Sequence[int] = (),
 ) -> T:
     """Make a sandbox whose PID 1 runs `serve(listener, owner)`; return what `use` does with it.
 
     `use` gets the owner's end of that connection, with which the sandbox dies until `serve` has decided otherwise,
-    and a pidfd. `after` is called when the sandbox has ended, in a process outside of it that waits for that. Raise
+    and a pidfd. `after` is called when the sandbox has ended, in a process outside of it that waits for that and
+    has the descriptors `keep`. Raise
     LabError when a lab of that name exists, Unsupported when the kernel allows no namespaces.
     Whatever is raised, by `use` or by the handler of a signal at any moment, is raised when nothing is left of it.
     """
@@ -99,7 +101,7 @@ def launch(
     try:
         with signals_wait():  # no handler of ours runs in the child
             if (child := os.fork()) == 0:
-                _never_return(theirs, lambda: _first(name, theirs, serve, family, spaces, after))
+                _never_return(theirs, lambda: _first(name, theirs, serve, family, spaces, after, keep))
         theirs.close()
         _reap(child)
         first = select.poll()
@@ -238,8 +240,9 @@ def _first(
     family: str,
     spaces: int,
     after: Callable[[], None] | None,
+    keep: Sequence[int],
 ) -> None:
-    """Take the name, leave the host's namespaces and fork PID 1."""
+    """Make the sandbox from a process that has nothing of its caller's; stay where something is to be done after it."""
     os.setsid()
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals():
@@ -250,6 +253,24 @@ def _first(
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     if after is not None and os.fork():
         return  # the launcher waits for this one; a child after unshare(2) would be in the sandbox
+    try:
+        first = _unshared(name, owner, serve, family, spaces)
+        if after is not None:
+            linux.prctl(linux.PR_SET_NAME, b"testbed-after")
+            os.chdir("/")
+            # Nobody must wait for this process: the name and the caller's files are not its own.
+            for low, high in zip([-1, *sorted(keep)], [*sorted(keep), 1 << 20], strict=True):
+                os.closerange(low + 1, high)
+            os.waitpid(first, 0)
+    finally:
+        if after is not None:
+            after()
+
+
+def _unshared(
+    name: str, owner: socket.socket, serve: Callable[[socket.socket, socket.socket], None], family: str, spaces: int
+) -> int:
+    """Take the name, leave the host's namespaces, fork PID 1 and return its number."""
     listener = _take(name, family)
     uid, gid = os.geteuid(), os.getegid()
     # Path lookups of `serve` must not depend on the caller's set-up: nothing in Debian's user PATH has sbin.
@@ -265,12 +286,7 @@ def _first(
         Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
     if (first := os.fork()) == 0:
         _never_return(owner, lambda: _second(name, listener, owner, serve))
-    if after is not None:
-        linux.prctl(linux.PR_SET_NAME, b"testbed-after")
-        os.chdir("/")
-        os.closerange(0, 1 << 20)  # nobody must wait for this process: the name and the caller's files are not its own
-        os.waitpid(first, 0)
-        after()
+    return first
 
 
 def _second(

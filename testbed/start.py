@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Mapping, Sequence
-from functools import partial
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from typing import Any
 from testbed import asking, cgroups, control, sandbox, travel
 from testbed.changes import Change
 from testbed.control import RunningLab
+from testbed.drivers.nl80211 import CountrySet
 from testbed.errors import InputError, LabError, Unsupported
 from testbed.features import Feature
 from testbed.holder import serve
-from testbed.machines import here
+from testbed.machines import country, here
 from testbed.plan import Plan
 from testbed.plan import plan as make_plan
+from testbed.steps import Configure
 from testbed.topology import NAME, Topology
 
 
@@ -53,8 +56,28 @@ def up(
             raise
         return lab
 
-    after = partial(cgroups.sweep, cgroups.find(), 5.0) if plan.bounds() else None
-    return sandbox.launch(name, body, begun, after=after)
+    keep = _borrowed(plan)
+    places = cgroups.find() if plan.bounds() else None
+
+    def after() -> None:
+        for fd in keep:
+            country.give_back(fd)
+        if places is not None:
+            cgroups.sweep(places, patience=5.0)
+
+    try:
+        return sandbox.launch(name, body, begun, after=after if keep or places else None, keep=keep)
+    finally:
+        for fd in keep:
+            os.close(fd)
+
+
+def _borrowed(plan: Plan) -> tuple[int, ...]:
+    """Keep in mind the machine's regulatory domain if the lab sets one; none where only the kernel could tell it."""
+    if any(isinstance(s, Configure) and isinstance(s.request, CountrySet) for s in plan.steps):
+        with suppress(OSError, LabError):  # the lab's own request will say what is wrong
+            return (country.borrow(),)
+    return ()
 
 
 def permitted_name(name: str) -> None:

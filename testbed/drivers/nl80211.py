@@ -14,7 +14,7 @@ from testbed.wire import Here, Message, attr, attributes, decoder, text, u32
 
 FAMILY = "nl80211"
 GET_WIPHY, SET_WIPHY, GET_INTERFACE, NEW_INTERFACE, GET_STATION = 1, 2, 5, 7, 17
-REQ_SET_REG, GET_SCAN = 27, 32
+REQ_SET_REG, GET_REG, GET_SCAN = 27, 31, 32
 SET_WIPHY_NETNS, SET_CHANNEL = 49, 65
 CONNECT, DISCONNECT, CH_SWITCH_NOTIFY, LINKS_REMOVED = 46, 48, 88, 154
 _WIPHY, _WIPHY_NAME, _IFINDEX, _IFNAME, _IFTYPE, _MAC, _REG_ALPHA2, _FREQ, _BSS = 1, 2, 3, 4, 5, 6, 33, 38, 47
@@ -35,6 +35,7 @@ def _command(cmd: int, *parts: bytes) -> bytes:
 
 GET_WIPHYS = _command(GET_WIPHY, attr(_SPLIT_WIPHY_DUMP, b""))
 GET_INTERFACES = _command(GET_INTERFACE)
+GET_COUNTRY = _command(GET_REG)
 
 
 def get_scan(index: int) -> bytes:
@@ -114,6 +115,11 @@ class ChannelSet(Struct, frozen=True, tag=True):
         return Message(0, 0, _command(SET_CHANNEL, u32(_IFINDEX, here.index(self.name)), u32(_FREQ, self.freq)), FAMILY)
 
 
+def set_country(country: str) -> bytes:
+    """Encode the wish for a regulatory domain (ISO 3166 alpha-2, or 00 for the whole world)."""
+    return _command(REQ_SET_REG, text(_REG_ALPHA2, country))
+
+
 class CountrySet(Struct, frozen=True, tag=True):
     """The regulatory domain (ISO 3166 alpha-2): there is one for a whole kernel."""
 
@@ -124,7 +130,7 @@ class CountrySet(Struct, frozen=True, tag=True):
 
     def encode(self, here: Here) -> Message:
         """Encode."""
-        return Message(0, 0, _command(REQ_SET_REG, text(_REG_ALPHA2, self.country)), FAMILY)
+        return Message(0, 0, set_country(self.country), FAMILY)
 
 
 # Encoding these asks the kernel for what earlier requests made.
@@ -228,6 +234,12 @@ def parse_station(entry: bytes) -> tuple[str, bool]:
     flags = attributes(found.get(_STA_INFO, b"")).get(_STA_FLAGS, bytes(8))
     mask, value = struct.unpack("=II", flags)
     return mac(found[_MAC]), bool(mask & value & _AUTHORIZED)
+
+
+@decoder
+def parse_country(entry: bytes) -> str:
+    """Decode the answer to GET_COUNTRY."""
+    return attributes(entry, 4)[_REG_ALPHA2].rstrip(b"\0").decode()
 
 
 @decoder

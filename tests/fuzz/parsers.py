@@ -44,6 +44,7 @@ PARSERS: Mapping[str, Callable[[bytes], object]] = {
     "bss": nl80211.parse_bss,
     "station": nl80211.parse_station,
     "event": nl80211.parse_event,
+    "country": nl80211.parse_country,
     "amt": amt.parse_link,
     "subflow": diag._subflow,
     "interface": sampler.parse_interface,

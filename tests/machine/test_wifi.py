@@ -110,6 +110,25 @@ def here(file: str) -> str:
     return f"/testbed/{file}"
 
 
+def test_the_machine_gets_its_country_back_when_the_last_lab_with_radios_has_ended(box: Box) -> None:
+    def country() -> str:
+        return box.good("sh", "-c", "iw reg get | sed -n '/^global/{n;s/country //;s/:.*//;p}'").strip()
+
+    before = country()
+    assert before
+    lab = "name: {0}\nnodes:\n  ap: {{access_point: {{ssid: x, freq: 2412, country: DE}}}}\n"
+    for name in ("one", "two"):
+        box.good("testbed", "up", box.file(f"{name}.yaml", lab.format(name)))
+    assert country() == "DE" != before
+    box.good("testbed", "down", "one")
+    assert country() == "DE", "another lab has radios"
+    kill = "kill -9 $(pgrep -x testbed:two)"
+    wait = "for n in $(seq 100); do test -e /run/testbed-country || break; sleep 0.1; done"
+    box.good("sh", "-c", f"{kill}; {wait}; test ! -e /run/testbed-country")
+    assert country() == before
+    box.gone()
+
+
 def pairs(text: str) -> dict[str, str]:
     """Return the `key=value` lines of a control socket's answer."""
     return dict(row.split("=", 1) for row in text.splitlines() if "=" in row)

@@ -1,0 +1,73 @@
+"""The regulatory domain, of which a kernel has one: lent to labs with radios, given back when the last has ended.
+
+Which it was is kept in a file that every such lab holds a lock of: whoever can lock it alone is the last. Where the
+machine or all processes were killed, that is the next lab with radios.
+Source: net/wireless/nl80211.c (nl80211_get_reg_do, nl80211_req_set_reg).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+from testbed import netlink, wire
+from testbed.drivers import nl80211
+from testbed.errors import LabError
+
+_FILE = Path("/run/testbed-country")  # of root: nobody else may change the domain
+
+
+def borrow() -> int:
+    """Keep in mind which regulatory domain there is; return a descriptor whose end lets the next give it back.
+
+    OSError or LabError where it can't be known or kept: then a lab leaves its own behind.
+    """
+    before = current()
+    while True:
+        fd = os.open(_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        if os.fstat(fd).st_nlink:
+            if not os.fstat(fd).st_size:
+                os.pwrite(fd, before.encode(), 0)  # who does so at this moment as well writes the same
+            return fd
+        os.close(fd)  # the last lab ended at this moment, and took the file away
+
+
+def alone(fd: int) -> bool:
+    """Lock the file for this process alone if nobody else has it; it is not locked at all otherwise."""
+    with suppress(BlockingIOError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
+def give_back(fd: int) -> None:
+    """Set the domain that there was before, unless other labs with radios are there still."""
+    if alone(fd):
+        before = os.pread(fd, 8, 0).decode(errors="replace")
+        with suppress(FileNotFoundError):
+            _FILE.unlink()
+        with netlink.connect(wire.NETLINK_GENERIC) as sock:
+            body = nl80211.set_country(before)
+            netlink.transact(sock, [wire.Message(0, 0, body)], _family(sock))
+    os.close(fd)
+
+
+def current() -> str:
+    """Return the country of the kernel's regulatory domain, 00 for that of the whole world."""
+    with netlink.connect(wire.NETLINK_GENERIC) as sock:
+        kind = _family(sock)
+        sock.send(wire.header(len(nl80211.GET_COUNTRY), kind, wire.NLM_F_REQUEST, 1) + nl80211.GET_COUNTRY)
+        for got, _, _, entry in wire.messages(sock.recv(65536)):
+            if got == kind:
+                return nl80211.parse_country(entry)
+    raise LabError("nl80211 does not tell its regulatory domain")
+
+
+def _family(sock: socket.socket) -> int:
+    if not (kind := netlink.family(sock, nl80211.FAMILY)):
+        raise LabError(f"this kernel has no generic netlink family {nl80211.FAMILY}")
+    return kind

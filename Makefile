@@ -7,7 +7,7 @@ WORKERS ?= 4
 TOOLS := iperf3:iperf3 dumpcap:wireshark-common tshark:tshark mptcpize:mptcpize ping:iputils-ping tc:iproute2 git:git \
   smcrouted:smcroute
 MACHINE_TOOLS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap debian-distro-info:distro-info \
-  newuidmap:uidmap unsquashfs:squashfs-tools zstd:zstd ssh:openssh-client sshd:openssh-server
+  newuidmap:uidmap cc:gcc unsquashfs:squashfs-tools zstd:zstd ssh:openssh-client sshd:openssh-server
 PEERS := cc:gcc mn:mininet brctl:bridge-utils
 
 .PHONY: setup tools peers machine demo demo-mptcp test lint bench fuzz soak clean

@@ -10,6 +10,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -74,7 +75,8 @@ static _Noreturn void become(char **words, const char *folder, char **environmen
             usleep(5000);
         while (words[count])
             count++;
-        argv = calloc((size_t)count + 3, sizeof(*argv));
+        if (!(argv = calloc((size_t)count + 3, sizeof(*argv))))
+            end("memory");
         memcpy(argv + 3, words + 1, (size_t)count * sizeof(*argv));
         argv[0] = "python3";
         argv[1] = "-m";
@@ -129,7 +131,9 @@ static int heard(int connection)
 
     while (n < sizeof(text) - 1 && read(connection, text + n, 1) == 1 && text[n] != '\n')
         n++;
-    return n ? atoi(text) : -1;
+    char *end;
+    long number = strtol(text, &end, 10);
+    return n && !*end && number >= 0 && number <= INT_MAX ? (int)number : -1;
 }
 
 /* Wait for a command, and end it when nobody is there any more who would read its output. */
@@ -148,15 +152,23 @@ static void attend(pid_t pid, int ended, int signals)
         kill(-pid, SIGKILL);
 }
 
-int main(int count, char **words)
+/* Return where the words of the command begin, -1 when there are none. */
+static int command_at(int count, char **words)
 {
-    int at = 4, status, warm = -1, signals;
-    sigset_t hangups;
-    pid_t pid;
+    int at = 4;
 
     while (at < count && strcmp(words[at], "--"))
         at++;
-    if (at + 1 >= count) {
+    return at + 1 < count ? at + 1 : -1;
+}
+
+int main(int count, char **words)
+{
+    int at = command_at(count, words), status, warm = -1, signals;
+    sigset_t hangups;
+    pid_t pid;
+
+    if (at < 0 || strlen(words[1]) > NAME_MAX - sizeof(".pid.new") || strchr(words[1], '/')) {
         dprintf(2, "usage: testbed-call ID DIGEST FOLDER NAME=VALUE... -- WORD...\n");
         return 255;
     }
@@ -165,7 +177,7 @@ int main(int count, char **words)
     sigaddset(&hangups, SIGHUP);
     sigprocmask(SIG_BLOCK, &hangups, NULL);
     signals = signalfd(-1, &hangups, SFD_CLOEXEC);
-    if (!strcmp(words[at + 1], "testbed") && (warm = ask(words + 2)) >= 0) {
+    if (!strcmp(words[at], "testbed") && (warm = ask(words + 2)) >= 0) {
         if ((pid = heard(warm)) > 0) {
             name(words[1], pid);
             attend(pid, warm, signals);
@@ -182,7 +194,7 @@ int main(int count, char **words)
     if ((pid = fork()) < 0)
         end("fork");
     if (!pid)
-        become(words + at + 1, words[3], words + 4);
+        become(words + at, words[3], words + 4);
     name(words[1], pid);
     attend(pid, (int)syscall(SYS_pidfd_open, pid, 0), signals);
     while (waitpid(pid, &status, 0) < 0 && errno == EINTR)

@@ -27,6 +27,7 @@
 #include <signal.h>
 #include <spawn.h>
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -224,30 +225,80 @@ static void set_up(void)
 
 /* --- what the host asks for ------------------------------------------------------------------------------------ */
 
-static size_t from_hex(const char *digits, unsigned char *bytes, size_t room)
+/* Return the value of a hexadecimal digit, -1 for what is none. */
+static int digit(char c)
+{
+    if (c >= '0' && c <= '9')
+        return c - '0';
+    c |= 0x20;
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+/* Decode pairs of digits; return how many bytes that is, -1 for anything else and for more than there is room for. */
+static ssize_t from_hex(const char *digits, unsigned char *bytes, size_t room)
 {
     size_t n = 0;
 
-    for (; n < room && sscanf(digits + 2 * n, "%2hhx", bytes + n) == 1; n++)
-        ;
-    return n;
+    for (; digits[0]; digits += 2) {
+        int high = digit(digits[0]), low = high < 0 ? -1 : digit(digits[1]);
+        if (low < 0 || n == room) {
+            errno = EINVAL;
+            return -1;
+        }
+        bytes[n++] = (unsigned char)(high << 4 | low);
+    }
+    return (ssize_t)n;
+}
+
+/* Return a whole number from 0 to `most`, -1 for anything else. */
+static long number(const char *text, long most)
+{
+    char *end;
+
+    errno = 0;
+    long found = strtol(text, &end, 10);
+    if (errno || end == text || *end || found < 0 || found > most) {
+        errno = EINVAL;
+        return -1;
+    }
+    return found;
 }
 
 /* Have random numbers depend on bytes that only this guest is given: copies of a saved one have the same state. */
 static int reseed(const char *seed)
 {
-    struct {
+    union {
         struct rand_pool_info about;
-        unsigned char bytes[256];
+        unsigned char bytes[sizeof(struct rand_pool_info) + 256];
     } entropy;
-    int fd = open("/dev/urandom", O_WRONLY | O_CLOEXEC), failed;
+    const size_t head = offsetof(struct rand_pool_info, buf);
+    ssize_t got = from_hex(seed, entropy.bytes + head, sizeof(entropy.bytes) - head);
+    int fd, failed;
 
-    entropy.about.buf_size = (int)from_hex(seed, (unsigned char *)entropy.about.buf, sizeof(entropy.bytes));
-    entropy.about.entropy_count = 8 * entropy.about.buf_size;
+    if (got < 0)
+        return -1;
+    entropy.about.buf_size = (int)got;
+    entropy.about.entropy_count = 8 * (int)got;
+    fd = open("/dev/urandom", O_WRONLY | O_CLOEXEC);
     failed = fd < 0 || ioctl(fd, RNDADDENTROPY, &entropy) || ioctl(fd, RNDRESEEDCRNG);
     if (fd >= 0)
         close(fd);
     return failed ? -1 : 0;
+}
+
+/* Read seconds since 1970; what no clock shows is refused. */
+static int moment(const char *text, struct timespec *when)
+{
+    char *end;
+    double seconds = strtod(text, &end);
+
+    if (end == text || *end || !(seconds >= 0 && seconds < 1e11)) { /* NaN, too, fails the comparisons */
+        errno = EINVAL;
+        return -1;
+    }
+    when->tv_sec = (time_t)seconds;
+    when->tv_nsec = (long)(1e9 * (seconds - (double)when->tv_sec));
+    return 0;
 }
 
 /* Become this guest and no other: clock, random numbers, names, keys. */
@@ -255,12 +306,12 @@ static int activate(struct guest *guest, char **words)
 {
     unsigned char key[1024];
     char name[300];
-    double seconds = strtod(words[0], NULL);
-    struct timespec now = {.tv_sec = (time_t)seconds, .tv_nsec = (long)(1e9 * (seconds - (time_t)seconds))};
+    struct timespec now;
     struct sockaddr_in here = {.sin_family = AF_INET, .sin_port = htons(22), .sin_addr.s_addr = inet_addr("10.0.2.15")};
     const int yes = 1;
+    ssize_t length;
 
-    if (clock_settime(CLOCK_REALTIME, &now) || reseed(words[1]))
+    if (moment(words[0], &now) || clock_settime(CLOCK_REALTIME, &now) || reseed(words[1]))
         return -1;
     snprintf(name, sizeof(name), "%s\n", words[2]);
     if (written("/etc/machine-id", name, strlen(name), 0644))
@@ -268,7 +319,8 @@ static int activate(struct guest *guest, char **words)
     snprintf(name, sizeof(name), "%s\n", words[3]);
     if (written("/etc/hostname", name, strlen(name), 0644) || sethostname(words[3], strlen(words[3])))
         return -1;
-    if (written(RUN "/host_key", key, from_hex(words[4], key, sizeof(key)), 0600))
+    length = from_hex(words[4], key, sizeof(key));
+    if (length < 0 || written(RUN "/host_key", key, (size_t)length, 0600))
         return -1;
     if (written(RUN "/authorized_keys", words[5], strlen(words[5]), 0600))
         return -1;
@@ -295,9 +347,14 @@ static void answer_ssh(struct guest *guest)
 static int mount_share(char **words)
 {
     char path[4096];
-    unsigned long flags = MS_NODEV | MS_NOSUID | (atoi(words[2]) ? 0 : MS_RDONLY);
+    unsigned long flags = MS_NODEV | MS_NOSUID | (strcmp(words[2], "1") ? MS_RDONLY : 0);
+    size_t length = strlen(words[1]);
 
-    snprintf(path, sizeof(path), "%s", words[1]);
+    if (words[1][0] != '/' || length >= sizeof(path)) {
+        errno = EINVAL;
+        return -1;
+    }
+    memcpy(path, words[1], length + 1);
     for (char *at = path + 1; *at; at++)
         if (*at == '/') {
             *at = 0;
@@ -399,22 +456,30 @@ static int open_port(void)
     fault("there is no virtio-serial port named testbed");
 }
 
-/* Say one thing of us, and one more unless that is NULL: {"KEY": "VALUE", "AND": "TEXT"}. */
-static void say(struct guest *guest, const char *key, const char *value, const char *and, const char *text)
+/* Copy a text as it may stand between the quotes of JSON, as far as there is room. */
+static void quoted(const char *text, char *clean, size_t room)
 {
-    char clean[512];
     size_t n = 0;
 
-    for (; text && *text && n < sizeof(clean) - 2; text++) {
+    for (; *text && n + 2 < room; text++) {
         if (*text == '"' || *text == '\\')
             clean[n++] = '\\';
         clean[n++] = *text >= ' ' && *text < 127 ? *text : '?';
     }
     clean[n] = 0;
+}
+
+/* Say one thing of us, and one more unless that is NULL: {"KEY": "VALUE", "AND": "TEXT"}. */
+static void say(struct guest *guest, const char *key, const char *value, const char *and, const char *text)
+{
+    char first[256], second[512];
+
+    quoted(value, first, sizeof(first));
+    quoted(text ? text : "", second, sizeof(second));
     if (text)
-        dprintf(guest->port, "{\"%s\": \"%s\", \"%s\": \"%s\"}\n", key, value, and, clean);
+        dprintf(guest->port, "{\"%s\": \"%s\", \"%s\": \"%s\"}\n", key, first, and, second);
     else
-        dprintf(guest->port, "{\"%s\": \"%s\"}\n", key, value);
+        dprintf(guest->port, "{\"%s\": \"%s\"}\n", key, first);
 }
 
 static void obey(struct guest *guest, char **words, int count)
@@ -425,12 +490,12 @@ static void obey(struct guest *guest, char **words, int count)
 
     errno = 0;
     if ((!strcmp(verb, "signal") && count == 3) || (!strcmp(verb, "hangup") && count == 2)) {
-        struct signal_due *due = &guest->signals[guest->due];
-        if (guest->due < (int)(sizeof(guest->signals) / sizeof(*due))) {
+        long signal = count == 3 ? number(words[2], NSIG - 1) : 0;
+        if (signal >= 0 && guest->due < (int)(sizeof(guest->signals) / sizeof(*guest->signals))) {
+            struct signal_due *due = &guest->signals[guest->due++];
             snprintf(due->id, sizeof(due->id), "%s", words[1]);
-            due->number = count == 3 ? atoi(words[2]) : 0;
+            due->number = (int)signal;
             due->until = time(NULL) + PATIENCE;
-            guest->due++;
         }
         return;
     }
@@ -458,22 +523,30 @@ static void obey(struct guest *guest, char **words, int count)
     say(guest, "done", verb, "error", failed ? error : NULL);
 }
 
-/* Cut a line at its tabs, and decode its words where they are. */
-static void take_line(struct guest *guest, char *line)
+/* Cut a line at its tabs into at most `most` words, and decode these where they are; return how many there are. */
+static int cut(char *line, char **words, int most)
 {
-    char *words[8], *next = line;
+    char *next = line;
     int count = 0;
 
-    while (next && count < 8) {
+    while (next && count < most) {
         char *word = strsep(&next, "\t"), *to = word;
         words[count++] = word;
         for (const char *from = word; *from; to++) {
-            unsigned char byte = (unsigned char)*from;
-            from += byte == '%' && sscanf(from + 1, "%2hhx", &byte) == 1 ? 3 : 1;
-            *to = (char)byte;
+            int high = *from == '%' ? digit(from[1]) : -1, low = high < 0 ? -1 : digit(from[2]);
+            *to = low < 0 ? *from : (char)(high << 4 | low);
+            from += low < 0 ? 1 : 3;
         }
         *to = 0;
     }
+    return count;
+}
+
+static void take_line(struct guest *guest, char *line)
+{
+    char *words[8];
+    int count = cut(line, words, 8);
+
     obey(guest, words, count);
 }
 
@@ -481,6 +554,7 @@ static void hear(struct guest *guest)
 {
     static char inbox[1 << 16];
     static size_t length;
+    static int skips; /* the rest of a line that was too long */
     char *begin = inbox, *end;
     ssize_t got = read(guest->port, inbox + length, sizeof(inbox) - length);
 
@@ -491,14 +565,17 @@ static void hear(struct guest *guest)
     length += (size_t)got;
     while ((end = memchr(begin, '\n', length - (size_t)(begin - inbox)))) {
         *end = 0;
-        if (*begin)
+        if (*begin && !skips)
             take_line(guest, begin);
+        skips = 0;
         begin = end + 1;
     }
     length -= (size_t)(begin - inbox);
     memmove(inbox, begin, length);
-    if (length == sizeof(inbox))
+    if (length == sizeof(inbox)) {
         length = 0;
+        skips = 1;
+    }
 }
 
 /* Pass on what testbed-warm says; when it has ended, commands are run without it. */

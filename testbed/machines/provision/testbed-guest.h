@@ -1,4 +1,5 @@
 /* What the two programs of a guest share: where they leave things for each other, and the environment of commands. */
+#pragma once
 #define RUN "/run/testbed"
 #define WARM RUN "/warm"       /* the socket of testbed-warm */
 #define MODULES RUN "/modules" /* there when what labs take is loaded */

@@ -8,7 +8,13 @@ import os
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWUSER = 0x00020000, 0x04000000, 0x10000000
 CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_SLAVE = 2, 4, 8, 4096, 16384, 1 << 19
-PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
+MS_RDONLY, MS_REMOUNT, MS_RELATIME = 1, 32, 1 << 21
+PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_NO_NEW_PRIVS = 1, 15, 38
+_PR_CAPBSET_DROP, _PR_CAP_AMBIENT, _CLEAR_ALL = 24, 47, 4
+_SYS_CAPSET, _SYS_SECCOMP = 126, 317  # of x86-64, as QEMU's guests are
+_CAPABILITIES = 0x20080522  # _LINUX_CAPABILITY_VERSION_3
+_SECCOMP_SET_MODE_FILTER, _NEW_LISTENER = 1, 8
+_PUNCH_HOLE = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -50,3 +56,33 @@ def sethostname(name: str) -> None:
     """Name the machine of this UTS namespace (sethostname(2))."""
     raw = name.encode()
     _call("sethostname", _libc.sethostname(raw, len(raw)))
+
+
+def drop_bounding_set() -> None:
+    """Let no program that this process executes have capabilities (capabilities(7))."""
+    with open("/proc/sys/kernel/cap_last_cap") as file:
+        last = int(file.read())
+    for capability in range(last + 1):
+        prctl(_PR_CAPBSET_DROP, capability)
+
+
+def drop_capabilities() -> None:
+    """Give up all capabilities that this process has or may take (capset(2))."""
+    _call("prctl", _libc.prctl(_PR_CAP_AMBIENT, *map(ctypes.c_ulong, (_CLEAR_ALL, 0, 0, 0))))
+    header, none = (ctypes.c_uint32 * 2)(_CAPABILITIES, 0), (ctypes.c_uint32 * 6)()
+    _call("capset", _libc.syscall(ctypes.c_long(_SYS_CAPSET), header, none))
+
+
+def seccomp_listener(program: bytes) -> int:
+    """Have a BPF program decide about the system calls of this process; return where it asks (seccomp_unotify(2))."""
+    code = ctypes.create_string_buffer(program, len(program))
+    head = (ctypes.c_uint64 * 2)(len(program) // 8, ctypes.addressof(code))  # struct sock_fprog, little-endian
+    words = (ctypes.c_long(_SYS_SECCOMP), _SECCOMP_SET_MODE_FILTER, _NEW_LISTENER, head)
+    listener = int(_libc.syscall(*words))
+    _call("seccomp", listener)
+    return listener
+
+
+def punch(fd: int, offset: int, length: int) -> None:
+    """Give back the room that a part of a file takes; it reads as zeros (fallocate(2))."""
+    _call("fallocate", _libc.fallocate(fd, _PUNCH_HOLE, ctypes.c_long(offset), ctypes.c_long(length)))

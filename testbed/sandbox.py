@@ -86,9 +86,11 @@ def launch(
     spaces: int = linux.CLONE_NEWNS | linux.CLONE_NEWNET | linux.CLONE_NEWPID | linux.CLONE_NEWUTS,
     after: Callable[[], None] | None = None,
     keep: Sequence[int] = (),
+    inside: Sequence[int] = (),
 ) -> T:
     """Make a sandbox whose PID 1 runs `serve(listener, owner)`; return what `use` does with it.
 
+    It has the descriptors `inside`, by the numbers that they have here, and no others.
     `use` gets the owner's end of that connection, with which the sandbox dies until `serve` has decided otherwise,
     and a pidfd. `after` is called when the sandbox has ended, in a process outside of it that waits for that and
     has the descriptors `keep`. Raise
@@ -101,7 +103,7 @@ def launch(
     try:
         with signals_wait():  # no handler of ours runs in the child
             if (child := os.fork()) == 0:
-                _never_return(theirs, lambda: _first(name, theirs, serve, family, spaces, after, keep))
+                _never_return(theirs, lambda: _first(name, theirs, serve, family, spaces, after, keep, inside))
         theirs.close()
         _reap(child)
         first = select.poll()
@@ -241,6 +243,7 @@ def _first(
     spaces: int,
     after: Callable[[], None] | None,
     keep: Sequence[int],
+    inside: Sequence[int],
 ) -> None:
     """Make the sandbox from a process that has nothing of its caller's; stay where something is to be done after it."""
     os.setsid()
@@ -254,7 +257,7 @@ def _first(
     if after is not None and os.fork():
         return  # the launcher waits for this one; a child after unshare(2) would be in the sandbox
     try:
-        first = _unshared(name, owner, serve, family, spaces)
+        first = _unshared(name, owner, serve, family, spaces, inside)
         if after is not None:
             linux.prctl(linux.PR_SET_NAME, b"testbed-after")
             os.chdir("/")
@@ -268,7 +271,12 @@ def _first(
 
 
 def _unshared(
-    name: str, owner: socket.socket, serve: Callable[[socket.socket, socket.socket], None], family: str, spaces: int
+    name: str,
+    owner: socket.socket,
+    serve: Callable[[socket.socket, socket.socket], None],
+    family: str,
+    spaces: int,
+    inside: Sequence[int],
 ) -> int:
     """Take the name, leave the host's namespaces, fork PID 1 and return its number."""
     listener = _take(name, family)
@@ -285,7 +293,7 @@ def _unshared(
         Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
         Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
     if (first := os.fork()) == 0:
-        _never_return(owner, lambda: _second(name, listener, owner, serve))
+        _never_return(owner, lambda: _second(name, listener, owner, serve, inside))
     return first
 
 
@@ -294,11 +302,12 @@ def _second(
     listener: socket.socket,
     owner: socket.socket,
     serve: Callable[[socket.socket, socket.socket], None],
+    inside: Sequence[int],
 ) -> None:
     """Be PID 1: close what the caller had open, furnish the mount namespace, and serve until the lab ends."""
     # Above the standard streams, which a caller without them may have given these numbers.
     listener, owner = (socket.socket(fileno=fcntl(s, F_DUPFD_CLOEXEC, 3)) for s in (listener, owner))
-    keep = sorted((listener.fileno(), owner.fileno()))
+    keep = sorted({listener.fileno(), owner.fileno(), *inside})
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)

@@ -125,7 +125,8 @@ def test_processes_are_started_in_few_places() -> None:
         "machines.programs",  # what programs say of themselves
         "machines.scratch",  # where a kernel is probed
         "machines.building",  # the image
-        "machines.keeper",  # QEMU
+        "machines.confined",  # QEMU, without privileges
+        "machines.keeper",  # ssh
         "machines.kvm",  # QEMU, to see whether KVM serves
         "machines.microvm",  # ssh to a guest
         "machines.remote",  # ssh to a machine

@@ -11,7 +11,7 @@ from testbed.machines import microvm, saved
 from testbed.machines.qemu import Boot, Memory, Share, Size, Wires, argv, digest, frames_without_channel, kernel_faults
 
 BOOT = Boot(Path("/i/vmlinux"), Path("/i/initrd.gz"), Path("/i/root.squashfs"), "tcg")
-WIRES = Wires(5, 7, "/run/console", "/run/empty")
+WIRES = Wires(5, 7, 9, "/run/empty")
 
 
 def pairs(words: tuple[str, ...]) -> list[tuple[str, str]]:

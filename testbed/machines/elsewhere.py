@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from testbed import __version__
 from testbed.errors import LabError, Unsupported
-from testbed.machines import here, known, microvm, remote, request
+from testbed.machines import console, here, known, microvm, remote, request, trusted
 from testbed.machines.choose import MICROVM, Choice
 from testbed.machines.known import Known
 from testbed.machines.microvm import Guest
@@ -169,9 +169,9 @@ def _call(
     place: Guest, words: Sequence[str], streams: Sequence[int], env: Mapping[str, str] | None = None, tty: bool = False
 ) -> int:
     """Run a command in a guest; LabError when it fails and the guest's kernel had a fault meanwhile."""
-    place.console.seek(0, os.SEEK_END)
+    mark = os.fstat(place.console.fileno()).st_size
     status = microvm.call(place, words, streams=streams, env=env, tty=tty)
-    faults = kernel_faults(place.console.read().decode(errors="replace")) if status else []
+    faults = kernel_faults(console.since(place.console.fileno(), mark).decode(errors="replace")) if status else []
     if faults:
         raise LabError(f"guest {place.name}: its kernel says: {faults[-1]}")
     return status
@@ -206,7 +206,7 @@ def guest(name: str, size: Size, told: Told, progress: Progress, results: Path |
     if (made := image.find()) is None:
         with progress() as say:
             made = image.build(say)
-    shares = {"code": Share(Path(__file__).parents[2], "/testbed")}
+    shares = {"code": Share(Path(__file__).parents[2], "/testbed", only=("testbed",))}
     if results is not None:
         with written(results):
             results.mkdir(parents=True, exist_ok=True)
@@ -214,9 +214,9 @@ def guest(name: str, size: Size, told: Told, progress: Progress, results: Path |
     try:
         found = microvm.start(made, size, name, shares, told=told)
     except LabError as e:
+        # What was written before it came to the disk: nothing of the file's own has changed since.
         if damaged := made.damaged():
-            cure = "`testbed image build --again` makes it anew"
-            raise LabError(f"image {made.digest} is damaged ({', '.join(damaged)}): {cure}\n{e}") from e
+            raise LabError(f"{microvm.damaged(made.digest, damaged)}\n{e}") from e
         raise
     try:
         yield found
@@ -243,9 +243,8 @@ def _keep_console(found: Guest, out: Path) -> None:
     """Put the console of a guest that died into the results of its run."""
     folders = [f.parent for f in out.glob("*/*/manifest.json") if not f.parent.is_symlink()]
     if folders:
-        found.console.seek(0)
         newest = max(folders, key=lambda folder: folder.stat().st_mtime)
-        (newest / "console.log").write_bytes(found.console.read())
+        (newest / "console.log").write_bytes(console.text(found.console.fileno()))
 
 
 def require_guest() -> None:
@@ -254,7 +253,7 @@ def require_guest() -> None:
 
     microvm.require_programs()
     if image.find() is None:
-        image.cache().mkdir(parents=True, exist_ok=True)
+        trusted.folder(image.cache())
         building.require(image.cache())
 
 

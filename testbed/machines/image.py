@@ -17,7 +17,7 @@ from typing import Any
 from msgspec import Struct
 
 from testbed.errors import InputError, Unsupported
-from testbed.machines import building, home, recipe
+from testbed.machines import building, home, recipe, trusted
 from testbed.machines.building import Progress
 
 FILES = ("vmlinuz", "initrd.gz", "root.squashfs")
@@ -112,8 +112,7 @@ def build(
         try:
             # A copy: what is edited meanwhile is of the next image.
             copy = shutil.copytree(recipe.FOLDER, work / "recipe")
-            sources = cache().parent / "sources"
-            sources.mkdir(exist_ok=True)
+            sources = trusted.folder(cache().parent / "sources")
             out = building.run(work, sources, cache() / "build.log", progress, locked, mirror)
             made = _lock_of(out)
             if locked and (rows := recipe.difference(_all(recipe.lock(copy)), _all(made))):
@@ -129,7 +128,7 @@ def build(
 def _load(folder: Path) -> Image | None:
     """Return the image in a folder: all of it is there, at the size that it had when it was made."""
     with suppress(OSError, ValueError, KeyError):
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = json.loads(trusted.read(folder / "manifest.json"))
         if all((folder / n).stat().st_size == manifest["files"][n]["bytes"] for n in FILES):
             return Image(folder, folder.name, manifest)
     return None
@@ -138,8 +137,7 @@ def _load(folder: Path) -> Image | None:
 @contextmanager
 def _alone(progress: Progress) -> Iterator[None]:
     """One build at a time; what an earlier one left that was killed is removed."""
-    cache().mkdir(parents=True, exist_ok=True)
-    with open(cache() / ".lock", "w") as file:
+    with open(trusted.lock(cache() / ".lock"), "w") as file:
         try:
             flock(file, LOCK_EX | LOCK_NB)
         except BlockingIOError:
@@ -187,6 +185,8 @@ def _keep(out: Path, digest: str, made: recipe.Lock, seconds: float) -> Image:
         json.dump(manifest, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
+    for name in (*FILES, "manifest.json"):
+        (out / name).chmod(0o644)  # whatever the umask: QEMU, which is not run as root, reads them
     home = cache() / digest
     if home.exists():  # the same recipe with other packages, or what was broken
         home.rename(out.parent / "replaced")

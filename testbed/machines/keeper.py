@@ -10,6 +10,7 @@ import base64
 import json
 import os
 import re
+import resource
 import secrets
 import select
 import selectors
@@ -18,7 +19,8 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Generic, TypeVar
 from urllib.parse import quote
@@ -30,7 +32,7 @@ from testbed import sandbox
 from testbed.answers import Dead
 from testbed.errors import LabError
 from testbed.listening import Listening
-from testbed.machines import asking, qemu
+from testbed.machines import asking, confined, lent, qemu, shared
 from testbed.machines.asking import (
     LONGEST,
     About,
@@ -45,6 +47,7 @@ from testbed.machines.asking import (
     Status,
     Stop,
 )
+from testbed.machines.console import Console, opened
 from testbed.machines.qemu import Boot, Memory, Share, Size, Wires
 from testbed.messages import BROKEN, Line, close
 
@@ -59,15 +62,24 @@ S = TypeVar("S", QemuSaid, GuestSaid)
 
 
 class Order(Struct, frozen=True):
-    """What the keeper is to run. `restore` is the folder of a saved guest, `save` an empty one for a new such."""
+    """What the keeper is to run: `files` are the descriptors that `boot` names, `save` is an empty folder."""
 
     name: str
     boot: Boot
     size: Size
     shares: Mapping[str, Share]
+    files: tuple[int, ...] = ()
+    user: int = 0  # whom QEMU is run as, 0: who runs this
     code: str = ""  # the digest of what the share `code` holds
-    restore: Path | None = None
+    restore: Saved | None = None
     save: Path | None = None
+
+
+class Saved(Struct, frozen=True):
+    """The files of a saved guest, as descriptors."""
+
+    ram: int
+    state: int
 
 
 class Talk(Struct, Generic[S], eq=False):
@@ -116,6 +128,8 @@ class Keeper(Struct, eq=False):
     life: int  # QEMU's pidfd
     qmp: Talk[QemuSaid]
     agent: Talk[GuestSaid]
+    console: Console
+    said: Console  # by QEMU itself
     master: int = 0  # the ssh whose connection the others share
     port: int = 0
     kept: bool = False  # it outlives its owner
@@ -159,7 +173,7 @@ def _begin(order: Order, owner: socket.socket) -> Keeper:
     keys = [_spawn("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(FOLDER / k)) for k in _KEYS]
     if order.restore is not None:
         with keeper.phase("restore"):
-            _restore(keeper, order.restore)
+            _restore(keeper, order.restore.state)
     else:
         _boot(keeper)
     for key in keys:
@@ -175,30 +189,48 @@ def _begin(order: Order, owner: socket.socket) -> Keeper:
 
 
 def _start(order: Order, owner: Line) -> Keeper:
-    (qmp, qmp_there), (agent, agent_there) = socket.socketpair(), socket.socketpair()
+    pairs = [socket.socketpair() for _ in range(4)]
+    (qmp, agent, heard, said), theirs = ([pair[end] for pair in pairs] for end in (0, 1))
     (FOLDER / "empty").mkdir()
-    console = FOLDER / "console"
-    console.touch()
-    wires = Wires(qmp_there.fileno(), agent_there.fileno(), str(console), str(FOLDER / "empty"))
-    memory = None
-    if order.restore is not None:
-        memory = Memory(order.restore / "ram", private=True)
-    elif order.save is not None:
-        memory = Memory(order.save / "ram", private=False)
-    words = qemu.argv(order.boot, order.size, wires, order.shares, memory, incoming=order.restore is not None)
-    for end in (qmp_there, agent_there):
-        end.set_inheritable(True)
-    pid = _spawn(*words, log=FOLDER / "qemu.log")
+    console = opened(heard, FOLDER / "console")
+    wires = Wires(theirs[0].fileno(), theirs[1].fileno(), theirs[2].fileno(), str(FOLDER / "empty"))
+    confined.admit(order.user)
+    shares = {slot: shared.bound(share, FOLDER / "shares" / slot, order.user) for slot, share in order.shares.items()}
+    memory, ram = None, order.restore.ram if order.restore is not None else -1
+    if order.save is not None:
+        ram = _room(order.save / "ram", order.size.memory << 20, order.user)
+    if ram >= 0:
+        memory = Memory(Path(f"/proc/self/fd/{ram}"), private=order.save is None)
+    words = qemu.argv(order.boot, order.size, wires, shares, memory, incoming=order.restore is not None)
+    fds = (*(end.fileno() for end in theirs[:3]), *order.files, *([ram] if order.save is not None else []))
+    pid, asks = confined.start(words, order.user, fds, theirs[3].fileno(), lends=order.restore is not None)
     life = os.pidfd_open(pid)
-    qmp_there.close()
-    agent_there.close()
-    return Keeper(order, owner, pid, life, Talk(qmp, asking.QEMU), Talk(agent, asking.GUEST))
+    for end in theirs:
+        end.close()
+    for fd in order.files:
+        os.close(fd)
+    log = opened(said, FOLDER / "qemu.log", head=1 << 14, tail=1 << 14)
+    keeper = Keeper(order, owner, pid, life, Talk(qmp, asking.QEMU), Talk(agent, asking.GUEST), console, log)
+    if memory is not None and order.restore is not None:
+        with closing(FileIO(asks)) if asks >= 0 else nullcontext():
+            if asks < 0 or not lent.lend(asks, str(memory.file), ram, life, _RESTORE):
+                raise BrokenStateError(_tail(keeper, "QEMU does not take the memory of the saved guest"))
+    return keeper
+
+
+def _room(file: Path, size: int, user: int) -> int:
+    """Make the file of a memory that is to be saved; it is QEMU's until that is done."""
+    fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    os.ftruncate(fd, size)
+    if user:
+        os.fchown(fd, user, user)
+    return fd
 
 
 def _spawn(*argv: str, log: Path | None = None) -> int:
     out = os.open(log or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
-        return os.posix_spawnp(
+        pid = os.posix_spawnp(
             argv[0],
             argv,
             os.environ,
@@ -207,14 +239,17 @@ def _spawn(*argv: str, log: Path | None = None) -> int:
         )
     finally:
         os.close(out)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))  # what it says is in memory
+    return pid
 
 
 def _await(keeper: Keeper, talk: Talk[S], wanted: Callable[[S], bool], seconds: float, what: str) -> S:
     """Return the first line of a conversation that is wanted; what comes before it is dropped."""
-    deadline = time.monotonic() + seconds
+    look, deadline = time.monotonic() + _LOOK, time.monotonic() + seconds
     poll = select.poll()
-    poll.register(talk.connection, select.POLLIN)
-    poll.register(keeper.life, select.POLLIN)
+    streams = {s.source.fileno(): s for s in (keeper.console, keeper.said)}
+    for fd in (talk.connection.fileno(), keeper.life, *streams):
+        poll.register(fd, select.POLLIN)
     if keeper.owner is not None:
         poll.register(keeper.owner.connection, select.POLLRDHUP)
     while True:
@@ -223,16 +258,19 @@ def _await(keeper: Keeper, talk: Talk[S], wanted: Callable[[S], bool], seconds: 
                 return found
         left = deadline - time.monotonic()
         ready = [fd for fd, _ in poll.poll(max(0, 1000 * min(left, _LOOK)))]
+        for fd in streams.keys() & set(ready):
+            if not streams[fd].hear():
+                poll.unregister(fd)
         if talk.connection.fileno() in ready:
             talk.hear()
         if keeper.owner is not None and keeper.owner.connection.fileno() in ready:
             os._exit(0)  # nobody waits for this guest any more
         if keeper.life in ready and not talk.lines:
             raise LabError(_death(keeper, os.waitpid(keeper.qemu, 0)[1]))
-        if not ready and _FAULT in (FOLDER / "console").read_bytes():  # its init can't go on
-            raise LabError(_tail(keeper.order.name, f"it did not {what}"))
-        if not ready and left <= _LOOK:
-            raise LabError(_tail(keeper.order.name, f"it did not {what} within {seconds:g} s"))
+        if time.monotonic() >= look and (look := time.monotonic() + _LOOK) and _FAULT in keeper.console.text():
+            raise LabError(_tail(keeper, f"it did not {what}"))  # its init can't go on
+        if time.monotonic() > deadline:
+            raise LabError(_tail(keeper, f"it did not {what} within {seconds:g} s"))
 
 
 def _ask(keeper: Keeper, command: str, **arguments: object) -> Raw:
@@ -262,17 +300,16 @@ def _mount(keeper: Keeper, slot: str) -> None:
     _tell(keeper, "mount", slot, share.at, int(share.writable))
 
 
-def _give(keeper: Keeper, file: Path, flags: int) -> None:
-    fd = os.open(file, flags | os.O_CLOEXEC, 0o600)
+def _give(keeper: Keeper, fd: int) -> None:
     keeper.qmp.say({"execute": "getfd", "arguments": {"fdname": "state"}, "id": "getfd"}, (fd,))
     os.close(fd)
     _await(keeper, keeper.qmp, lambda m: m.id == "getfd", 20, "take a file")
 
 
-def _restore(keeper: Keeper, folder: Path) -> None:
+def _restore(keeper: Keeper, state: int) -> None:
     """Load the devices; the memory is there already, as a private mapping of the saved file."""
     try:
-        _give(keeper, folder / "state", os.O_RDONLY)
+        _give(keeper, state)
         _ask(keeper, "migrate-incoming", uri="fd:state")
         while _status(keeper, "query-status") == "inmigrate":
             time.sleep(0.002)
@@ -288,7 +325,7 @@ def _boot(keeper: Keeper) -> None:
         with keeper.phase("boot"):
             _await(keeper, keeper.agent, lambda m: m.event == "hello", _BOOT, "boot")
     except LabError as e:
-        if b"Kernel panic" in (FOLDER / "console").read_bytes():
+        if b"Kernel panic" in keeper.console.text():
             raise PanicError(f"{e}") from e
         raise
 
@@ -305,7 +342,7 @@ def _save(keeper: Keeper, folder: Path) -> None:
             _tell(keeper, "unmount", code.at)  # a mounted share can't be saved
     with keeper.phase("save"):
         _ask(keeper, "stop")
-        _give(keeper, folder / "state", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        _give(keeper, os.open(folder / "state", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         _ask(keeper, "migrate", uri="fd:state")
         while (status := _status(keeper, "query-migrate")) != "completed":
             if status in ("failed", "cancelled"):
@@ -313,6 +350,7 @@ def _save(keeper: Keeper, folder: Path) -> None:
             time.sleep(0.002)
         _ask(keeper, "quit")
         os.waitpid(keeper.qemu, 0)
+        os.chown(folder / "ram", os.geteuid(), os.getegid())  # nobody but us writes to it from here on
 
 
 def _warm(keeper: Keeper) -> None:
@@ -384,7 +422,7 @@ def _connect(keeper: Keeper) -> None:
     while not (FOLDER / "ssh").exists():
         if select.select([ended, keeper.life], [], [], 0.003)[0] or time.monotonic() > deadline:
             said = (FOLDER / "ssh.log").read_text().strip()
-            raise LabError(_tail(keeper.order.name, f"ssh does not reach it: {said or 'no answer'}"))
+            raise LabError(_tail(keeper, f"ssh does not reach it: {said or 'no answer'}"))
     os.close(ended)
 
 
@@ -407,7 +445,8 @@ def _watch(keeper: Keeper, listener: socket.socket) -> None:
     """Serve the command line until the guest ends, is ended, or gives no sign of life."""
     with selectors.DefaultSelector() as selector:
         listening = Listening(selector, listener, LONGEST, lambda line: line in keeper.calls or bool(line.outbox))
-        for fd in (keeper.life, keeper.agent.connection, keeper.qmp.connection):
+        streams = {s.source: s for s in (keeper.console, keeper.said)}
+        for fd in (keeper.life, keeper.agent.connection, keeper.qmp.connection, *streams):
             selector.register(fd, selectors.EVENT_READ)
         if keeper.owner is not None:
             selector.register(keeper.owner.connection, selectors.EVENT_READ)
@@ -416,6 +455,9 @@ def _watch(keeper: Keeper, listener: socket.socket) -> None:
             listening.settle()
             ready = {key.fileobj: key for key, _ in selector.select(max(0, tick + 1 - time.monotonic()))}
             now = time.monotonic()
+            for source in streams.keys() & ready.keys():
+                if not streams[source].hear():
+                    selector.unregister(source)
             if keeper.agent.connection in ready:
                 keeper.agent.hear()
                 keeper.agent.lines.clear()
@@ -510,19 +552,19 @@ def _ended(keeper: Keeper, missed: int) -> str:
         elif pid == keeper.master:
             keeper.master = 0  # ssh commands have connections of their own from here on
     if not death and missed > PATIENCE:
-        death = _tail(keeper.order.name, f"it hangs: no sign of life for {PATIENCE} s, so it was ended")
+        death = _tail(keeper, f"it hangs: no sign of life for {PATIENCE} s, so it was ended")
     return death
 
 
 def _death(keeper: Keeper, status: int) -> str:
     code = os.waitstatus_to_exitcode(status)
     how = f"QEMU was killed by {signal.Signals(-code).name}" if code < 0 else f"QEMU ended with {code}"
-    said = (FOLDER / "qemu.log").read_text(errors="replace").strip()
-    if b"Kernel panic" in (FOLDER / "console").read_bytes():
+    said = keeper.said.text().decode(errors="replace").strip()
+    if b"Kernel panic" in keeper.console.text():
         how = "its kernel panicked"
     elif code == 0:
         how = "it was powered off"
-    return _tail(keeper.order.name, how + (f": {said}" if said else ""))
+    return _tail(keeper, how + (f": {said}" if said else ""))
 
 
 def last_rows(console: bytes, rows: int = 20) -> str:
@@ -534,5 +576,5 @@ def last_rows(console: bytes, rows: int = 20) -> str:
     return "".join(f"\n    {row}" for row in end) or " it is empty"
 
 
-def _tail(name: str, why: str) -> str:
-    return f"guest {name}: {why}; the end of its console:{last_rows((FOLDER / 'console').read_bytes())}"
+def _tail(keeper: Keeper, why: str) -> str:
+    return f"guest {keeper.order.name}: {why}; the end of its console:{last_rows(keeper.console.text())}"

@@ -13,10 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from msgspec.structs import replace
-
 from testbed import linux
-from testbed.machines import qemu
+from testbed.machines import confined, qemu, trusted
 from testbed.machines.qemu import Boot, Size, Wires
 
 DEVICE = Path("/dev/kvm")
@@ -31,13 +29,14 @@ def works(boot: Boot, version: str, remembered: Path) -> tuple[bool, str]:
         return False, f"this user may not open {DEVICE} (group kvm)"
     key = {"host": Path("/proc/sys/kernel/random/boot_id").read_text().strip(), "qemu": version}
     with suppress(OSError, ValueError, KeyError):
-        known = json.loads(remembered.read_text())
+        known = json.loads(trusted.read(remembered))
         if all(known[k] == v for k, v in key.items()):
             return bool(known["works"]), str(known["why"])
     found, why = _boots(boot)
     with suppress(OSError):  # an image that belongs to somebody else: then it is asked each time
         part = remembered.with_name(f".{remembered.name}-{os.getpid()}")
-        part.write_text(json.dumps({**key, "works": found, "why": why}))
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644), "w") as file:
+            json.dump({**key, "works": found, "why": why}, file)
         part.rename(remembered)
     return found, why
 
@@ -45,21 +44,34 @@ def works(boot: Boot, version: str, remembered: Path) -> tuple[bool, str]:
 def _boots(boot: Boot) -> tuple[bool, str]:
     """Boot with KVM until the guest's own init says hello, or QEMU says why not."""
     (qmp, qmp_there), (agent, agent_there) = socket.socketpair(), socket.socketpair()
+    uid = confined.user()
+    files = [trusted.opened(file) for file in (boot.kernel, boot.initrd, boot.root)]
     with TemporaryDirectory(prefix="testbed-kvm-") as name, qmp, agent:
-        folder = Path(name)
-        (folder / "empty").mkdir()
-        wires = Wires(qmp_there.fileno(), agent_there.fileno(), str(folder / "console"), str(folder / "empty"))
-        words = qemu.argv(replace(boot, accel="kvm"), Size(1, 512), wires, {}, None)
+        os.chmod(name, 0o755)  # noqa: S103 (it is empty)
+        files.append(os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        kernel, initrd, root, empty = (Path(f"/proc/self/fd/{fd}") for fd in files)
+        wires = Wires(qmp_there.fileno(), agent_there.fileno(), empty=str(empty))
+        words = qemu.argv(Boot(kernel, initrd, root, "kvm"), Size(1, 512), wires, {}, None)
+
+        def confine() -> None:
+            if uid:
+                linux.unshare(linux.CLONE_NEWNS)
+                linux.mount("none", "/", "", linux.MS_REC | linux.MS_SLAVE)
+                linux.mount("run", "/run", "tmpfs")
+                confined.admit(uid)
+            confined.give_up(uid)
+            linux.prctl(linux.PR_SET_PDEATHSIG, 9)
+
         child = subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            pass_fds=(qmp_there.fileno(), agent_there.fileno()),
-            preexec_fn=lambda: linux.prctl(linux.PR_SET_PDEATHSIG, 9),
+            pass_fds=(qmp_there.fileno(), agent_there.fileno(), *files),
+            preexec_fn=confine,
         )
-        qmp_there.close()
-        agent_there.close()
+        for fd in (qmp_there.detach(), agent_there.detach(), *files):
+            os.close(fd)
         try:
             return _outcome(child, qmp, agent)
         finally:

@@ -6,6 +6,7 @@ A guest is a sandbox of its own with a keeper as PID 1; its name is an abstract 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import select
 import shlex
@@ -14,7 +15,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
@@ -26,9 +27,9 @@ from msgspec.structs import replace
 
 from testbed import linux, sandbox
 from testbed.errors import LabError, Unsupported
-from testbed.machines import asking, keeper, kvm, qemu, saved
+from testbed.machines import asking, confined, console, keeper, kvm, qemu, saved, trusted
 from testbed.machines.asking import About, BrokenStateError, Call, Ended, Keep, PanicError, Signal, Status, Stop
-from testbed.machines.keeper import Order
+from testbed.machines.keeper import Order, Saved
 from testbed.machines.qemu import Boot, Share, Size
 
 FAMILY = "testbed-guest"
@@ -86,22 +87,55 @@ def start(
     """
     _check(shares)
     version = qemu_version()
-    boot = booted(image, accel or "tcg")
-    why = "asked for"
-    if accel is None:
-        works, why = kvm.works(boot, version, image.folder / "kvm.json")
-        boot = replace(boot, accel="kvm" if works else "tcg")
-        if not works:
-            told(f"KVM is not used: {why}; the guest's processor is emulated, some ten times slower")
-    order = Order(name, boot, size, shares, sources(shares["code"]) if "code" in shares else "")
-    if restore and (folder := _saved(image, order, version, told)) is not None:
-        try:
-            return _launched(Order(name, boot, size, shares, order.code, restore=folder), why)
-        except BrokenStateError as e:
-            told(f"the saved guest could not be restored and is removed; this one is booted. {e}")
-            with suppress(FileNotFoundError):  # another start was faster
-                saved.remove(folder)
-    return _patiently(lambda: _launched(order, why), told)
+    boot, why = booted(image, accel or "tcg"), "asked for"
+    files = _files(image, boot)
+    try:
+        if accel is None:
+            works, why = kvm.works(boot, version, image.folder / "kvm.json")
+            boot = replace(boot, accel="kvm" if works else "tcg")
+            if not works:
+                told(f"KVM is not used: {why}; the guest's processor is emulated, some ten times slower")
+        code = sources(shares["code"]) if "code" in shares else ""
+        kernel, initrd, root = (Path(f"/proc/self/fd/{fd}") for fd in files)
+        held = Boot(kernel, initrd, root, boot.accel)
+        order = Order(name, held, size, shares, files, confined.user(), code)
+        if restore and (folder := _saved(image, order, version, told)) is not None:
+            try:
+                return _restored(order, folder, why)
+            except BrokenStateError as e:
+                told(f"the saved guest could not be restored and is removed; this one is booted. {e}")
+                with suppress(FileNotFoundError):  # another start was faster
+                    saved.remove(folder)
+        return _patiently(lambda: _launched(order, why), told)
+    finally:
+        for fd in files:
+            os.close(fd)
+
+
+def _files(image: Image, boot: Boot) -> tuple[int, ...]:
+    """Open what is booted; LabError when it is not what was built, or when somebody else can change it."""
+    found = trusted.verified(image.folder, [f.name for f in (boot.kernel, boot.initrd, boot.root)], _digests(image))
+    if found.damaged:
+        found.close()
+        raise LabError(damaged(image.digest, found.damaged))
+    for fd in found.files.values():
+        if not os.fstat(fd).st_mode & 0o004 and os.geteuid() == 0:
+            os.fchmod(fd, 0o644)  # QEMU is not run as root
+    return tuple(found.files.values())
+
+
+def _digests(image: Image) -> dict[str, str]:
+    """Return the digests of an image's files that it was built with, as far as that is known."""
+    try:
+        files = json.loads(trusted.read(image.folder / "manifest.json"))["files"]
+        return {name: str(files[name]["sha256"]) for name in files}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def damaged(digest: str, names: Iterable[str]) -> str:
+    """Return the sentence for an image that is not what was built."""
+    return f"image {digest} is damaged ({', '.join(names)}): `testbed image build --again` makes it anew"
 
 
 def _patiently(boot: Callable[[], T], told: Told) -> T:
@@ -115,6 +149,7 @@ def _patiently(boot: Callable[[], T], told: Told) -> T:
 
 def _saved(image: Image, order: Order, version: str, told: Told) -> Path | None:
     digest = qemu.digest(order.boot, order.size, image.digest, version, _processor())
+    trusted.folder(image.folder)
     if (folder := saved.find(image.folder, digest, order.code)) is not None:
         return folder
 
@@ -126,16 +161,17 @@ def _saved(image: Image, order: Order, version: str, told: Told) -> Path | None:
         def boot() -> None:
             for left in work.iterdir():
                 left.unlink()
-            made = Order(f"save-{uuid4().hex[:8]}", order.boot, order.size, code, order.code, save=work)
+            made = replace(order, name=f"save-{uuid4().hex[:8]}", shares=code, save=work)
 
             def saved_there(owner: socket.socket, life: FileIO) -> None:
                 _answer(made.name, owner)
                 owner.close()
                 life.close()
 
-            sandbox.launch(made.name, keeper.serve(made), saved_there, FAMILY, _SPACES)
+            sandbox.launch(made.name, keeper.serve(made), saved_there, FAMILY, _SPACES, inside=order.files)
 
         _patiently(boot, told)
+        trusted.remember(work, saved.FILES)
         told(f"saved after {time.monotonic() - began:.1f} s")
 
     try:
@@ -147,11 +183,28 @@ def _saved(image: Image, order: Order, version: str, told: Told) -> Path | None:
         return None
 
 
+def _restored(order: Order, folder: Path, why: str) -> Guest:
+    """Start a guest from a saved one; BrokenStateError when that is not what was saved."""
+    try:
+        found = saved.opened(folder)
+    except FileNotFoundError as e:
+        raise BrokenStateError(f"guest {order.name}: {e.filename} is not there") from e
+    try:
+        if found.damaged:
+            what = " and ".join(found.damaged)
+            raise BrokenStateError(f"guest {order.name}: {what} of {folder} changed since it was saved")
+        return _launched(replace(order, restore=Saved(**found.files)), why)
+    finally:
+        found.close()
+
+
 def _launched(order: Order, why: str) -> Guest:
+    more = () if order.restore is None else (order.restore.ram, order.restore.state)
+
     def started(owner: socket.socket, life: FileIO) -> Guest:
         return _guest(asking.told(_answer(order.name, owner)), life, why, owner)
 
-    return sandbox.launch(order.name, keeper.serve(order), started, FAMILY, _SPACES)
+    return sandbox.launch(order.name, keeper.serve(order), started, FAMILY, _SPACES, inside=(*order.files, *more))
 
 
 def _guest(told: About, life: FileIO, why: str, owner: socket.socket | None) -> Guest:
@@ -168,7 +221,7 @@ def _guest(told: About, life: FileIO, why: str, owner: socket.socket | None) -> 
         shares=told.folders(),
         holder=holder,
         life=life,
-        console=FileIO(os.open(folder / "console", os.O_RDONLY | os.O_CLOEXEC)),
+        console=FileIO(os.open(folder / "console", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)),
         owner=owner,
     )
 
@@ -331,8 +384,7 @@ class _Signals(Struct):
 
 
 def _gone(guest: Guest) -> str:
-    guest.console.seek(0)
-    end = keeper.last_rows(guest.console.read())
+    end = keeper.last_rows(console.text(guest.console.fileno()))
     how = f"it was ended, or its keeper, process {guest.holder}, was killed"
     return f"guest {guest.name}: {how}; the end of its console:{end}"
 
@@ -417,7 +469,7 @@ def kernel(image: Image) -> Path:
     if plain.exists():
         return plain
     packed = image.folder / "vmlinuz"
-    data = packed.read_bytes()
+    data = trusted.read(packed, 1 << 28)
     begin = data.find(b"\x28\xb5\x2f\xfd")  # Debian's kernels are zstd
     if begin < 0 or shutil.which("zstd") is None:
         return packed
@@ -427,7 +479,8 @@ def kernel(image: Image) -> Path:
         return packed
     part = plain.with_name(f".vmlinux-{os.getpid()}")
     try:
-        part.write_bytes(done.stdout)
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644), "wb") as file:
+            file.write(done.stdout)
         part.rename(plain)
     except OSError:
         return packed

@@ -11,6 +11,8 @@ from msgspec import Struct
 
 SLOTS = ("code", "results", "inputs")  # a saved guest has these devices, whatever is shared through them later
 _PROGRAM = "qemu-system-x86_64"
+# Its own filter of system calls (seccomp(2)): no other program, no other user, no priorities, nothing of old.
+_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 # Nothing here is a secret from the host, and an emulated processor pays for every mitigation, every cleared page, every
 # statistic of memory and pressure that nobody reads, and the tidying of tables for ftrace and of keys for modules.
 # lpj: delay loops as for a clock of 5 GHz, which are long enough on any and are not to be calibrated.
@@ -45,19 +47,25 @@ class Boot(Struct, frozen=True):
 
 
 class Share(Struct, frozen=True):
-    """A folder of the host, and where the guest has it."""
+    """A folder of the host, and where the guest has it; `only`: names in it that are shared, all of them without any.
+
+    In one that is writable, the guest's owners, modes, links and devices are attributes of plain files here, which are
+    QEMU's and have mode 0600. `mapped` says where they are kept: mapped-xattr, or mapped-file without such attributes.
+    """
 
     folder: Path
     at: str
     writable: bool = False
+    only: tuple[str, ...] = ()
+    mapped: str = "mapped-xattr"
 
 
 class Wires(Struct, frozen=True):
-    """QEMU's ends of what connects it: two socket descriptors, the file of the console, an empty folder."""
+    """QEMU's ends of what connects it: three socket descriptors (no console is heard with -1), an empty folder."""
 
     qmp: int = -1
     agent: int = -1
-    console: str = ""
+    console: int = -1
     empty: str = ""
 
 
@@ -78,6 +86,7 @@ def argv(
     else:
         sharing = "off" if memory.private else "on"
         backend = f"memory-backend-file,id=ram,{backend},mem-path={_quoted(memory.file)},share={sharing}"
+    console = f"socket,id=console,fd={wires.console}" if wires.console >= 0 else "null,id=console"
     words = [
         *(_PROGRAM, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-M", "q35,sata=off,smbus=off,usb=off,vmport=off,memory-backend=ram", "-object", backend),
@@ -85,7 +94,8 @@ def argv(
         *("-cpu", "max" if boot.accel == "tcg" else "host"),
         *("-smp", str(size.cpus), "-m", f"{size.memory}M"),
         *("-kernel", str(boot.kernel), "-initrd", str(boot.initrd), "-append", _KERNEL),
-        *("-chardev", f"file,id=console,path={_quoted(wires.console)},append=on", "-serial", "chardev:console"),
+        *("-sandbox", _SANDBOX),
+        *("-chardev", console, "-serial", "chardev:console"),
         *("-chardev", f"socket,id=qmp,fd={wires.qmp}", "-mon", "chardev=qmp,mode=control"),
         *("-chardev", f"socket,id=agent,fd={wires.agent}", "-device", "virtio-serial-pci"),
         *("-device", "virtserialport,chardev=agent,name=testbed"),
@@ -99,10 +109,10 @@ def argv(
     ]
     for slot in SLOTS:
         share = shares.get(slot)
-        # none: what the guest's root makes belongs to the user who runs QEMU, with plain modes, and stays his.
-        access = "" if share is not None and share.writable else ",readonly=on"
+        # What is read-only has no attributes, and its links are the guest's to follow.
+        model = share.mapped if share is not None and share.writable else "none,readonly=on"
         folder = _quoted(share.folder if share is not None else wires.empty)
-        words += ["-fsdev", f"local,id={slot},path={folder},security_model=none,multidevs=remap{access}"]
+        words += ["-fsdev", f"local,id={slot},path={folder},multidevs=remap,security_model={model}"]
         words += ["-device", f"virtio-9p-pci,fsdev={slot},mount_tag={slot}"]
     return (*words, "-incoming", "defer") if incoming else tuple(words)
 

@@ -16,6 +16,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from testbed.machines.trusted import RECORD, Opened, lock, read, verified
+
+FILES = ("ram", "state")
 _KEPT = 4  # of other sizes, or of a QEMU that was since replaced; each is some 300 MB
 
 
@@ -34,9 +37,17 @@ def find(beside: Path, digest: str, code: str) -> Path | None:
     return folder
 
 
+def opened(folder: Path) -> Opened:
+    """Open the files of a saved guest, and compute their digests again if anything of them has changed."""
+    found = verified(folder, FILES, {})
+    if (folder / RECORD).exists():
+        return found
+    return Opened(found.files, FILES)  # nothing says that they are what was saved
+
+
 def _text(file: Path) -> str | None:
     with suppress(FileNotFoundError):
-        return file.read_text()
+        return read(file).decode(errors="replace")
     return None
 
 
@@ -75,7 +86,7 @@ def remove(folder: Path) -> None:
 @contextmanager
 def _alone(file: Path, waits: Callable[[], None]) -> Iterator[None]:
     """Hold a lock that ends with this process, however that ends."""
-    fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = lock(file)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from testbed import results, runner
@@ -14,6 +16,9 @@ from testbed.experiment import Case, Experiment
 from testbed.plain import shown
 from testbed.report import Report
 from testbed.runner import Outcome
+
+if TYPE_CHECKING:
+    from testbed.machines.case import Perform
 
 # The worst first: a mistake of ours says nothing of the lab, and only when all ran is a missed check a regression.
 ORDER: tuple[type[TestbedError], ...] = (BugError, LabError, Unsupported, InputError, CheckFailed)
@@ -25,11 +30,13 @@ def each(
     overrides: tuple[str, ...],
     name: str | None,
     shown_by: Callable[[int, Case], AbstractContextManager[Say]],
+    perform: Perform | None = None,
 ) -> Iterator[Outcome]:
-    """Run the cases and yield what came of each; `shown_by` shows how number n goes on."""
+    """Run the cases, elsewhere with `perform`, and yield what came of each; `shown_by` shows how number n goes on."""
     for n, case in enumerate(experiment.cases):
         with shown_by(n, case) as say:
-            found = runner.run(experiment, case, root, overrides, name or case.topology.name, say)
+            elsewhere = partial(perform, n) if perform is not None else None
+            found = runner.run(experiment, case, root, overrides, name or case.topology.name, say, elsewhere)
         yield found
 
 

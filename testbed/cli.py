@@ -26,7 +26,9 @@ from testbed.program import GUESTS, enter, execute, perform, place_of
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from testbed.experiment import Experiment
     from testbed.features import Feature
+    from testbed.machines.case import Perform
     from testbed.machines.choose import Choice
     from testbed.plan import Plan
     from testbed.report import Report
@@ -347,17 +349,6 @@ def run(
     start.permitted_name(name or first)
     # Which case lacks what is found out case by case: one that can't be here does not keep the others from it.
     choice = choose.choose(() if machine == choose.HERE else runner.requires(experiment), machine)
-    if choice.machine != choose.HERE:
-        from testbed.machines import elsewhere
-        from testbed.machines.qemu import Size
-
-        _tell(choice, machine)
-        lab = name or first
-        words: tuple[str | Path, ...] = ("run", file, *_there(lab), *_set(sets), *(["--json"] if as_json else []))
-        errand = elsewhere.Errand(choice, words, _files(file, sets))
-        size = Size.of(max(len(case.topology.nodes) for case in experiment.cases), cpus, memory)
-        raise typer.Exit(elsewhere.run(errand, lab, size, _say, _fraction, out))
-
     many = len(experiment.cases)
 
     def shown_by(n: int, case: Case) -> AbstractContextManager[Callable[[dict[str, Any]], None]]:
@@ -366,10 +357,11 @@ def run(
 
     found = []
     try:
-        for outcome in cases.each(experiment, out, overrides, name, shown_by):
-            found.append(outcome)
-            if not as_json and not (many == 1 and outcome.error is not None):  # of one alone the error says all
-                print(present.outcome(outcome, _short(outcome.folder) if outcome.folder is not None else ""))
+        with _performer(choice, machine, experiment, file, sets, name or first, cpus, memory) as perform:
+            for outcome in cases.each(experiment, out, overrides, name, shown_by, perform):
+                found.append(outcome)
+                if not as_json and not (many == 1 and outcome.error is not None):  # of one alone the error says all
+                    print(present.outcome(outcome, _short(outcome.folder) if outcome.folder is not None else ""))
     finally:  # Ctrl-C ends all: what was done is told
         if as_json:
             print(json.dumps([_summary(o) for o in found], indent=1))
@@ -506,6 +498,28 @@ def machine_rm(name: Annotated[str, typer.Argument(help="Its name")]) -> None:
     print(f"machine {name} is forgotten")
 
 
+@app.command(name="run-case", hidden=True)
+def run_case(
+    file: File,
+    case: Annotated[int, typer.Option("--case", min=0)],
+    name: Annotated[str, typer.Option("--name")],
+    out: Annotated[Path, typer.Option("--results")],
+    sets: Sets = None,
+) -> None:
+    """Perform a case for the machine that asked for it, which makes the report; what is said is JSON for it."""
+    from testbed import runner
+    from testbed.experiment import read
+
+    def say(value: dict[str, Any]) -> None:
+        print(json.dumps(value), flush=True)
+
+    try:
+        runner.perform(read(file, tuple(sets or ()), _under()), case, out.resolve(), name, say)
+    except TestbedError as e:
+        say({"failed": str(e), "status": e.exit_status})
+        raise typer.Exit(e.exit_status) from e
+
+
 @app.command(hidden=True)
 def serve_request() -> None:
     """Perform a command line that another machine sends on standard input."""
@@ -608,6 +622,33 @@ def _choice(machine: str, lab: str, requires: Sequence[Feature]) -> Choice:
     return choose.Choice(there, "the lab is up there")
 
 
+@contextmanager
+def _performer(
+    choice: Choice,
+    asked: str,
+    experiment: Experiment,
+    file: Path,
+    sets: list[str] | None,
+    lab: str,
+    cpus: int | None,
+    memory: int | None,
+) -> Iterator[Perform | None]:
+    """Yield what performs the cases of an experiment on another machine, None when that is this one."""
+    from testbed.machines import choose
+
+    if choice.machine == choose.HERE:
+        yield None
+        return
+    from testbed.machines import elsewhere
+    from testbed.machines.qemu import Size
+
+    _tell(choice, asked)
+    errand = elsewhere.Errand(choice, ("run-case", file, "--name", lab, *_set(sets)), _files(file, sets))
+    size = Size.of(max(len(case.topology.nodes) for case in experiment.cases), cpus, memory)
+    with elsewhere.cases(errand, lab, size, _say, _fraction) as perform:
+        yield perform
+
+
 def _tell(choice: Choice, asked: str) -> None:
     if asked == "auto":  # else it is known
         print(choice, file=sys.stderr)
@@ -676,9 +717,6 @@ def _alive(status: int | None, pid: int) -> str:
 
 
 def _short(path: Path) -> str:
-    real, _, shown = os.environ.get("TESTBED_RESULTS", "").partition("=")
-    if real and path.is_relative_to(real):
-        return str(Path(shown, path.relative_to(real)))
     return str(path.relative_to(Path.cwd())) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(path)
 
 
@@ -701,9 +739,7 @@ def _summary(found: Outcome) -> dict[str, Any]:
 def _derived(found: Report) -> dict[str, Any]:
     """Return what scripts are told of a report."""
     verdict: dict[str, Any] = json.loads((found.folder / "verdict.json").read_text())
-    folder = os.path.join(os.environ.get("TESTBED_FROM", ""), _short(found.folder))
-    folder = folder if "TESTBED_RESULTS" in os.environ else str(found.folder)
-    return {"name": found.topology.name, "folder": folder, **verdict}
+    return {"name": found.topology.name, "folder": str(found.folder), **verdict}
 
 
 @contextmanager

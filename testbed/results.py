@@ -7,9 +7,10 @@ import json
 import os
 import platform
 import secrets
+import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,13 @@ def create(root: Path, name: str, label: str, texts: Mapping[str, str], plan: st
         with written(path / file):
             (path / file).write_text(text)
     return Folder(path)
+
+
+def discard(folder: Folder) -> None:
+    """Remove the folder of a run that has left nothing."""
+    shutil.rmtree(folder.path, ignore_errors=True)
+    with suppress(OSError):  # there are others beside it
+        folder.path.parent.rmdir()
 
 
 @contextmanager

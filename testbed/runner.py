@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, to_builtins
 
@@ -18,13 +18,17 @@ from testbed.experiment import Case, Experiment
 from testbed.faults import foreseen
 from testbed.features import Feature
 from testbed.machines import here
-from testbed.plan import plan
+from testbed.plan import Plan, plan
 from testbed.records import Held
 from testbed.report import Report, report
 from testbed.results import Folder
 from testbed.start import up
 from testbed.steps import Step
 
+if TYPE_CHECKING:
+    from testbed.machines.case import Begin, Performed
+
+ABOUT = "about.json"  # what a machine says of itself to the one that asked for a case
 _LONGEST = 50_000  # characters of an error in run.json
 _NOT_BEGUN = {"monotonic": 0.0, "seconds": 0.0, "events": [], "processes": []}
 
@@ -44,21 +48,33 @@ def requires(experiment: Experiment) -> tuple[Feature, ...]:
     return tuple(dict.fromkeys(f for p in plans for f in (*p.requires(), *schedule.requires(p))))
 
 
-def run(experiment: Experiment, case: Case, root: Path, overrides: tuple[str, ...], name: str, say: Say) -> Outcome:
+def run(
+    experiment: Experiment,
+    case: Case,
+    root: Path,
+    overrides: tuple[str, ...],
+    name: str,
+    say: Say,
+    elsewhere: Callable[[Begin, Say], Performed] | None = None,
+) -> Outcome:
     """Run a case in a lab of its own and return what came of it; the lab is gone afterwards, whatever happened.
 
     Whatever keeps it from its end, but for what ends this program, is its error; a workload or a step that failed
-    during the run is in the report, as verdict `error`.
+    during the run is in the report, as verdict `error`. With `elsewhere` another machine performs it, and gives its
+    raw files alone.
     """
     made: list[Folder] = []
     try:
         with foreseen():
-            _run(experiment, case, root, overrides, name, say, made)
+            if elsewhere is None:
+                _run(experiment, case, root, overrides, name, say, made)
+            else:
+                _run_elsewhere(experiment, case, root, overrides, say, made, elsewhere)
             found = report(made[0].path)
             results.point_latest(made[0])
             return Outcome(case, made[0].path, found)
     except TestbedError as e:
-        return _failed(case, made[0] if made else None, e)
+        return _failed(case, made[0] if made and made[0].path.exists() else None, e)
 
 
 def _run(
@@ -72,31 +88,71 @@ def _run(
 ) -> None:
     """Run a case; `made` gets its folder as soon as that is one of results."""
     planned = plan(case.topology)
-    steps = schedule.run_steps(planned)
-    needed = schedule.requires(planned)
-    features = (*planned.requires(), *needed)
+    needed = (*planned.requires(), *schedule.requires(planned))
     alone = len(experiment.cases) == 1
     if alone:  # where it can't be, nothing is made
-        here.require(features)
-    text = f"{planned}\n# run\n" + "".join(f"{s}\n" for s in steps)
-    facts = {
-        "tools": here.versions(features),
-        "git": here.commit(experiment.path.parent),
-        "arguments": sys.argv[1:],
-        "began": time.time(),
-        **json.loads(os.environ.get("TESTBED_MACHINE", "{}")),  # what the machine that asked for this run knows better
-    }
-    # Its manifest makes a folder one of results: nothing slow is between the two.
-    folder = results.create(root.resolve(), case.topology.name, case.label, experiment.texts, text)
-    results.write(folder, "manifest.json", results.manifest(overrides, case.settings, experiment.seed, **facts))
+        here.require(needed)
+    facts = {**_facts(experiment), "tools": here.versions(needed)}
+    folder = _begin(experiment, case, root, overrides, facts)
     made.append(folder)
     if not alone:
-        here.require(features)
-    with results.kernel_log(folder):
-        lab = up(planned, name, say=say, folder=folder.path, requires=needed, about={"run": str(folder.path)})
-        held = _play(lab, steps, folder, case.topology.duration or 0.0, say)
+        here.require(needed)
+    held = _perform(planned, case, folder, name, say)
     facts |= {"ended": time.time(), "resources": to_builtins(held)}
     results.write(folder, "manifest.json", results.manifest(overrides, case.settings, experiment.seed, **facts))
+
+
+def _run_elsewhere(
+    experiment: Experiment,
+    case: Case,
+    root: Path,
+    overrides: tuple[str, ...],
+    say: Say,
+    made: list[Folder],
+    elsewhere: Callable[[Begin, Say], Performed],
+) -> None:
+    """Have a case performed by another machine; `made` gets its folder, which is made here, when that has begun."""
+    facts = _facts(experiment)
+
+    def begin(about: Mapping[str, object]) -> Folder:
+        facts.update(about)
+        made.append(_begin(experiment, case, root, overrides, facts))
+        return made[0]
+
+    folder, told = elsewhere(begin, say)
+    facts |= {"ended": time.time(), **told}
+    results.write(folder, "manifest.json", results.manifest(overrides, case.settings, experiment.seed, **facts))
+
+
+def perform(experiment: Experiment, number: int, folder: Path, name: str, say: Say) -> None:
+    """Be the machine that performs a case: leave its raw files in a folder, and what is to be known of us."""
+    case = experiment.cases[number]
+    planned = plan(case.topology)
+    needed = (*planned.requires(), *schedule.requires(planned))
+    here.require(needed)
+    with results.written(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    known = results.manifest((), (), 0, tools=here.versions(needed), began=time.time())
+    facts = {k: known[k] for k in ("python", "kernel", "host", "tools", "began")}
+    results.write(Folder(folder), ABOUT, facts)
+    say({"began": True})
+    held = _perform(planned, case, Folder(folder), name, say)
+    results.write(Folder(folder), ABOUT, facts | {"ended": time.time(), "resources": to_builtins(held)})
+
+
+def _facts(experiment: Experiment) -> dict[str, Any]:
+    return {"git": here.commit(experiment.path.parent), "arguments": sys.argv[1:], "began": time.time()}
+
+
+def _begin(
+    experiment: Experiment, case: Case, root: Path, overrides: tuple[str, ...], facts: Mapping[str, Any]
+) -> Folder:
+    """Make the folder of a run. Its manifest makes it one of results: nothing slow is between the two."""
+    planned = plan(case.topology)
+    text = f"{planned}\n# run\n" + "".join(f"{s}\n" for s in schedule.run_steps(planned))
+    folder = results.create(root.resolve(), case.topology.name, case.label, experiment.texts, text)
+    results.write(folder, "manifest.json", results.manifest(overrides, case.settings, experiment.seed, **facts))
+    return folder
 
 
 def _failed(case: Case, folder: Folder | None, error: TestbedError) -> Outcome:
@@ -110,6 +166,13 @@ def _failed(case: Case, folder: Folder | None, error: TestbedError) -> Outcome:
                 results.write(folder, "run.json", {**_NOT_BEGUN, "time": time.time(), "failures": why})
             found = report(folder.path)
     return Outcome(case, None if folder is None else folder.path, found, error)
+
+
+def _perform(planned: Plan, case: Case, folder: Folder, name: str, say: Say) -> dict[str, Held]:
+    needed = schedule.requires(planned)
+    with results.kernel_log(folder):
+        lab = up(planned, name, say=say, folder=folder.path, requires=needed, about={"run": str(folder.path)})
+        return _play(lab, schedule.run_steps(planned), folder, case.topology.duration or 0.0, say)
 
 
 def _play(lab: RunningLab, steps: tuple[Step, ...], folder: Folder, seconds: float, say: Say) -> dict[str, Held]:

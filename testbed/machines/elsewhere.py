@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
-import sys
+import select
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from msgspec import Struct
-from msgspec.structs import replace
 
-from testbed import __version__
+from testbed import __version__, results
 from testbed.errors import LabError, Unsupported
-from testbed.machines import console, here, known, microvm, remote, request, trusted
+from testbed.machines import collected, console, known, microvm, remote, request, staging, trusted
+from testbed.machines.case import Begin, Case, Perform, Performed, Say, Told
 from testbed.machines.choose import MICROVM, Choice
+from testbed.machines.collected import Taken
 from testbed.machines.known import Known
-from testbed.machines.microvm import Guest
+from testbed.machines.microvm import Guest, Hears
 from testbed.machines.qemu import Share, Size, kernel_faults
 from testbed.machines.relayed import relayed
-from testbed.machines.remote import NotReachedError, Target
+from testbed.machines.remote import Target
 from testbed.machines.request import Request
-from testbed.results import written
+from testbed.results import Folder
 
 Place = Target | Guest
-Told = Callable[[str], None]
 Progress = Callable[[], AbstractContextManager[Callable[[str, float], None]]]  # entered where something takes long
-_RESULTS = "/results"  # in a guest: the results folder of the host
+_RESULTS = "/results"  # in a guest: what it writes of its runs
+_REST = 2.0  # s that the end of an output may come after that of its command
 
 
 class Errand(Struct, frozen=True):
@@ -94,12 +94,12 @@ def up(errand: Errand, lab: str, size: Size, told: Told, progress: Progress) -> 
     """Bring a lab up, or change it, on another machine; its guest is kept when that went well."""
     if errand.choice.machine != MICROVM:
         place = target_of(known.find(errand.choice.machine))
-        return perform(place, asked(place, errand, {}))
+        return perform(place, asked(place, errand))
     if lab in microvm.guests():
         there = microvm.find(lab)
-        return perform(there, asked(there, errand, {}))
+        return perform(there, asked(there, errand))
     with guest(lab, size, told, progress) as made:
-        if (status := perform(made, asked(made, errand, about(made)))) == 0 and "--dry-run" not in errand.words:
+        if (status := perform(made, asked(made, errand))) == 0 and "--dry-run" not in errand.words:
             microvm.keep(made)
         return status
 
@@ -108,42 +108,95 @@ def once(errand: Errand, lab: str, size: Size, told: Told, progress: Progress) -
     """Run a command line that leaves no lab."""
     if errand.choice.machine != MICROVM:
         place = target_of(known.find(errand.choice.machine))
-        return perform(place, asked(place, errand, {}))
+        return perform(place, asked(place, errand))
     with guest(lab, size, told, progress) as made:
-        return perform(made, asked(made, errand, {}))
+        return perform(made, asked(made, errand))
 
 
-def run(errand: Errand, lab: str, size: Size, told: Told, progress: Progress, out: Path) -> int:
-    """Run an experiment elsewhere; its results are in the folder where they would be had it run here."""
-    facts: dict[str, object] = {"git": here.commit(next(iter(errand.files)).parent)}
+@contextmanager
+def cases(errand: Errand, lab: str, size: Size, told: Told, progress: Progress) -> Iterator[Perform]:
+    """Yield a function that performs cases of an experiment elsewhere; its results have their folders here."""
     if errand.choice.machine != MICROVM:
-        return _run_there(target_of(known.find(errand.choice.machine)), errand, facts, told, out)
-    with guest(lab, size, told, progress, out) as found:
-        made = asked(found, errand, {**about(found), **facts}, results=_RESULTS)
-        try:
-            return perform(found, replace(made, env={**made.env, request.SHOWN: f"{_RESULTS}={out}"}))
-        except LabError:
-            _keep_console(found, out)
-            raise
+        place = target_of(known.find(errand.choice.machine))
+        yield lambda number, begin, say: _case_there(place, errand, number, begin, say, told)
+        return
+    with ExitStack() as kept:
+        stage = kept.enter_context(staging.folder())
+        guests: list[Guest] = []
+
+        def perform(number: int, begin: Begin, say: Say) -> Performed:
+            if not (guests and _lives(guests[-1])):  # also when it died of an earlier case
+                guests.append(kept.enter_context(guest(lab, size, told, progress, stage)))
+            return _case_in_guest(guests[-1], errand, number, begin, say, stage, told)
+
+        yield perform
 
 
-def _run_there(place: Target, errand: Errand, facts: dict[str, object], told: Told, out: Path) -> int:
-    made = replace(asked(place, errand, facts, results=request.RESULTS), shown=str(out))
+def _lives(found: Guest) -> bool:
+    try:
+        microvm.alive(found)
+    except LabError:
+        return False
+    return True
+
+
+def _case_in_guest(
+    found: Guest, errand: Errand, number: int, begin: Begin, say: Say, stage: Path, told: Told
+) -> Performed:
+    made = asked(found, errand, f"{_RESULTS}/{number}", number)
+    case = Case(begin, about(found), say)
+    try:
+        status = _heard(found, made, case)
+    except LabError:
+        if case.folder is not None:
+            _keep_console(found, case.folder)
+        raise
+    finally:
+        if case.folder is not None:
+            taken = Taken(case.folder.path)
+            try:
+                collected.collect(stage / str(number), taken)
+            finally:
+                case.collected(taken, told)
+                staging.discard(stage / str(number))
+    return case.ended(status, found.name)
+
+
+def _case_there(place: Target, errand: Errand, number: int, begin: Begin, say: Say, told: Told) -> Performed:
+    made = asked(place, errand, request.RESULTS, number)
+    case = Case(begin, {"machine": place.name}, say)
     broken: BaseException | None = None
     try:
-        return perform(place, made)
+        status = _heard(place, made, case)
     except BaseException as e:
         broken = e
         raise
     finally:
-        if not isinstance(broken, NotReachedError):
+        if case.folder is not None:
+            taken = Taken(case.folder.path)
             try:
-                for name, folder in remote.fetch(place, made.token, out):
-                    told(f"{out / name} was there already: the results are in {folder}")
+                remote.fetch(place, made.token, taken)
             except LabError as e:
+                results.discard(case.folder)
                 if broken is None:
                     raise
                 told(f"no results came: {e}")
+            else:
+                case.collected(taken, told)
+    return case.ended(status, place.name)
+
+
+def _heard(place: Place, made: Request, case: Case) -> int:
+    """Run a request whose output is that of a case, and return its exit status."""
+    source, out = os.pipe2(os.O_CLOEXEC)
+    try:
+        with relayed((2,)) as (err,):
+            return _perform(place, made, (out, err), (source, case.hear))
+    finally:
+        os.close(out)
+        while select.select([source], [], [], _REST)[0] and (part := os.read(source, 1 << 16)):
+            case.hear(part)
+        os.close(source)
 
 
 def perform(place: Place, asked: Request) -> int:
@@ -152,44 +205,48 @@ def perform(place: Place, asked: Request) -> int:
         return _perform(place, asked, streams)
 
 
-def _perform(place: Place, asked: Request, streams: tuple[int, ...]) -> int:
+def _perform(place: Place, asked: Request, streams: tuple[int, ...], hears: Hears | None = None) -> int:
     if isinstance(place, Target):
-        return remote.ask(place, asked, streams)
+        return remote.ask(place, asked, streams, hears)
     body = request.encode(asked)
     stdin = os.memfd_create("request", os.MFD_CLOEXEC)
     try:
         os.write(stdin, body)
         os.lseek(stdin, 0, os.SEEK_SET)
-        return _call(place, ("testbed", "serve-request"), (stdin, *streams))
+        return _call(place, ("testbed", "serve-request"), (stdin, *streams), hears=hears)
     finally:
         os.close(stdin)
 
 
 def _call(
-    place: Guest, words: Sequence[str], streams: Sequence[int], env: Mapping[str, str] | None = None, tty: bool = False
+    place: Guest,
+    words: Sequence[str],
+    streams: Sequence[int],
+    env: Mapping[str, str] | None = None,
+    tty: bool = False,
+    hears: Hears | None = None,
 ) -> int:
     """Run a command in a guest; LabError when it fails and the guest's kernel had a fault meanwhile."""
     mark = os.fstat(place.console.fileno()).st_size
-    status = microvm.call(place, words, streams=streams, env=env, tty=tty)
+    status = microvm.call(place, words, streams=streams, env=env, tty=tty, hears=hears)
     faults = kernel_faults(console.since(place.console.fileno(), mark).decode(errors="replace")) if status else []
     if faults:
         raise LabError(f"guest {place.name}: its kernel says: {faults[-1]}")
     return status
 
 
-def asked(place: Place, errand: Errand, facts: dict[str, object], results: str = "") -> Request:
+def asked(place: Place, errand: Errand, results: str = "", case: int = -1) -> Request:
     """Return a request: the words of an errand, with the paths that its files have there."""
     there = _below({Path(os.path.abspath(path)): text for path, text in errand.files.items()})
     words = [there[Path(os.path.abspath(word))][0] if isinstance(word, Path) else word for word in errand.words]
-    words += ["--results", results] if results else []
-    tied = isinstance(place, Target)
-    told = {"arguments": sys.argv[1:], **facts, **({"machine": place.name} if tied else {})}
-    env = {request.ABOUT: json.dumps(told), request.FROM: os.getcwd()}
+    words += ["--results", results, "--case", str(case)] if results else []
+    env = {}
     if errand.files:
         env[request.FILE] = os.path.abspath(next(iter(errand.files)))
     if len(errand.files) > 1:
         env[request.UNDER] = list(there.values())[1][0]
-    return Request(tuple(words), secrets.token_hex(8), dict(there.values()), env, signals=tied)
+    tied = isinstance(place, Target)
+    return Request(tuple(words), secrets.token_hex(8), dict(there.values()), env, signals=tied, keeps=bool(results))
 
 
 def _below(files: dict[Path, str]) -> dict[Path, tuple[str, str]]:
@@ -199,7 +256,7 @@ def _below(files: dict[Path, str]) -> dict[Path, tuple[str, str]]:
 
 
 @contextmanager
-def guest(name: str, size: Size, told: Told, progress: Progress, results: Path | None = None) -> Iterator[Guest]:
+def guest(name: str, size: Size, told: Told, progress: Progress, stage: Path | None = None) -> Iterator[Guest]:
     """Yield a guest for one lab; it is gone afterwards unless it was kept."""
     from testbed.machines import image
 
@@ -207,10 +264,8 @@ def guest(name: str, size: Size, told: Told, progress: Progress, results: Path |
         with progress() as say:
             made = image.build(say)
     shares = {"code": Share(Path(__file__).parents[2], "/testbed", only=("testbed",))}
-    if results is not None:
-        with written(results):
-            results.mkdir(parents=True, exist_ok=True)
-        shares["results"] = Share(results.resolve(), _RESULTS, writable=True)
+    if stage is not None:
+        shares["results"] = Share(stage, _RESULTS, writable=True)
     try:
         found = microvm.start(made, size, name, shares, told=told)
     except LabError as e:
@@ -239,12 +294,12 @@ def about(found: Guest) -> dict[str, object]:
     }
 
 
-def _keep_console(found: Guest, out: Path) -> None:
+def _keep_console(found: Guest, folder: Folder) -> None:
     """Put the console of a guest that died into the results of its run."""
-    folders = [f.parent for f in out.glob("*/*/manifest.json") if not f.parent.is_symlink()]
-    if folders:
-        newest = max(folders, key=lambda folder: folder.stat().st_mtime)
-        (newest / "console.log").write_bytes(console.text(found.console.fileno()))
+    with results.written(folder.path / "console.log"):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(folder.path / "console.log", flags, 0o644), "wb") as file:
+            file.write(console.text(found.console.fileno()))
 
 
 def require_guest() -> None:

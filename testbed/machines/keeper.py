@@ -247,7 +247,7 @@ def _await(keeper: Keeper, talk: Talk[S], wanted: Callable[[S], bool], seconds: 
     """Return the first line of a conversation that is wanted; what comes before it is dropped."""
     look, deadline = time.monotonic() + _LOOK, time.monotonic() + seconds
     poll = select.poll()
-    streams = {s.source.fileno(): s for s in (keeper.console, keeper.said)}
+    streams: dict[int, Console] = {s.source.fileno(): s for s in (keeper.console, keeper.said)}
     for fd in (talk.connection.fileno(), keeper.life, *streams):
         poll.register(fd, select.POLLIN)
     if keeper.owner is not None:
@@ -445,9 +445,10 @@ def _watch(keeper: Keeper, listener: socket.socket) -> None:
     """Serve the command line until the guest ends, is ended, or gives no sign of life."""
     with selectors.DefaultSelector() as selector:
         listening = Listening(selector, listener, LONGEST, lambda line: line in keeper.calls or bool(line.outbox))
-        streams = {s.source: s for s in (keeper.console, keeper.said)}
-        for fd in (keeper.life, keeper.agent.connection, keeper.qmp.connection, *streams):
-            selector.register(fd, selectors.EVENT_READ)
+        streams = {stream.source: stream for stream in (keeper.console, keeper.said)}
+        selector.register(keeper.life, selectors.EVENT_READ)
+        for source in (keeper.agent.connection, keeper.qmp.connection, *streams):
+            selector.register(source, selectors.EVENT_READ)
         if keeper.owner is not None:
             selector.register(keeper.owner.connection, selectors.EVENT_READ)
         missed, tick = 0, time.monotonic()

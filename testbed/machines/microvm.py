@@ -69,6 +69,7 @@ class Guest(Struct, frozen=True):
 
 _LAST_WORDS = 1.0  # s that a command has to end by itself when nobody reads what it writes
 Told = Callable[[str], None]
+Hears = tuple[int, Callable[[bytes], None]]
 T = TypeVar("T")
 
 
@@ -278,8 +279,11 @@ def call(
     env: Mapping[str, str] | None = None,
     streams: Sequence[int] = (0, 1, 2),
     tty: bool = False,
+    hears: Hears | None = None,
 ) -> int:
     """Run a command in a guest on these streams; return its exit status, 128 + n for signal n.
+
+    What comes from the descriptor of `hears` meanwhile is given to its function.
 
     `testbed` as the first word is the command line in the share `code`. SIGINT, SIGQUIT, SIGTERM and SIGHUP of this
     process are the command's, which also ends when this process is killed. LabError when the guest ends meanwhile,
@@ -306,7 +310,7 @@ def call(
         )
         try:
             asking.ask(connection, Call(name))  # the guest is told if this process goes away before the command
-            status = _await(guest, child, connection, signals, name, -1 if tty else streams[1])
+            status = _await(guest, child, connection, signals, name, -1 if tty else streams[1], hears)
             # An ssh whose shared connection breaks ends with 255, as many a command does.
             if status < 0 or (status == 255 and shared and not alive(guest).shared):
                 how = f"ssh was killed by {signal.Signals(-status).name}" if status < 0 else "its ssh ended"
@@ -320,18 +324,26 @@ def call(
 
 
 def _await(
-    guest: Guest, child: subprocess.Popen[bytes], connection: socket.socket, signals: _Signals, name: str, out: int
+    guest: Guest,
+    child: subprocess.Popen[bytes],
+    connection: socket.socket,
+    signals: _Signals,
+    name: str,
+    out: int,
+    hears: Hears | None,
 ) -> int:
     """Return the exit status of ssh; the command hangs up when nobody reads `out` (-1: a terminal) any more."""
     ended = os.pidfd_open(child.pid)
     poll = select.poll()
-    for source in (ended, connection.fileno(), signals.read):
+    for source in (ended, connection.fileno(), signals.read, *([hears[0]] if hears is not None else [])):
         poll.register(source, select.POLLIN)
     if out >= 0:
         poll.register(out, 0)  # POLLERR or POLLHUP
     try:
         while True:
             ready = [fd for fd, _ in poll.poll()]
+            if hears is not None and hears[0] in ready:
+                hears[1](os.read(hears[0], 1 << 16))
             if out in ready:
                 # Dropbear does not pass on that its channel's other end takes no more, and so would write on and on.
                 poll.unregister(out)

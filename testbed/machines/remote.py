@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import select
 import shlex
-import shutil
 import signal
 import subprocess
-import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import IO, NoReturn
 
 from msgspec import Struct
 
-from testbed import linux, results
+from testbed import linux
 from testbed.errors import LabError, Unsupported
-from testbed.machines import request
+from testbed.machines import collected, request
+from testbed.machines.collected import Taken
+from testbed.machines.microvm import Hears
 from testbed.machines.request import Request
 
+_HEADER = 1 << 20  # bytes of a line, and of what a machine says of itself
 _BROKEN = 255  # the exit status of ssh(1) itself, and one that a command may have
 _NOT_RUN = (126, 127)  # a shell's, for a program that it can't run or find
 # What ssh's log has beside its reasons.
@@ -67,42 +70,67 @@ def call(target: Target, argv: Sequence[str], streams: Sequence[int] = (1, 2), *
             raise
 
 
-def ask(target: Target, asked: Request, streams: Sequence[int] = (1, 2)) -> int:
-    """Run a command line there with the files that it reads and return its exit status; it gets our signals."""
+def ask(target: Target, asked: Request, streams: Sequence[int] = (1, 2), hears: Hears | None = None) -> int:
+    """Run a command line there with the files that it reads and return its exit status; it gets our signals.
+
+    What comes from the descriptor of `hears` meanwhile is given to its function.
+    """
     out, err = streams
     with _ssh(target, ("serve-request",), stdin=subprocess.PIPE, stdout=out, stderr=err, group=0) as ssh:
         _say(ssh, request.encode(asked))
         with _heard(lambda number: _say(ssh, bytes([number]))):
+            if hears is not None:
+                _hear(ssh, *hears)
             status = ssh.status()
     if status in _NOT_RUN:
         _lacks(target, "it is not there")
     return status
 
 
-def fetch(target: Target, token: str, root: Path) -> list[tuple[str, Path]]:
-    """Bring the results of a request here, whole or not at all, into the folder that would hold them were it here.
-
-    Return (name there, folder here) of those whose name was taken.
-    """
+def fetch(target: Target, token: str, taken: Taken) -> None:
+    """Bring the raw files of a request here, all of them or none."""
     try:
-        root.mkdir(parents=True, exist_ok=True)
         with (
-            TemporaryDirectory(prefix=".fetched-", dir=root) as work,
+            TemporaryDirectory(prefix=".fetched-", dir=taken.folder) as work,
             _ssh(target, ("collect-request", token), stdin=subprocess.PIPE, stdout=subprocess.PIPE, group=0) as ssh,
         ):
             assert ssh.process.stdout is not None
-            try:
-                latest = _unpack(ssh.process.stdout, Path(work))
-            except tarfile.TarError as e:
-                if status := ssh.status():  # says more than that
-                    raise LabError(f"machine {target.name}: its results could not be fetched: status {status}") from e
-                raise
-            moved = _move(Path(work), root, latest)
+            came = Taken(Path(work))
+            if not _receive(ssh.process.stdout, came):
+                status = ssh.status()  # it may have said why
+                raise LabError(f"machine {target.name}: its results could not be fetched: status {status}")
+            for made in Path(work).iterdir():
+                made.rename(taken.folder / made.name)
+            taken.about, taken.left = came.about, came.left
             _say(ssh, b"\n")
             ssh.status()
-            return moved
-    except (tarfile.TarError, OSError) as e:
+    except OSError as e:
         raise LabError(f"machine {target.name}: its results could not be fetched: {e}") from e
+
+
+def _receive(stream: IO[bytes], taken: Taken) -> bool:
+    """Take what `request.collect` sends: size and name in a line before each file. Say whether its end has come."""
+    for row in iter(lambda: stream.readline(_HEADER), b""):
+        if row == b"\n":
+            return True
+        size, _, name = row.decode(errors="surrogateescape").rstrip("\n").partition(" ")
+        if not row.endswith(b"\n") or not size.isdecimal():
+            return False
+        if name == collected.ABOUT:
+            taken.about = stream.read(min(int(size), _HEADER))
+        elif not taken.take(name, int(size), lambda out, size: _copied(stream, out, size)):
+            with open(os.devnull, "wb") as null:
+                _copied(stream, null.fileno(), int(size))
+    return False
+
+
+def _copied(stream: IO[bytes], out: int, size: int) -> None:
+    while size:
+        if not (part := stream.read(min(size, 1 << 20))):
+            raise OSError(errno.EPIPE, "the connection ended before the file did")
+        size -= len(part)
+        while part:
+            part = part[os.write(out, part) :]
 
 
 def version(target: Target) -> str:
@@ -214,42 +242,11 @@ def _heard(pass_on: Callable[[int], None]) -> Iterator[list[int]]:
             signal.signal(number, old)
 
 
-def _unpack(stream: IO[bytes], work: Path) -> dict[str, str]:
-    """Unpack results into an empty folder; return what each `latest` points to. Nothing else but files is wanted."""
-    latest = {}
-    with tarfile.open(fileobj=stream, mode="r|") as archive:
-        for member in archive:
-            path = PurePosixPath(member.name)
-            if path.is_absolute() or ".." in path.parts:
-                raise tarfile.TarError(f"{member.name!r} is outside of the results")
-            if member.issym() and path.name == "latest" and len(path.parts) == 2:
-                latest[path.parts[0]] = member.linkname
-            elif member.isdir():
-                (work / path).mkdir(exist_ok=True)
-            elif member.isfile() and (content := archive.extractfile(member)):
-                with (work / path).open("wb") as file:
-                    shutil.copyfileobj(content, file)
-    return latest
-
-
-def _move(work: Path, root: Path, latest: dict[str, str]) -> list[tuple[str, Path]]:
-    """Move the folders of runs to where they belong; return (name, folder) of those whose name was taken."""
-    moved = []
-    for run in sorted(work.glob("*/*")):
-        name = run.parent.name
-        (root / name).mkdir(exist_ok=True)
-        place = root / name / run.name
-        if run.is_file():  # what is of all runs: that of the last ones
-            run.replace(place)
-            continue
-        for n in range(1, 1000):
-            with suppress(FileExistsError):
-                place.mkdir()  # what makes a name ours; an empty folder is replaced by rename(2)
-                break
-            place = root / name / f"{run.name}.{n}"
-        run.rename(place)
-        if place.name != run.name:
-            moved.append((f"{name}/{run.name}", place))
-        if latest.get(name) == run.name:
-            results.point_latest(results.Folder(place))
-    return moved
+def _hear(ssh: _Ssh, source: int, heard: Callable[[bytes], None]) -> None:
+    """Give what comes from a descriptor to a function, until ssh ends."""
+    ended = os.pidfd_open(ssh.process.pid)
+    try:
+        while ended not in (ready := select.select([source, ended], [], [])[0]):
+            heard(os.read(ready[0], 1 << 16))
+    finally:
+        os.close(ended)

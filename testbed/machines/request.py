@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import IO, NoReturn
 
 from msgspec import Struct, field
 from msgspec.structs import asdict
@@ -32,11 +32,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 RESULTS = "results"  # in the folder of a request
 # s: a lab's end; for which results wait for one whose connection broke; after which nobody will come for them.
 _END, _PATIENCE, _STALE = 30.0, 20.0, 86400.0
-# Environment: end when the process that began this one does; the results folder there = as its reader knows it;
-# what a manifest says of the machine and of who asked.
-TIED, SHOWN, ABOUT = "TESTBED_TIED", "TESTBED_RESULTS", "TESTBED_MACHINE"
-# What its reader adds to the name of a lab, calls the file that it is of, and the folder that the command line is from.
-AT, FILE, FROM = "TESTBED_AT", "TESTBED_FILE", "TESTBED_FROM"
+# Environment: end when the process that began this one does; what its reader adds to the name of a lab, and calls the
+# file that it is of.
+TIED, AT, FILE = "TESTBED_TIED", "TESTBED_AT", "TESTBED_FILE"
 UNDER = "TESTBED_UNDER"  # where the file is, there, that `topology:` of an experiment names
 
 
@@ -48,7 +46,7 @@ class Request(Struct, frozen=True):
     files: Mapping[str, str] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     signals: bool = True  # come on standard input, whose end is that of the command
-    shown: str = ""  # where its asker will have the results, which stay here until `collect`
+    keeps: bool = False  # results, for its asker, who comes for them by `collect`
     version: str = __version__
 
 
@@ -87,24 +85,38 @@ def serve() -> int:
     except OSError as e:
         raise LabError(f"the request can't be performed: {e}") from e
     finally:
-        if gone and request.shown:  # a connection that broke may be made anew, one that was killed will not
+        if gone and request.keeps:  # a connection that broke may be made anew, one that was killed will not
             _await(lambda: not place.exists(), _PATIENCE)
-        if gone or not (request.shown and (place / RESULTS).is_dir()):
+        if gone or not (request.keeps and (place / RESULTS).is_dir()):
             shutil.rmtree(place, ignore_errors=True)
 
 
 def collect(token: str) -> None:
-    """Write the results of a request to standard output as a tar archive; remove its folder when a byte says thanks."""
-    import tarfile
+    """Write the files of a request's results to standard output; remove its folder when a byte says thanks.
 
+    Before each is a line with its size and name, and after the last one an empty line.
+    """
     place = folder(token)
     if place.is_dir() and not _await(lambda: _ended(place), _END):
         raise LabError(f"the command is still running; its results are going to be in {place / RESULTS}")
-    with os.fdopen(os.dup(1), "wb") as out, tarfile.open(fileobj=out, mode="w|") as archive:
-        if (place / RESULTS).is_dir():
-            archive.add(place / RESULTS, ".")
+    with os.fdopen(os.dup(1), "wb") as out:
+        for file in sorted((place / RESULTS).rglob("*")):
+            if file.is_file() and not file.is_symlink() and "\n" not in str(file):
+                with file.open("rb") as content:
+                    size = os.fstat(content.fileno()).st_size
+                    out.write(b"%d %s\n" % (size, os.fsencode(file.relative_to(place / RESULTS))))
+                    _copy(content, out, size)
+        out.write(b"\n")
     if os.read(0, 1):
         shutil.rmtree(place, ignore_errors=True)
+
+
+def _copy(source: IO[bytes], out: IO[bytes], size: int) -> None:
+    """Write exactly as many bytes as were announced."""
+    while size and (part := source.read(min(size, 1 << 20))):
+        out.write(part)
+        size -= len(part)
+    out.write(bytes(size))
 
 
 def _read(fd: int) -> Request:
@@ -204,8 +216,6 @@ def _become(request: Request, place: Path, parent: int, mask: Iterable[int]) -> 
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.chdir(place)
         os.environ.update(request.env)
-        if request.shown:
-            os.environ[SHOWN] = f"{place / RESULTS}={request.shown}"
         sys.argv = ["testbed", *request.argv]
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)

@@ -39,10 +39,9 @@ def find(beside: Path, digest: str, code: str) -> Path | None:
 
 def opened(folder: Path) -> Opened:
     """Open the files of a saved guest, and compute their digests again if anything of them has changed."""
+    known = (folder / RECORD).exists()  # else nothing says that they are what was saved
     found = verified(folder, FILES, {})
-    if (folder / RECORD).exists():
-        return found
-    return Opened(found.files, FILES)  # nothing says that they are what was saved
+    return found if known else Opened(found.files, FILES)
 
 
 def _text(file: Path) -> str | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from testbed import sandbox
 from testbed.machines import asking, keeper, microvm
+from testbed.machines.console import opened
 from testbed.machines.keeper import Keeper, Order, Talk
 from testbed.machines.microvm import Guest
 from testbed.machines.qemu import Boot, Size
@@ -85,13 +86,14 @@ def without_qemu(name: str, said: Sequence[bytes] = ()) -> Iterator[Guest]:
 
     def body(listener: socket.socket, owner: socket.socket) -> None:
         (qmp, qmp_there), (agent, there) = socket.socketpair(), socket.socketpair()
-        for file in ("console", "qemu.log", "key", "ssh.log"):
+        for file in ("key", "ssh.log"):
             (keeper.FOLDER / file).touch()
+        console, log = (opened(socket.socketpair()[0], keeper.FOLDER / name) for name in ("console", "qemu.log"))
         if (qemu := os.fork()) == 0:
             _guest(there, qmp_there, said)
         order = Order(name, Boot(Path("k"), Path("i"), Path("r"), "tcg"), Size(), {})
         talks = Talk(qmp, asking.QEMU), Talk(agent, asking.GUEST)
-        made = Keeper(order, Line(owner), qemu, os.pidfd_open(qemu), *talks)
+        made = Keeper(order, Line(owner), qemu, os.pidfd_open(qemu), *talks, console, log)
         asking.answer(Line(owner), keeper._told(made))
         keeper._watch(made, listener)
 

@@ -9,6 +9,7 @@ import re
 import select
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -22,7 +23,7 @@ from uuid import uuid4
 import pytest
 
 from testbed.errors import LabError
-from testbed.machines import keeper, kvm, microvm, qemu
+from testbed.machines import console, keeper, kvm, microvm, qemu
 from testbed.machines.microvm import Guest
 from testbed.machines.qemu import Boot, Share, Size
 from tests.conftest import ROOT
@@ -141,17 +142,58 @@ def test_words_and_streams_pass_unchanged(guest: Guest, tmp_path: Path) -> None:
     assert (tmp_path / "err").read_text() == "oops\n"
 
 
-def test_what_a_guest_writes_is_a_plain_file_here(guest: Guest, results: Path) -> None:
-    assert (
-        output(guest, "sh", "-c", "mkdir /srv/results/a; echo hello >/srv/results/a/b; chmod 640 /srv/results/a/b")[0]
-        == 0
+def test_what_a_guest_writes_is_a_plain_file_of_qemus_here(guest: Guest, results: Path) -> None:
+    script = (
+        "cd /srv/results; mkdir a; echo hello >a/b; chmod 4755 a/b; ln -s b a/link; mknod a/disk b 1 1; stat -c %a a/b"
     )
-    made = (results / "a/b").stat()
+    status, said = output(guest, "sh", "-c", script)
+    assert (status, said) == (0, "4755\n"), "in the guest it has the mode that was given to it"
+    for file in ("b", "link", "disk"):
+        made = (results / "a" / file).lstat()
+        assert stat.S_IMODE(made.st_mode) == 0o600
+        assert stat.S_ISREG(made.st_mode)
+        assert made.st_uid == results.stat().st_uid == int(_status(guest)["Uid"][0])
     assert (results / "a/b").read_text() == "hello\n"
-    assert (made.st_uid, made.st_mode & 0o777) == (os.geteuid(), 0o640)
     (results / "a/b").write_text("edited here\n")
     assert output(guest, "cat", "/srv/results/a/b")[1] == "edited here\n"
     assert output(guest, "touch", "/testbed/x")[0] != 0, "the sources are read-only"
+
+
+def _status(guest: Guest) -> dict[str, list[str]]:
+    rows = Path(f"/proc/{_qemu(guest)}/status").read_text().splitlines()
+    return {name: values.split() for name, _, values in (row.partition(":") for row in rows)}
+
+
+def test_qemu_is_a_process_without_privileges_that_can_only_read_what_it_was_started_from(guest: Guest) -> None:
+    status = _status(guest)
+    if os.geteuid() == 0:
+        assert len(set(status["Uid"] + status["Gid"])) == 1
+        assert status["Uid"][0] != "0"
+        assert set(status["Groups"]) <= {str(kvm.DEVICE.stat().st_gid)} if kvm.DEVICE.exists() else not status["Groups"]
+    for kind in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(status[kind][0], 16) == 0, kind
+    assert (status["NoNewPrivs"], status["Seccomp"]) == (["1"], ["2"])
+    process = Path(f"/proc/{_qemu(guest)}")
+    opened = {os.readlink(fd): process / "fdinfo" / fd.name for fd in (process / "fd").iterdir()}
+    files = {path: info for path, info in opened.items() if "/images/" in path}
+    assert {"ram", "root.squashfs"} <= {Path(path).name for path in files}
+    for path, info in files.items():
+        flags = int(info.read_text().split("flags:")[1].split()[0], 8)
+        assert flags & os.O_ACCMODE == os.O_RDONLY, path
+
+
+def test_a_guest_that_floods_its_console_takes_no_more_memory_and_is_used_as_before(
+    begin: Callable[..., Guest],
+) -> None:
+    guest = begin()
+    flood = "yes $(printf %0100d 1) | head -c 2000000 >/dev/console; echo the last words >/dev/console"
+    assert output(guest, "sh", "-c", flood)[0] == 0
+    eventually(lambda: b"the last words" in console.text(guest.console.fileno()))
+    file = os.fstat(guest.console.fileno())
+    assert file.st_size > 1_900_000
+    assert file.st_blocks * 512 < 1_300_000
+    assert b"bytes of this console were dropped" in console.text(guest.console.fileno())
+    assert output(guest, "true")[0] == 0
 
 
 def test_edited_sources_are_what_runs(begin: Callable[..., Guest], tmp_path: Path) -> None:

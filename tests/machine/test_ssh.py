@@ -320,7 +320,7 @@ def test_two_runs_at_the_same_second_keep_their_results_apart(server: Place) -> 
     begun = [begin(server, "run", file, "--machine", "server", "--name", f"r{n}") for n in range(2)]
     for process in begun:
         assert process.wait(60) == 0
-    runs = [f for f in (server.work / "results/short").iterdir() if not f.is_symlink()]
+    runs = [f for f in (server.work / "results/short").iterdir() if f.is_dir() and not f.is_symlink()]
     assert len(runs) == 2
     assert all((run / "verdict.json").exists() for run in runs)
 
@@ -331,7 +331,7 @@ def test_a_file_is_found_with_the_topology_that_it_is_an_experiment_on(server: P
     (server.work / "sub/short").write_text("topology: ../short.yaml\nrepeat: 2\n")
     done = server.run("run", "short", "--name", "short", "--machine", "server", cwd=server.work / "sub")
     assert done.status == 0, done.err
-    assert len([f for f in (server.work / "sub/results/short").iterdir() if not f.is_symlink()]) == 2
+    assert len([f for f in (server.work / "sub/results/short").iterdir() if f.is_dir() and not f.is_symlink()]) == 2
 
 
 def test_the_exit_status_is_that_of_a_run_here(server: Place) -> None:
@@ -359,7 +359,7 @@ def test_an_interrupted_run_leaves_its_results_and_nothing_else(server: Place, n
     process.send_signal(number)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 128 + number, said
-    (run,) = (f for f in (server.work / "results/short").iterdir())
+    (run,) = (f for f in (server.work / "results/short").iterdir() if f.is_dir())
     assert (run / "manifest.json").exists()
     assert (run / "a/rtt.ping.txt").exists()
     assert server.left() == []
@@ -397,7 +397,7 @@ def test_a_connection_that_breaks_is_said_and_what_there_is_of_results_comes_all
     assert process.returncode == 3
     assert time.monotonic() - began < 15
     assert b"testbed: machine server: the connection broke: " in said
-    (run,) = (f for f in (server.work / "results/short").iterdir())
+    (run,) = (f for f in (server.work / "results/short").iterdir() if f.is_dir())
     assert (run / "manifest.json").exists()
     assert server.left() == []
 

@@ -1,0 +1,83 @@
+"""The folder that a guest writes into: a new one for each, in the user's cache, and gone with it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from fcntl import LOCK_EX, LOCK_NB, flock
+from pathlib import Path
+
+from testbed.machines import home, trusted
+
+
+def place() -> Path:
+    """Return where these folders are."""
+    return home.cache() / "guests"
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """Yield a new folder; those of processes that were killed are removed."""
+    top = trusted.folder(place())
+    alone = trusted.opened(top)
+    try:
+        flock(alone, LOCK_EX)
+        _sweep(top)
+        made = Path(tempfile.mkdtemp(dir=top))
+        lock = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        flock(lock, LOCK_EX)
+    finally:
+        os.close(alone)
+    try:
+        yield made
+    finally:
+        discard(made)
+        os.close(lock)
+
+
+def _sweep(top: Path) -> None:
+    for other in top.iterdir():
+        with suppress(OSError):  # another process removes it
+            lock = os.open(other, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                flock(lock, LOCK_EX | LOCK_NB)
+                discard(other)
+            finally:
+                os.close(lock)
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder that somebody else has written, however deep and wide it is, and follow nothing in it."""
+    with suppress(OSError):  # what QEMU, if it still runs, makes meanwhile goes with the next guest
+        top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            _empty(top)
+        finally:
+            os.close(top)
+    with suppress(OSError):
+        os.rmdir(folder)
+
+
+def _empty(top: int) -> None:
+    """Remove what is in a folder; folders in folders are first moved up, so that no path becomes long."""
+    moved = 0
+    while names := os.listdir(top):
+        for name in names:
+            try:
+                inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
+            except OSError:
+                os.unlink(name, dir_fd=top)
+                continue
+            try:
+                with os.scandir(inner) as entries:
+                    for entry in entries:
+                        if entry.is_dir(follow_symlinks=False):
+                            moved += 1
+                            os.rename(entry.name, f".moved-{moved}-{os.getpid()}", src_dir_fd=inner, dst_dir_fd=top)
+                        else:
+                            os.unlink(entry.name, dir_fd=inner)
+            finally:
+                os.close(inner)
+            os.rmdir(name, dir_fd=top)

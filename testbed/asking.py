@@ -44,6 +44,19 @@ class Exec(Asked, frozen=True):
             raise ValueError("a command needs a folder to run in")
 
 
+class Enter(Asked, frozen=True):
+    """A command is going to be run from outside in a UTS and a mount namespace of its own, which are beside this.
+
+    Whatever has one of them is ended with this connection. `testbed exec` writes this, and Leave, without msgspec.
+    """
+
+    node: str
+
+
+class Leave(Asked, frozen=True):
+    """End what is left of the command of this connection; the answer comes when it is gone."""
+
+
 class Change(Asked, frozen=True):
     """Perform steps in a lab that stands; afterwards it is what `whole` makes."""
 
@@ -108,7 +121,7 @@ class StatusRow(TypedDict):
     run: NotRequired[str]
 
 
-Question: TypeAlias = Exec | Change | Run | Look | Status | Plan | Keep | Down
+Question: TypeAlias = Exec | Enter | Leave | Change | Run | Look | Status | Plan | Keep | Down
 
 
 class _Head(Struct):

@@ -20,8 +20,9 @@ import click
 import typer
 
 from testbed import __version__, control, plain, present, sandbox
+from testbed.enter import enter
 from testbed.errors import InputError, LabError, TestbedError
-from testbed.program import GUESTS, enter, execute, perform, place_of
+from testbed.program import GUESTS, execute, perform, place_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -308,7 +309,7 @@ def shell(lab: LabName, node: NodeName) -> None:
         raise typer.Exit(place.enter(("shell", place.lab, node)))
     os.environ["PS1"] = f"{node}@{lab}:\\w\\$ "
     program = os.environ.get("SHELL", "/bin/sh")
-    enter(lab, node, (program, "--norc") if program.endswith("bash") else (program,))
+    raise typer.Exit(enter(lab, node, (program, "--norc") if program.endswith("bash") else (program,)))
 
 
 @app.command()
@@ -319,12 +320,21 @@ def down(
     """Take labs down; nothing of them is left."""
     if not labs and not everything:
         raise InputError("name the labs to take down, or write --all (`testbed status` lists them)")
+    faults: list[TestbedError] = []
     for name in [*sandbox.names(), *sandbox.names(GUESTS)] if everything else labs or []:
-        if (place := place_of(name)) is not None:
-            place.down()
+        try:
+            if (place := place_of(name)) is not None:
+                place.down()
+            else:
+                control.find(name).down()
+        except TestbedError as e:
+            faults.append(e)  # the others go down all the same
         else:
-            control.find(name).down()
-        print(f"lab {name} is down")
+            print(f"lab {name} is down")
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        raise LabError("\n".join(map(str, faults)))
 
 
 @app.command()
@@ -699,7 +709,7 @@ def _count(number: int, what: str) -> str:
 def _status(name: str) -> dict[str, Any] | None:
     try:
         return {**control.find(name).status(), "machine": os.environ.get("TESTBED_AT", "@here")[1:]}
-    except control.SilentError:
+    except sandbox.SilentError:
         return {**_unknown(name, "here"), "state": "does not answer"}
     except LabError:
         return None  # it ended between two looks

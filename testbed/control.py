@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,13 +20,9 @@ from testbed.asking import Asked
 from testbed.errors import LabError
 from testbed.messages import receive, send
 from testbed.records import Held
-from testbed.sandbox import PATIENCE
+from testbed.sandbox import ANSWERS, PATIENCE, SilentError
 
 Say = Callable[[dict[str, Any]], None]
-
-
-class SilentError(LabError):
-    """A lab's holder does not answer: it is stopped, or stuck in the kernel."""
 
 
 class RunningLab(Struct):
@@ -70,11 +65,11 @@ class RunningLab(Struct):
         message = asking.encode(question)
         with connect(self.name, patience) as connection:
             if sandbox.peer(connection).pid != self.holder:
-                raise _ended(self.name)  # and another lab has its name now
+                raise LabError(sandbox.ended(self.name))  # and another lab has its name now
             try:
                 send(connection, message, fds)
             except (BrokenPipeError, ConnectionResetError) as e:
-                raise _ended(self.name) from e
+                raise LabError(sandbox.ended(self.name)) from e
             try:
                 return answer(self.name, connection, question, say)
             except TimeoutError as e:
@@ -85,7 +80,7 @@ class RunningLab(Struct):
 
     def status(self) -> dict[str, Any]:
         """Return what the holder knows of its lab: state, nodes, processes."""
-        found: dict[str, Any] = self.ask(asking.Status(), patience=5.0)
+        found: dict[str, Any] = self.ask(asking.Status(), patience=ANSWERS)
         return found
 
     def bounds(self) -> dict[str, Held]:
@@ -164,31 +159,12 @@ def own(name: str, owner: socket.socket, life: FileIO) -> RunningLab:
 def find(name: str) -> RunningLab:
     """Return a lab that is up."""
     with connect(name) as connection:
-        holder = sandbox.peer(connection).pid
-        try:
-            life = FileIO(os.pidfd_open(holder))
-        except OSError as e:  # ESRCH, or EINVAL when its number here is 0
-            raise LabError(f"lab {name}: its holder ended, or belongs to another PID namespace") from e
-        # As long as the connection stands, no other process can have taken the number.
-        waiter = select.poll()
-        waiter.register(connection, 0)
-        if waiter.poll(0):
-            raise _ended(name)
-    return RunningLab(name, holder, life)
+        return RunningLab(name, *sandbox.holder(name, connection))
 
 
 def connect(name: str, patience: float | None = None) -> socket.socket:
-    """Connect to a lab's holder; LabError when there is none, or when it does not listen yet."""
-    try:
-        connection = sandbox.dial(sandbox.address(name))
-    except OSError as e:
-        if name in sandbox.names():
-            raise LabError(f"lab {name}: it is coming up or going down at this moment; try again") from e
-        up = ", ".join(sandbox.names()) or "none"
-        raise LabError(f"lab {name}: no such lab is up (labs of this user: {up}); `testbed up` makes one") from e
-    if sandbox.peer(connection).uid != os.geteuid():
-        connection.close()
-        raise LabError(f"lab {name}: the process that answers belongs to another user; choose another --name")
+    """Connect to a lab's holder, which then has `patience` seconds for each answer; LabError when there is none."""
+    connection = sandbox.call(name)
     connection.settimeout(patience)
     return connection
 
@@ -199,7 +175,7 @@ def answer(name: str, connection: socket.socket, question: Asked | None = None, 
         try:
             came = answers.decode(receive(connection)[0])
         except EOFError as e:
-            raise _ended(name) from e
+            raise LabError(sandbox.ended(name)) from e
         match came:
             case Failed():
                 answers.throw(came)
@@ -207,7 +183,3 @@ def answer(name: str, connection: socket.socket, question: Asked | None = None, 
                 return None if question is None else asking.value(question, data)
             case Progress(found) if say is not None:
                 say(found)
-
-
-def _ended(name: str) -> LabError:
-    return LabError(f"lab {name}: its holder process ended (killed, or `testbed down`)")

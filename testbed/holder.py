@@ -19,7 +19,7 @@ from msgspec import Struct, field, to_builtins
 from testbed import __version__, answers, asking, bounds, netlink, sandbox, timeline, travel
 from testbed import lab as labs
 from testbed.answers import Answer, Progress
-from testbed.asking import Change, Down, Exec, Keep, Look, Plan, Question, Run, Status
+from testbed.asking import Change, Down, Enter, Exec, Keep, Leave, Look, Plan, Question, Run, Status
 from testbed.changes import standing
 from testbed.drivers import nl80211
 from testbed.errors import LabError, TestbedError
@@ -48,7 +48,8 @@ class Holder(Struct):
     owner: Line | None
     about: dict[str, object]
     jobs: list[Job] = field(default_factory=list)
-    waiting: dict[int, tuple[Line, Process]] = field(default_factory=dict)
+    waiting: dict[int, tuple[Line, Process, int]] = field(default_factory=dict)
+    entered: dict[Line, list[int]] = field(default_factory=dict)  # the namespaces of commands run from outside
     busy: str = ""
     ending: bool = False
 
@@ -77,7 +78,7 @@ def serve(
         except BaseException:
             # A bug: the lab ends with it, but whoever waits for an answer is told.
             told = LabError(f"lab {name}: a bug in testbed: {traceback.format_exc()}")
-            for waits in [*(job.line for job in holder.jobs), *(asker for asker, _ in holder.waiting.values())]:
+            for waits in [*(job.line for job in holder.jobs), *(asker for asker, _, _ in holder.waiting.values())]:
                 _answer(waits, answers.failed(told))
             raise
 
@@ -123,8 +124,10 @@ def _loop(holder: Holder, listener: socket.socket) -> None:
 
 def _busy_with(holder: Holder, line: Line) -> bool:
     """Say whether somebody waits at a connection for what is under way, or for the end of an answer."""
-    asked = (job.line for job in holder.jobs), (asker for asker, _ in holder.waiting.values())
-    return bool(line.outbox) or line is holder.owner or any(line is other for found in asked for other in found)
+    asked = (job.line for job in holder.jobs), (asker for asker, _, _ in holder.waiting.values())
+    if line.outbox or line is holder.owner or line in holder.entered:
+        return True
+    return any(line is other for found in asked for other in found)
 
 
 def _serve(holder: Holder, listening: Listening, line: Line, events: int) -> bool:
@@ -170,10 +173,13 @@ def _closed(holder: Holder, listening: Listening, line: Line) -> bool:
     and `down` go on, for a lab that is half changed is of no use to anybody.
     """
     listening.drop(line)
-    for pid, (asker, process) in list(holder.waiting.items()):
+    for pid, (asker, process, mark) in list(holder.waiting.items()):
         if asker is line:
             labs.kill(process, signal.SIGKILL)
+            holder.jobs.append(Job("leave", None, _end_marked([mark])))
             del holder.waiting[pid]
+    if marks := holder.entered.pop(line, None):
+        holder.jobs.append(Job("leave", None, _end_marked(marks)))
     for job in [j for j in holder.jobs if j.line is line]:
         job.line = None
         if job.verb == "run":
@@ -212,7 +218,8 @@ def _advance(holder: Holder, job: Job, step: Callable[[Task], float]) -> None:
 def _collect(holder: Holder) -> None:
     for pid, status in labs.reap(holder.lab).items():
         if pid in holder.waiting:
-            line, _ = holder.waiting.pop(pid)
+            line, _, mark = holder.waiting.pop(pid)
+            close([mark])
             _answer(line, answers.done(status))
 
 
@@ -269,7 +276,7 @@ def _watch(holder: Holder) -> Task:
         f"lab {holder.lab.name}: it was ended, for it had as many processes as its bound allows "
         f"(resources.pids: {holder.lab.held['pids'].bound}) and could start no other"
     )
-    for waits in [*(job.line for job in holder.jobs), *(asker for asker, _ in holder.waiting.values())]:
+    for waits in [*(job.line for job in holder.jobs), *(asker for asker, _, _ in holder.waiting.values())]:
         _answer(waits, answers.failed(told))
     holder.ending = True
 
@@ -291,6 +298,14 @@ def _do(holder: Holder, line: Line, question: Question, fds: list[int]) -> objec
     match question:
         case Exec():
             return _exec(holder, line, fds, question)
+        case Enter(node):
+            lab.place(node)
+            if len(fds) != _MARKS:
+                raise LabError(f"lab {lab.name}: enter: {len(fds)} descriptors came instead of {_MARKS}")
+            holder.entered[line] = [os.dup(fd) for fd in fds]
+            return None
+        case Leave():
+            return _end_marked(holder.entered.pop(line, []))
         case Change(perform, whole, about, hosts):
             made = asking.steps(lab.name, whole)
             return _up(holder, line, asking.steps(lab.name, perform), made, about, hosts)
@@ -315,14 +330,31 @@ def _exec(holder: Holder, line: Line, fds: list[int], asked: Exec) -> object:
     place = next((p for p in asked.places if os.path.isdir(p)), asked.places[-1])
     env = dict(row.partition(b"=")[::2] for row in asked.env)
     program = os.fsdecode(asked.argv[0])
+    mark = -1
     try:
-        pid = labs.start(holder.lab, asked.node, asked.argv, env, place, fds)
+        with labs.marked(holder.lab) as mark:
+            pid = labs.start(holder.lab, asked.node, asked.argv, env, place, fds)
     except OSError as e:
+        close([mark] if mark >= 0 else [])
         # posix_spawn does not say what it did not find: the command, or the folder to run it in
         raise LabError(f"[{asked.node or LAB}] {program} (in {os.fsdecode(place)}): {e.strerror}") from e
     process = Process(asked.node or LAB, program, pid, Path(os.devnull), time.monotonic())
-    holder.waiting[pid] = (line, process)
+    holder.waiting[pid] = (line, process, mark)
     return _LATER
+
+
+def _end_marked(marks: list[int]) -> Task:
+    """Kill what has one of these namespaces, until nothing has: it may be forking while it is looked for.
+
+    The descriptors keep the kernel from giving their numbers to others meanwhile.
+    """
+    wanted = {(found.st_dev, found.st_ino) for found in map(os.fstat, marks)}
+    try:
+        deadline = time.monotonic() + _PATIENCE
+        while labs.kill_those_in(wanted) and time.monotonic() < deadline:
+            yield 0.003
+    finally:
+        close(marks)
 
 
 def _status(holder: Holder) -> dict[str, Any]:
@@ -376,7 +408,8 @@ _LATER = object()
 _NEVER = 3600.0  # s
 # How often (s) is looked whether a lab is full, how often once it was, and how often in a row that ends it.
 _LOOK, _SOON, _FULL = 0.3, 0.1, 4
-_STREAMS = 3
+_STREAMS, _MARKS = 3, 2  # descriptors that come with `exec` and `enter`
+_PATIENCE = 5.0  # s for processes that were killed to end
 # What code raises for values of the right type that can't be: the request fails then, and not the lab.
 _ODD = (ValueError, TypeError, LookupError, OverflowError, struct.error)
 _TABLES = {

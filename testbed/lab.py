@@ -11,7 +11,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count, groupby
 from pathlib import Path
@@ -70,6 +70,7 @@ class Lab(Struct):
 
     name: str
     home: int  # the sandbox's own network namespace
+    host: int  # and its UTS namespace
     folder: Path
     env: dict[str, str]
     nodes: dict[str, Namespace] = field(default_factory=dict)
@@ -94,7 +95,8 @@ class Lab(Struct):
 def begin(name: str, folder: Path) -> Lab:
     """Return a lab without nodes, in the sandbox that this process is in."""
     home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    lab = Lab(name, home, folder, dict(os.environ, TMPDIR=f"{sandbox.FOLDER}/tmp"))
+    host = os.open("/proc/self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
+    lab = Lab(name, home, host, folder, dict(os.environ, TMPDIR=f"{sandbox.FOLDER}/tmp"))
     lab.nodes[LAB] = Namespace(LAB, home, netlink.connect(wire.NETLINK_ROUTE), lab.nodes, lab.indexes)
     lab.nodes[LAB].mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     configure(lab, [Configure(LAB, LinkSet("lo", up=True))])
@@ -303,6 +305,16 @@ def full() -> bool:
 
 
 @contextmanager
+def marked(lab: Lab) -> Iterator[int]:
+    """Be in a new UTS namespace, by which all that is started meanwhile can be known; yield a descriptor of it."""
+    linux.unshare(linux.CLONE_NEWUTS)
+    try:
+        yield os.open("/proc/self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        linux.setns(lab.host, linux.CLONE_NEWUTS)
+
+
+@contextmanager
 def _inside(lab: Lab, node: str) -> Iterator[None]:
     place = lab.place(node)
     with netlink.inside(place.fd, lab.home), _own_sys(place, lab.place(LAB)):
@@ -506,6 +518,24 @@ def kill(process: Process, number: int) -> None:
     """Signal a process's whole group."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
+
+
+def kill_those_in(namespaces: Collection[tuple[int, int]]) -> int:
+    """Kill every process of this PID namespace that has one of these UTS and mount namespaces; return how many had."""
+    found = 0
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or entry == "1":
+            continue
+        with suppress(OSError):  # it has ended
+            life = os.pidfd_open(int(entry))
+            try:
+                own = (os.stat(f"/proc/{entry}/ns/{kind}") for kind in ("uts", "mnt"))
+                if any((o.st_dev, o.st_ino) in namespaces for o in own):
+                    found += 1
+                    signal.pidfd_send_signal(life, signal.SIGKILL)
+            finally:
+                os.close(life)
+    return found
 
 
 def reap(lab: Lab) -> dict[int, int]:

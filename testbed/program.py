@@ -69,9 +69,9 @@ def _performed(verb: Callable[[], object]) -> int:
     try:
         with faults.foreseen():
             if "TESTBED_TIED" in os.environ:
-                from testbed import sandbox
+                from testbed.enter import end_with_parent
 
-                sandbox.end_with_parent()
+                end_with_parent()
             ended = 0
             try:
                 verb()
@@ -93,29 +93,19 @@ def _performed(verb: Callable[[], object]) -> int:
 
 def execute(lab: str, node: str, argv: Sequence[str]) -> NoReturn:
     """Run a command in a node, wherever its lab is; its exit status is this command's."""
+    from testbed.enter import enter
+
     words = tuple(argv[1:] if argv[0] == "--" else argv)
     if (place := place_of(lab)) is not None:
         raise SystemExit(place.enter(("exec", place.lab, node, "--", *words)))
-    enter(lab, node, words)
-
-
-def enter(lab: str, node: str, argv: Sequence[str]) -> NoReturn:
-    """Run a command in a node of a lab on this machine, on this terminal."""
-    from testbed import control, sandbox
-
-    running = control.find(lab)
-    nodes = running.status()["nodes"]
-    if node not in nodes:
-        known = ", ".join(nodes[:12]) + (", ..." if len(nodes) > 12 else "")
-        raise LabError(f"lab {lab}: there is no node {node} (nodes: {known})")
-    raise SystemExit(sandbox.enter(running.holder, running.life.fileno(), node, tuple(argv)))
+    raise SystemExit(enter(lab, node, words))
 
 
 def place_of(lab: str) -> Elsewhere | None:
     """Return the machine that a lab is on, None when that is this one."""
     from testbed import sandbox
 
-    if "@" not in lab and (lab in sandbox.names() or lab not in sandbox.names(GUESTS)):
+    if "@" not in lab and (sandbox.listens(lab) or lab in sandbox.names() or lab not in sandbox.names(GUESTS)):
         return None
     from testbed.machines import elsewhere
 

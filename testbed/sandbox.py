@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import re
 import resource
 import select
 import signal
@@ -16,24 +17,30 @@ import socket
 import struct
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from io import FileIO
 from pathlib import Path
-from types import FrameType
 from typing import NamedTuple, NoReturn, TypeVar
 
-from testbed import cgroups, linux
+from testbed import linux
 from testbed.errors import LabError, Unsupported
 from testbed.messages import Line, send
 
 T = TypeVar("T")
+FAMILY = "testbed"  # of the names of labs
+_WHAT = {FAMILY: "lab", "testbed-guest": "guest"}
+# A lab or a guest can be called so; any other name could change a terminal that it is shown on.
+NAME = re.compile(r"[a-z][a-z0-9-]*")
 PATIENCE = 15.0  # seconds in which a lab may end in its own orderly way
 ANSWERS = 5.0  # seconds in which whoever listens takes a connection, and answers what needs no work
 FOLDER = "/run/testbed"  # inside the sandbox: a lab's own files, gone with it
-_SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class SilentError(LabError):
+    """A holder does not answer: it is stopped, or stuck in the kernel."""
 
 
 class Peer(NamedTuple):
@@ -43,17 +50,28 @@ class Peer(NamedTuple):
     uid: int
 
 
-def address(name: str, family: str = "testbed") -> str:
+def address(name: str, family: str = FAMILY) -> str:
     """Return the abstract socket address of a lab of this user, or of a sandbox of another family."""
-    return f"\0{family}/{os.geteuid()}/{name}"
+    return f"\0{_prefix(family)}{name}"
 
 
-def names(family: str = "testbed") -> list[str]:
-    """Return the names of this user's labs that are up or coming up."""
-    prefix = f"@{family}/{os.geteuid()}/"
-    rows = (row.split() for row in Path("/proc/net/unix").read_text().splitlines()[1:])
-    # Field 4 is the state: accepted connections carry the same address, only the bound socket is unconnected (01).
-    return sorted({r[7].removeprefix(prefix) for r in rows if len(r) > 7 and r[7].startswith(prefix) and r[5] == "01"})
+def _prefix(family: str) -> str:
+    return f"{family}/{os.geteuid()}/"
+
+
+def names(family: str = FAMILY) -> list[str]:
+    """Return the names of this user's labs that are up or coming up; what others have bound, or odd names, are none."""
+    from testbed.names import owned  # `testbed exec` finds its lab by connecting
+
+    found = (name for name, uid in owned(_prefix(family)) if uid == os.geteuid())
+    return sorted({name for name in found if NAME.fullmatch(name)})
+
+
+def owner(name: str, family: str = FAMILY) -> int | None:
+    """Return the user who has bound the name of a lab, None when nobody has."""
+    from testbed.names import owned
+
+    return next((uid for found, uid in owned(_prefix(family)) if found == name), None)
 
 
 def peer(connection: socket.socket) -> Peer:
@@ -63,7 +81,7 @@ def peer(connection: socket.socket) -> Peer:
 
 
 def dial(where: str, patience: float = ANSWERS) -> socket.socket:
-    """Connect to an abstract address; OSError when nobody listens, or nobody accepts for `patience` seconds.
+    """Connect to an abstract address; OSError when nobody listens, TimeoutError when nobody accepts in time.
 
     What comes next on this connection takes as long as it takes, or as its user says (settimeout).
     """
@@ -72,17 +90,83 @@ def dial(where: str, patience: float = ANSWERS) -> socket.socket:
         # The kernel waits so long for room in the backlog; a socket that does not block would not wait at all.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(patience), 0))
         connection.connect(where)
-    except BaseException:
+    except BaseException as e:
         connection.close()
+        if isinstance(e, BlockingIOError):
+            raise TimeoutError(f"nobody took the connection within {patience:g} s") from e
         raise
     return connection
+
+
+def listens(name: str, family: str = FAMILY) -> bool:
+    """Say whether a sandbox of this user listens at a name, without waiting for one that does not take connections."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
+        connection.setblocking(False)
+        try:
+            connection.connect(address(name, family))
+        except OSError:
+            return False
+        return peer(connection).uid == os.geteuid()
+
+
+def call(name: str, family: str = FAMILY, patience: float = ANSWERS) -> socket.socket:
+    """Connect to a sandbox of this user; LabError when there is none, or when it does not listen.
+
+    Whoever else has bound its name is told nothing, and can't make us wait longer than `patience`.
+    """
+    what = _WHAT[family]
+    try:
+        connection = dial(address(name, family), patience)
+    except TimeoutError as e:
+        if (uid := owner(name, family)) not in (None, os.geteuid()):
+            raise LabError(_foreign(what, name, uid)) from e
+        raise SilentError(f"{what} {name}: it takes no connection (is its holder stopped?)") from e
+    except OSError as e:
+        if (uid := owner(name, family)) not in (None, os.geteuid()):
+            raise LabError(_foreign(what, name, uid)) from e
+        if uid is not None:
+            raise LabError(f"{what} {name}: it is coming up or going down at this moment; try again") from e
+        up = ", ".join(names(family)) or "none"
+        made = "; `testbed up` makes one" if family == FAMILY else ""
+        raise LabError(f"{what} {name}: no such {what} is up ({what}s of this user: {up}){made}") from e
+    if (uid := peer(connection).uid) != os.geteuid():
+        connection.close()
+        raise LabError(_foreign(what, name, uid))
+    return connection
+
+
+def holder(name: str, connection: socket.socket) -> tuple[int, FileIO]:
+    """Return the process id and the pidfd of PID 1 of the sandbox that a connection leads to."""
+    number = peer(connection).pid
+    try:
+        life = FileIO(os.pidfd_open(number))
+    except OSError as e:  # ESRCH, or EINVAL when its number here is 0
+        raise LabError(f"lab {name}: its holder ended, or belongs to another PID namespace") from e
+    # As long as the connection stands, no other process can have taken the number.
+    waiter = select.poll()
+    waiter.register(connection, 0)
+    if waiter.poll(0):
+        raise LabError(ended(name))
+    return number, life
+
+
+def ended(name: str) -> str:
+    """Say that a lab's holder is gone."""
+    return f"lab {name}: its holder process ended (killed, or `testbed down`)"
+
+
+def _foreign(what: str, name: str, uid: int | None) -> str:
+    return (
+        f"{what} {name}: another user of this machine (uid {uid}) has bound its name, so it can't be yours; "
+        "take another name (`--name`), or have the administrator end that process"
+    )
 
 
 def launch(
     name: str,
     serve: Callable[[socket.socket, socket.socket], None],
     use: Callable[[socket.socket, FileIO], T],
-    family: str = "testbed",
+    family: str = FAMILY,
     spaces: int = linux.CLONE_NEWNS | linux.CLONE_NEWNET | linux.CLONE_NEWPID | linux.CLONE_NEWUTS,
     after: Callable[[], None] | None = None,
     keep: Sequence[int] = (),
@@ -223,6 +307,8 @@ def _never_return(owner: socket.socket, body: Callable[[], None]) -> NoReturn:
         _tell(owner, e if not isinstance(e, OSError) else LabError(f"the sandbox could not be made: {e}"))
     finally:
         if (fault := sys.exc_info()[1]) is not None:
+            import traceback  # which costs `testbed exec` more than all else of this module
+
             _tell(owner, LabError("a bug in testbed: " + "".join(traceback.format_exception(fault))))
         # Leaving is the cleanup: no Python shutdown, no atexit handler of whoever called us.
         os._exit(0)
@@ -282,7 +368,7 @@ def _unshared(
     listener = _take(name, family)
     uid, gid = os.geteuid(), os.getegid()
     # Path lookups of `serve` must not depend on the caller's set-up: nothing in Debian's user PATH has sbin.
-    os.environ["PATH"] = ":".join(filter(None, (os.environ.get("PATH"), _SYSTEM_PATH)))
+    os.environ["PATH"] = ":".join(filter(None, (os.environ.get("PATH"), SYSTEM_PATH)))
     try:
         linux.unshare(spaces if uid == 0 else spaces | linux.CLONE_NEWUSER)
     except OSError as e:
@@ -336,6 +422,8 @@ def _take(name: str, family: str) -> socket.socket:
     except OSError as e:
         if e.errno != errno.EADDRINUSE:
             raise
+        if (uid := owner(name, family)) not in (None, os.geteuid()):
+            raise LabError(_foreign(_WHAT.get(family, "lab"), name, uid)) from e
         raise LabError(
             f"lab {name}: there is one of this name already, or another `testbed` is making it at this moment; "
             f"`testbed status {name}` looks at it, `testbed down {name}` ends it, `--name` takes another name"
@@ -386,59 +474,6 @@ def write_hosts(rows: str) -> None:
     Path(FOLDER, "hosts").write_text(f"127.0.0.1 localhost\n::1 localhost\n{rows}")
 
 
-def enter(holder: int, life: int, node: str, argv: tuple[str, ...]) -> int:
-    """Run a command in a node of another process's sandbox, on this terminal; return its exit status.
-
-    The child is ours, so that signals, job control and the terminal are as for any command. `life` is the
-    holder's pidfd: its namespaces, and never those of a process that came to have its number.
-    """
-    here = "/"
-    with suppress(FileNotFoundError):  # a folder that was removed
-        here = os.getcwd()
-    spaces = linux.CLONE_NEWNS | linux.CLONE_NEWUTS | linux.CLONE_NEWPID | linux.CLONE_NEWNET
-    try:
-        groups = cgroups.doors(holder)
-        if os.stat(f"/proc/{holder}/ns/user").st_ino != os.stat("/proc/self/ns/user").st_ino:
-            spaces |= linux.CLONE_NEWUSER
-        linux.setns(life, spaces)
-        if node:
-            linux.setns(os.open(f"/run/netns/{node}", os.O_RDONLY | os.O_CLOEXEC), linux.CLONE_NEWNET)
-    except OSError as e:
-        raise LabError(f"the lab can't be entered: {e} (did it end at this moment?)") from e
-    with suppress(OSError):
-        os.chdir(here)
-    parent = os.pidfd_open(os.getpid())
-    tied = bool(os.environ.pop("TESTBED_TIED", ""))
-    terminal = -1
-    with suppress(OSError):  # there may be none
-        terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
-    in_front = terminal >= 0 and os.tcgetpgrp(terminal) == os.getpgrp()
-    try:
-        child = os.fork()
-    except BlockingIOError as e:
-        raise LabError("the lab has as many processes as its bound allows (resources.pids)") from e
-    if child == 0:
-        _become(node, argv, parent, groups)
-    for number in (signal.SIGINT, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)  # the terminal sends these to the child as well: it decides
-
-    def pass_on(number: int, _: FrameType | None) -> None:
-        os.kill(child, number)
-        if tied:  # whoever asked is gone, and nobody is left to insist
-            signal.alarm(3)
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, pass_on)
-    signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if in_front:
-        # A shell takes the terminal for its own jobs; our process group, which it can't see, gets it back from us.
-        signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-        with suppress(OSError):
-            os.tcsetpgrp(terminal, os.getpgrp())
-    return status if status >= 0 else 128 - status
-
-
 def settle() -> None:
     """Prepare a node, in its network namespace and a mount namespace of its own, for its first process.
 
@@ -451,35 +486,3 @@ def settle() -> None:
     retries = Path("/proc/sys/net/ipv4/tcp_orphan_retries")
     if retries.read_text().strip() == "0":
         retries.write_text("1")
-
-
-def end_with_parent() -> None:
-    """Let this process be told to end (SIGTERM) when the one that started it does."""
-    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() == 1:
-        raise SystemExit(128 + signal.SIGTERM)  # it ended before that
-
-
-def _become(node: str, argv: tuple[str, ...], parent: int, groups: Sequence[int]) -> NoReturn:
-    try:
-        for group in groups:
-            os.write(group, b"0")
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if callable(signal.getsignal(number)):
-                signal.signal(number, signal.SIG_DFL)  # the command line's own handling ends here, not with execve()
-        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)  # kill -9 of the command line leaves nothing behind
-        if select.select([parent], [], [], 0)[0]:
-            os._exit(1)  # it came before that
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)  # Python ignores these, and a command would inherit that
-        if node:
-            linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWUTS)
-            settle()
-            linux.sethostname(node)
-        os.environ["PATH"] = ":".join(filter(None, (os.environ.get("PATH"), _SYSTEM_PATH)))
-        os.execvp(argv[0], argv)  # noqa: S606 (the user's own command)
-    except OSError as e:
-        os.write(2, f"testbed: {argv[0]}: {e.strerror}\n".encode())
-        os._exit(127 if e.errno == errno.ENOENT else 126)
-    finally:
-        os._exit(126)  # this is a child: it must not go on as the command line

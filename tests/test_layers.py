@@ -32,7 +32,7 @@ LATE = {("topology", "experiment"), ("topology", "consistency")}
 # What performs steps knows nothing of where they come from.
 LINUX = {
     *("bounds", "cgroups", "linux", "netlink", "lab", "forked", "probes", "timeline", "sampler", "holder"),
-    *("sandbox", "control", "messages", "answers", "asking", "listening"),
+    *("sandbox", "control", "messages", "answers", "asking", "listening", "names", "enter"),
     *("mptcp", "multicast", "wifi"),
 }
 # What reads results is no part of a lab, whatever folder it is in.
@@ -107,6 +107,17 @@ def test_a_command_in_a_node_does_not_wait_for_the_parser_of_the_other_verbs(wor
     assert done.stdout == f"{waits}\n"
 
 
+def test_a_command_in_a_node_waits_for_nothing_but_the_standard_library() -> None:
+    code = (
+        "import sys, testbed.program as p; p._verb(['exec', 'lab', 'a', 'ls'])\n"
+        "print({m.partition('.')[0] for m in sys.modules} - set(sys.stdlib_module_names) - {'__main__'})"
+    )
+    done = subprocess.run(
+        (sys.executable, "-S", "-c", code), cwd=PACKAGE.parent, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "{'testbed'}\n"
+
+
 def users(*words: str) -> set[str]:
     """The modules that import, or name with a dot, one of these."""
     found = {m for m, tree in TREES.items() if set(words) & set(imported(tree))}
@@ -121,7 +132,8 @@ def test_processes_are_started_in_few_places() -> None:
     assert users("os.fork", "os.execvp", "os.posix_spawn", "os.posix_spawnp", "subprocess.run", "subprocess.Popen") == {
         "lab",  # the lab's own
         "forked",  # the same, of our own code
-        "sandbox",  # the holder, and what enters a node
+        "sandbox",  # the holder
+        "enter",  # a command in a node
         "machines.programs",  # what programs say of themselves
         "machines.scratch",  # where a kernel is probed
         "machines.building",  # the image
@@ -136,8 +148,8 @@ def test_processes_are_started_in_few_places() -> None:
     }
 
 
-def test_one_module_opens_netlink_sockets() -> None:
-    assert users("socket.AF_NETLINK") == {"netlink"}
+def test_two_modules_open_netlink_sockets() -> None:
+    assert users("socket.AF_NETLINK") == {"netlink", "names"}
 
 
 def test_one_module_reads_yaml() -> None:

@@ -31,6 +31,7 @@ from testbed.machines import asking, confined, console, keeper, kvm, qemu, saved
 from testbed.machines.asking import About, BrokenStateError, Call, Ended, Keep, PanicError, Signal, Status, Stop
 from testbed.machines.keeper import Order, Saved
 from testbed.machines.qemu import Boot, Share, Size
+from testbed.sandbox import SilentError
 
 FAMILY = "testbed-guest"
 # QEMU forwards a port of this host's loopback, so the guest keeps this network namespace.
@@ -235,7 +236,7 @@ def guests() -> list[str]:
 def find(name: str) -> Guest:
     """Return a guest that is up."""
     with _connect(name) as connection:
-        life = FileIO(os.pidfd_open(sandbox.peer(connection).pid))
+        _, life = sandbox.holder(name, connection)
         return _guest(asking.told(_asked(name, connection, Status())), life, "", None)
 
 
@@ -402,23 +403,18 @@ def _gone(guest: Guest) -> str:
 
 
 def _connect(name: str) -> socket.socket:
-    try:
-        connection = sandbox.dial(sandbox.address(name, FAMILY))
-    except OSError as e:
-        up = ", ".join(guests()) or "none"
-        raise LabError(f"guest {name}: no such guest is up (guests of this user: {up})") from e
-    if sandbox.peer(connection).uid != os.geteuid():
-        connection.close()
-        raise LabError(f"guest {name}: the process that answers belongs to another user")
-    return connection
+    return sandbox.call(name, FAMILY)
 
 
 def _asked(name: str, connection: socket.socket, question: asking.Asked) -> Raw:
+    connection.settimeout(sandbox.ANSWERS)
     try:
         asking.ask(connection, question)
+        return _answer(name, connection)
     except (BrokenPipeError, ConnectionResetError) as e:
         raise LabError(f"guest {name}: its keeper process ended (killed?)") from e
-    return _answer(name, connection)
+    except TimeoutError as e:
+        raise SilentError(f"guest {name}: its keeper does not answer (is it stopped, or still booting?)") from e
 
 
 def _answer(name: str, connection: socket.socket) -> Raw:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import random
 import select
 import signal
 import subprocess
@@ -93,6 +94,68 @@ def test_kill_9_of_the_command_line_ends_the_command(lab: RunningLab) -> None:
         process.kill()
         assert process.stdout.read() == "", "the other end is closed, too"
     assert "sleep 1234" not in lab.exec("", ("ps", "-e", "-o", "args=")).stdout
+
+
+START = "setsid sleep {0} & (nohup sleep {0} > /dev/null 2>&1 &); unshare -m sleep {0} & unshare -u sleep {0} & "
+ENDS = {
+    "by itself": ("exit 5", None, 5),
+    "by SIGTERM": ("echo ready; exec sleep 1000", signal.SIGTERM, 128 + 15),
+    "by SIGHUP": ("echo ready; exec sleep 1000", signal.SIGHUP, 128 + 1),
+    "by SIGKILL": ("echo ready; exec sleep 1000", signal.SIGKILL, -9),
+}
+
+
+@pytest.mark.parametrize(("then", "number", "status"), ENDS.values(), ids=ENDS)
+def test_everything_that_a_command_started_ends_with_the_command_line(
+    lab: RunningLab, then: str, number: signal.Signals | None, status: int
+) -> None:
+    mine = str(random.randrange(10**5, 10**6))
+
+    def left() -> int:
+        return lab.exec("", ("ps", "-e", "-o", "args=")).stdout.splitlines().count(f"sleep {mine}")
+
+    wait = f"until [ $(ps -e -o args= | grep -cx 'sleep {mine}') = 4 ]; do sleep 0.01; done; "
+    words = (*CLI, "exec", lab.name, "client", "--", "sh", "-c", START.format(mine) + wait + then)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        if number is not None:
+            assert process.stdout.readline() == "ready\n"
+            assert left() == 4
+            process.send_signal(number)
+        assert process.wait(20) == status
+        if number != signal.SIGKILL:
+            assert left() == 0, "they are gone when it returns"
+        deadline = time.monotonic() + 5
+        while left():
+            assert time.monotonic() < deadline
+    assert lab.exec("client", ("true",)).returncode == 0
+
+
+def test_commands_beside_it_are_not_touched(lab: RunningLab) -> None:
+    words = (*CLI, "exec", lab.name, "client", "--", "sh", "-c", "echo ready; read word; echo got $word")
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        for _ in range(10):
+            assert testbed("exec", lab.name, "client", "sh", "-c", "sleep 1000 &").returncode == 0
+        assert process.communicate("something\n")[0] == "got something\n"
+
+
+def test_a_command_ends_with_the_program_that_asked_for_it_and_so_do_its_daemons(lab: RunningLab) -> None:
+    mine = str(random.randrange(10**5, 10**6))
+    asking = (
+        "import sys; from testbed import control\n"
+        "script = 'setsid sleep $0 & (sleep $0 &); touch /run/testbed/on-$0; wait'\n"
+        "control.find(sys.argv[1]).exec('client', ['sh', '-c', script, sys.argv[2]])"
+    )
+    process = subprocess.Popen((sys.executable, "-c", asking, lab.name, mine))
+    while lab.exec("", ("test", "-e", f"/run/testbed/on-{mine}")).returncode:
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 5
+    while f"sleep {mine}" in lab.exec("", ("ps", "-e", "-o", "args=")).stdout:
+        assert time.monotonic() < deadline
 
 
 def test_the_folder_is_kept_and_files_are_those_of_the_host(lab: RunningLab, tmp_path: Path) -> None:

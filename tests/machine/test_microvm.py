@@ -22,11 +22,13 @@ from uuid import uuid4
 
 import pytest
 
+from testbed import sandbox
 from testbed.errors import LabError
 from testbed.machines import console, keeper, kvm, microvm, qemu
 from testbed.machines.microvm import Guest
 from testbed.machines.qemu import Boot, Share, Size
 from tests.conftest import ROOT
+from tests.kernel.others import as_other, evil, frame, refused
 
 pytestmark = [pytest.mark.machine, pytest.mark.xdist_group("microvm")]
 SMALL = Size(2, 1024)
@@ -275,6 +277,33 @@ def test_many_commands_at_once_have_connections_of_their_own_when_the_shared_one
     # Dropbear, were it to listen itself, would refuse the sixth of one address that has yet to authenticate.
     processes = [caller(guest, "sh", "-c", f"exit {n}") for n in range(8)]
     assert [process.wait(60) for process in processes] == list(range(8))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="plays another user")
+def test_another_user_can_not_say_a_word_to_the_keeper_of_a_guest(guest: Guest, tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    marker = tmp_path / "marker"
+    address = sandbox.address(guest.name, microvm.FAMILY)
+    stop = frame(b'{"verb": "stop"}')
+    assert as_other(lambda: refused(address, [evil(marker), stop, stop[:5], b"\xff" * 100])) == 0
+    assert not marker.exists(), "what it sent was run as root"
+    assert output(guest, "sh", "-c", "exit 7")[0] == 7
+
+
+def test_the_root_of_a_guest_may_write_what_it_likes_to_its_keeper(guest: Guest) -> None:
+    script = (
+        "import ctypes, os\n"
+        "libc, life = ctypes.CDLL(None), os.pidfd_open(1)\n"
+        "ports = [int(n) for n in os.listdir('/proc/1/fd') if 'vport' in os.readlink(f'/proc/1/fd/{n}')]\n"
+        "port = libc.syscall(438, life, ports[0], 0)\n"  # pidfd_getfd(2)
+        "for said in (b'\\nnot json\\n', b'[1]\\n{\"done\": 5}\\n\\xff\\n', b'x' * 3_000_000 + b'\\n'):\n"
+        "    while said:\n"
+        "        said = said[os.write(port, said):]\n"
+    )
+    status, said = output(guest, "python3", "-c", script)
+    assert status == 0, said
+    assert output(guest, "sh", "-c", "exit 7")[0] == 7
+    assert microvm.alive(guest).name == guest.name
 
 
 def test_a_command_ends_when_nobody_reads_its_output_any_more(guest: Guest) -> None:

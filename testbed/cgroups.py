@@ -29,22 +29,26 @@ class Groups(NamedTuple):  # and no Struct: `testbed exec` waits for no library
 
 
 def doors(holder: int) -> list[int]:
-    """Return descriptors of the cgroups of a lab, through which a process enters them by writing 0."""
-    own = _folders(_rows(f"/proc/{holder}/cgroup"))
-    return [
-        os.open(folder / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
-        for folder in own
-        if folder.name.startswith(PREFIX) and folder.is_dir()
-    ]
+    """Return descriptors of the cgroups of a lab, through which a process enters them by writing 0.
+
+    A user who is in a session that systemd does not delegate may not move a process out of it: there are none then.
+    """
+    found = []
+    for folder in _folders(_rows(f"/proc/{holder}/cgroup")):
+        if folder.name.startswith(PREFIX):
+            with suppress(OSError):
+                found.append(os.open(folder / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
+    return found
 
 
 def sweep(groups: Groups, patience: float = 0.0) -> None:
     """Remove the cgroups of labs that have ended."""
     deadline = time.monotonic() + patience
     for place in {*groups.separate.values(), *filter(None, (groups.unified,))}:
-        for folder in place.glob(f"{PREFIX}*"):
-            while not _removed(folder) and time.monotonic() < deadline:
-                time.sleep(0.02)  # what ended a moment ago is not yet reaped: nothing tells when that is
+        with suppress(OSError):  # somebody took the place itself away
+            for name in os.listdir(place):
+                while name.startswith(PREFIX) and not _removed(place / name) and time.monotonic() < deadline:
+                    time.sleep(0.02)  # what ended a moment ago is not yet reaped: nothing tells when that is
 
 
 def _removed(folder: Path) -> bool:

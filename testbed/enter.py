@@ -135,7 +135,8 @@ def _run(argv: tuple[str, ...], groups: list[int]) -> int:
 def _become(argv: tuple[str, ...], parent: int, groups: list[int]) -> NoReturn:
     try:
         for group in groups:
-            os.write(group, b"0")
+            with suppress(OSError):  # see `cgroups.doors`
+                os.write(group, b"0")
         for number in (signal.SIGINT, signal.SIGTERM):
             if callable(signal.getsignal(number)):
                 signal.signal(number, signal.SIG_DFL)  # the command line's own handling ends here, not with execve()

@@ -25,6 +25,7 @@ COUNTS: Mapping[str, int] = {
     "kill": 21,
     "stop": 4,
     "full": 8,
+    "guests": 6,
     "soak": 100,
 }
 MANY = ("parsers", "yaml", "report", "guest")

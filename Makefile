@@ -73,6 +73,7 @@ bench: setup peers ## side by side with Mininet, ip -batch and a C program
 
 # How many (N), with which seed (SEED), of which kinds (KINDS): `python -m tests.fuzz --help` says what there is.
 fuzz: setup ## inputs that are broken on purpose, and labs that are killed, stopped and out of room: N= SEED= KINDS=
+	$(call install,cc:gcc)
 	@$(BIN)/python -m tests.fuzz $(KINDS) $(if $(N),--n $(N)) $(if $(SEED),--seed $(SEED))
 
 soak: setup ## up, exec and down over and over, by the API and by the command line: nothing may grow: N=

@@ -100,8 +100,8 @@ def keep(root: Path, outcomes: Sequence[Outcome]) -> None:
     if any(o.folder is not None for o in outcomes):
         path = root / outcomes[0].case.topology.name / "junit.xml"
         # What went wrong before says more.
-        with suppress(LabError) if worst(outcomes) is not None else nullcontext(), results.written(path):
-            path.write_bytes(junit(outcomes))
+        with suppress(LabError) if worst(outcomes) is not None else nullcontext():
+            results.put(path, junit(outcomes))
 
 
 def _first(text: str) -> str:

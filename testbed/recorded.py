@@ -24,7 +24,6 @@ Word = Annotated[str, Meta(pattern=r"\A[\x21-\x7e]{1,64}\Z")]
 KIB, MIB = 1 << 10, 1 << 20
 BEFORE, AFTER = 600.0, 60.0  # seconds that a time may be before t = 0, and after the end of the run
 _SHORTEST = 1e-3  # seconds: no program here samples more often
-_FILES = 10_000
 LINE = 1000  # characters of a line of text: what is longer is nothing that one of our programs says
 
 T = TypeVar("T")
@@ -86,7 +85,7 @@ class Recorded(Struct, frozen=True):
     def text(self, name: str, most: int, lost: str) -> list[str]:
         """Return the lines of a text, each as far as LINE; none when it is not there, or broken."""
         data = self.data(name, most, lost) or b""
-        return [line[:LINE] for line in data.decode(errors="replace").splitlines()]
+        return [line[:LINE] for line in data.decode(errors="replace").splitlines() if line]
 
     def value(self, name: str, kind: type[T], most: int, lost: str) -> T | None:
         """Return a JSON file as a record; None when it is not there, or broken."""
@@ -106,15 +105,16 @@ class Recorded(Struct, frozen=True):
         """Return the records of a .jsonl file, one each `every` seconds; none when it is not there, or broken.
 
         `burst` is how many may come at once. A line has at most MIB + `line` bytes, and the file 4 MIB and `line` bytes
-        for each. Their times are those of the run and do not go back. A last line that a killed process left unfinished
-        is left out.
+        for each of the run. Their times are those of the run and do not go back; of those before t = 0 only the last is
+        kept. A last line that a killed process left unfinished is left out.
         """
         if self.origin is None:  # nothing tells which times are those of the run
             return []
         every = max(every, _SHORTEST)
-        count = int((BEFORE + self.seconds + AFTER) / every) + burst
+        most = 4 * MIB + line * (int((self.seconds + AFTER) / every) + burst)
         decoder, found = Decoder(kind), list[S]()
         number = size = 0
+        first = 0.0
         try:
             with _opened(self.path, name) as file:
                 while (text := file.readline(MIB + line + 1)).endswith(b"\n"):
@@ -124,10 +124,13 @@ class Recorded(Struct, frozen=True):
                         raise BrokenError(f"its time, {row.t:g}, is outside of the run")
                     if found and row.t < found[-1].t:
                         raise BrokenError("its time is before that of the line above it")
-                    if found and number > (row.t - found[0].t) / every + burst:
+                    first = row.t if number == 1 else first
+                    if number > (row.t - first) / every + burst:
                         raise BrokenError(f"there are more lines than one each {every:g} s")
-                    if size > 4 * MIB + count * line:
-                        raise BrokenError(f"the file is longer than {4 * MIB + count * line} bytes")
+                    if size > most:
+                        raise BrokenError(f"the file is longer than {most} bytes")
+                    if row.t <= self.origin:
+                        found.clear()
                     found.append(row)
                 number += 1
                 if len(text) > MIB + line:
@@ -142,19 +145,6 @@ class Recorded(Struct, frozen=True):
         else:
             return found
         return []
-
-    def names(self, node: str, ending: str) -> list[str]:
-        """Return the files of a node, "" being the lab, whose names have an ending; at most _FILES are looked at."""
-        try:
-            folder = _folder(self.path, node)
-        except OSError:
-            return []
-        try:
-            with os.scandir(folder) as entries:
-                found = [e.name for e, _ in zip(entries, range(_FILES), strict=False) if e.name.endswith(ending)]
-        finally:
-            os.close(folder)
-        return sorted(f"{node}/{name}" if node else name for name in found if name.isprintable())
 
 
 def _decoded(decoder: Decoder[T], data: bytes) -> T:

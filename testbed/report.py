@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from math import isfinite
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,7 +12,7 @@ from msgspec.structs import asdict, replace
 from testbed import metrics as derive
 from testbed import results
 from testbed.addressing import network
-from testbed.consistency import AIR, link_ids
+from testbed.consistency import AIR, captured, link_ids
 from testbed.effects import Effect, effects
 from testbed.errors import InputError, Problem
 from testbed.experiment import read
@@ -30,7 +29,7 @@ from testbed.workloads.place import Measured
 
 _PATIENCE = 600.0  # seconds that a run may take longer than its workloads, events and `duration`
 _FAULTS = 20  # of a guest's kernel, which are failures
-_TOLD = 1000  # events of nl80211 that may come at once
+_TOLD, _TOLD_EVERY = 1000, 0.01  # events of nl80211 that may come at once, and seconds between others
 
 
 class Outcome(Struct, frozen=True):
@@ -94,12 +93,13 @@ def report(path: Path) -> Report:
                 f"{name}/wlan-events.jsonl", Told, 0.0, 4 * KIB, f"events of {name} are missing", 1000
             )
             metrics |= links.wlans(link_ids(net, name), name, rows, told[name], air, origin)
-    if topology.capture:
-        for name in (*topology.nodes, AIR):
-            metrics |= derive.captures(name, _said(folder, "" if name == AIR else name, ".dumpcap.log"))
+    taken = {place: None for capture in topology.capture for place in captured(net, capture.interfaces)}
+    for node, ifname in taken:
+        log = f"{ifname}.dumpcap.log" if node == AIR else f"{node}/{ifname}.dumpcap.log"
+        metrics |= derive.captures(node, folder.text(log, MIB, "what the capture missed is not known"))
     machine = folder.rows("machine.jsonl", Machine, every, KIB, "the metrics of the machine are missing")
     metrics |= derive.machine(machine, origin)
-    kernel = folder.text("dmesg.log", 64 * MIB, "what the kernel said is missing")
+    kernel = folder.text("dmesg.log", 8 * MIB, "what the kernel said is missing")
     # A clock that was set makes ping's times differ, and nothing else.
     works = [
         found
@@ -170,12 +170,6 @@ def _line(topology: Topology, name: str) -> int:
     flows = [w.iperf3.parallel for w in topology.workloads.values() if w.iperf3 is not None]
     mptcp = 64 * KIB + 8 * KIB * sum(flows) if topology.nodes[name].mptcp is not None else 0
     return 8 * KIB + KIB * ends + mptcp
-
-
-def _said(folder: Recorded, node: str, ending: str) -> Iterable[str]:
-    """Yield what the programs of a kind said in a node."""
-    for name in folder.names(node, ending):
-        yield from folder.text(name, MIB, "what it missed is not known")
 
 
 def _finite(metric: Measured) -> bool:

@@ -17,6 +17,7 @@ from testbed.workloads.place import STALL, Measured
 BUSY = 90.0  # per cent of all CPUs: above it a figure may be the host's and not the lab's
 STEP = 0.02  # seconds by which the clocks differ more than before: somebody has set one
 _FAULTS = 20  # lines of the kernel that are shown
+_PLACES = 10  # counters of drops that are shown
 _TIMED = re.compile(r"  @(\d{1,9}(?:\.\d{1,9})?)s(?: within [\d.]{1,20}s)?$")
 
 
@@ -153,14 +154,22 @@ def _queues(seen: Seen) -> Ranked:
 
 
 def _dropped(seen: Seen) -> Ranked:
-    shaped, changing, told = _shaped(seen.topology), _changing(seen.topology), _told_as_drops(seen.topology)
+    """Yield where packets were dropped that the file does not drop: by a queue, or by the interface itself."""
+    shaped, down, told = _shaped(seen.topology), _down(seen.topology), _told_as_drops(seen.topology)
+    found = []
     for name, metric in seen.metrics.items():
         where, _, what = name.rpartition(".")
-        if not metric.value or name in told or where in changing:
+        if not metric.value or name in told or where in down:
             continue
-        if what in ("qdisc_drops", "rx_dropped", "tx_dropped") and where not in shaped:
-            text = f"{metric.value:.0f} packets dropped ({what}) where no shaping was asked for"
-            yield metric.value, f"flows through {where}", text
+        if what == "qdisc_drops" and where not in shaped:
+            found.append((metric.value, where, "packets dropped (qdisc_drops) where no shaping was asked for"))
+        elif what in ("rx_dropped", "tx_dropped"):
+            found.append((metric.value, where, f"packets dropped ({what}), and by no queue of the interface"))
+    found.sort(reverse=True)
+    yield from ((count, f"flows through {where}", f"{count:.0f} {text}") for count, where, text in found[:_PLACES])
+    if rest := found[_PLACES:]:
+        total = sum(count for count, _, _ in rest)
+        yield -1.0, "flows through other interfaces", f"{total:.0f} packets more dropped, in {len(rest)} counters"
 
 
 def _missed(seen: Seen) -> Ranked:
@@ -185,18 +194,20 @@ def _told_as_drops(topology: Topology) -> set[str]:
     return {f"{name}.{role.name}.{way}_dropped" for name, role in roles if role is not None for way in ways}
 
 
-def _changing(topology: Topology) -> set[str]:
-    """Return the interfaces (node.interface) of links that events change."""
-    names = {e.link for e in topology.events if e.set is not None or e.down is not None}
+def _down(topology: Topology) -> set[str]:
+    """Return the interfaces (node.interface) of links that events take down."""
+    names = {e.link for e in topology.events if e.down is not None}
     links = [link for link in topology.links if link.name in names or names & set(link.ends)]
     return {end.replace(":", ".") for link in links for end in link.ends}
 
 
 def _shaped(topology: Topology) -> set[str]:
-    """Return the interfaces (node.interface) where drops are part of what was asked for: by a rate, loss or queue."""
+    """Return the interfaces where queues may drop: by a rate, loss or queue of the link, or of an event."""
+    changing = {e.link for e in topology.events if e.set is not None}
     found: set[str] = set()
     for link in topology.links:
         ways = (link.shape("forward"), link.shape("reverse"))
-        if any(w.rate or w.loss or w.queue or w.limit for w in ways):
+        lossy = any(w.rate or w.loss or w.queue or w.limit for w in ways)
+        if lossy or link.name in changing or changing & set(link.ends):
             found |= {end.replace(":", ".") for end in link.ends}
     return found

@@ -348,6 +348,20 @@ def test_folders_broken_at_random_are_reported_soon_and_in_little_memory() -> No
     assert sum(o.what == "report" for found in done for o in found.outcomes) > 50
 
 
+def test_files_full_of_small_things_take_little_memory() -> None:
+    """A file of each kind as long as it may be, one after the other, in a process of its own."""
+    files = fuzz.content(fuzz.RUNS / "wireless")
+    names = (
+        "air.jsonl",
+        "run.json",
+        *(f"phone/{n}" for n in ("samples.jsonl", "wlan-events.jsonl", "call.client.json")),
+    )
+    bombs = [{**files, name: fuzz.bomb(name, files[name])} for name in names]
+    assert all(len(bomb[name]) > 1 << 20 for bomb, name in zip(bombs, names, strict=True))
+    found = fuzz.batch(range(len(bombs)), 0, bombs, broken=False)
+    assert fuzz.faults(found) == []
+
+
 def test_samples_of_many_nodes_take_time_in_proportion() -> None:
     """Counted, not timed: what is read of a sample is read once for each of its interfaces and queues."""
     from testbed import metrics

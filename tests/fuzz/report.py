@@ -33,7 +33,22 @@ _VALUES: tuple[Any, ...] = (
     *("", "x", "\x1b[31m", "\0", "\ud800", "../../etc", "9" * 5000, [], {}, [[]], {"a": 1}, [None], [0] * 5000),
 )
 _BYTES = (b"\0", b"\xff\xfe", b"\n", b'{"a":', b"[" * 20000, b"9" * 5000, b"nan", b"-inf", b"1e999", b"\xed\xa0\x80")
-_KINDS = (*("changed",) * 8, "gone", "empty", "folder", "fifo", "link", "loop", "huge", "noise", "long")
+_KINDS = (*("changed",) * 8, "gone", "empty", "folder", "fifo", "link", "loop", "huge", "noise", "long", "bomb")
+# What takes most memory for its length, by the end of a file's name: (beginning, what is repeated, end).
+_BOMBS: tuple[tuple[str, bytes, bytes, bytes], ...] = (
+    (
+        "samples.jsonl",
+        b'"qdiscs": [',
+        b'{"dev":"a","drops":1,"overlimits":1},',
+        b'{"dev":"a","drops":1,"overlimits":1}], "x": [',
+    ),
+    ("air.jsonl", b'"frames": [', b'[1,"a","b",1,1],', b'[1,"a","b",1,1]], "x": ['),
+    ("wlan-events.jsonl", b'"links": [', b"1,", b"1,"),
+    ("run.json", b'"events": [', b'{"t":0,"step":""},', b""),
+    ("manifest.json", b'"overrides": [', b'"",', b'""'),
+    (".client.json", b'"intervals":\t[', b'{"sum":{"start":0,"end":0,"bytes":0}},', b""),
+    (".server.json", b'"intervals":\t[', b'{"sum":{"start":0,"end":0,"bytes":0}},', b""),
+)
 
 
 class Outcome(Struct, frozen=True):
@@ -57,9 +72,10 @@ def content(run: Path) -> dict[str, bytes]:
     return {str(f.relative_to(run)): f.read_bytes() for f in sorted(run.rglob("*")) if f.is_file()}
 
 
-def damage(files: dict[str, bytes], folder: Path, chance: random.Random) -> None:
-    """Write a run's files into a folder, one to three of them broken."""
-    chosen = {f: chance.choice(_KINDS) for f in chance.sample(sorted(files), chance.choice((1, 1, 1, 2, 3)))}
+def damage(files: dict[str, bytes], folder: Path, chance: random.Random, among: list[str]) -> None:
+    """Write a run's files into a folder, one to three of those named broken."""
+    count = min(len(among), chance.choice((1, 1, 1, 2, 3)))
+    chosen = {f: chance.choice(_KINDS) for f in chance.sample(among, count)}
     for name, data in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,11 +99,24 @@ def damage(files: dict[str, bytes], folder: Path, chance: random.Random) -> None
                 os.truncate(path, 1 << 40)
             case "noise":
                 path.write_bytes(chance.randbytes(chance.randrange(200_000)))
+            case "bomb":
+                path.write_bytes(bomb(name, data))
             case "long":
                 path.write_bytes(data + data[-3000:] * (300 if name.endswith(".yaml") else 2000))
     for name in _DERIVED:  # what is written is written over nothing else
         if chance.random() < 0.05:
             (folder / name).symlink_to("/dev/full")
+
+
+def bomb(name: str, data: bytes) -> bytes:
+    """Return a file that is as a run writes it, but as long as a report reads it: with very many small things."""
+    for ending, begin, part, end in _BOMBS:
+        if name.endswith(ending) and begin in data:
+            if not name.endswith(".jsonl"):
+                return data.replace(begin, begin + part * ((8 << 20) // len(part)) + end, 1)
+            big = begin + part * ((1 << 20) // len(part)) + end
+            return b"".join(line.replace(begin, big, 1) for line in data.splitlines(keepends=True))
+    return data + b"\n" * (8 << 20)
 
 
 def changed(name: str, data: bytes, chance: random.Random) -> bytes:
@@ -153,15 +182,16 @@ class TooLongError(BaseException):
     """A report took more than it may; no `except` in it holds this up."""
 
 
-def one(files: dict[str, bytes], number: int, seed: int, work: Path) -> Outcome:
-    """Damage one folder and make its report."""
+def one(files: dict[str, bytes], number: int, seed: int, work: Path, broken: bool = True) -> Outcome:
+    """Damage one folder, unless it is broken as it is, and make its report."""
     from testbed import present
     from testbed.errors import TestbedError
     from testbed.report import report
 
     folder = work / str(number)
     folder.mkdir()
-    damage(files, folder, random.Random(f"{seed}-{number}"))
+    chance = random.Random(f"{seed}-{number}")
+    damage(files, folder, chance, sorted(files) if broken else [])
     began = time.process_time()
     signal.alarm(_PATIENCE)
     try:
@@ -186,15 +216,14 @@ def _too_long(*_: object) -> None:
     raise TooLongError
 
 
-def batch(numbers: range, seed: int) -> Batch:
+def batch(numbers: range, seed: int, runs: list[dict[str, bytes]], broken: bool = True) -> Batch:
     """Try some folders in a process of their own."""
     read, write = os.pipe()
     if (pid := os.fork()) == 0:
         try:
             signal.signal(signal.SIGALRM, _too_long)
-            runs = [content(run) for run in sorted(RUNS.iterdir())]
             with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as work:
-                done = tuple(one(runs[n % len(runs)], n, seed, Path(work)) for n in numbers)
+                done = tuple(one(runs[n % len(runs)], n, seed, Path(work), broken) for n in numbers)
             used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
             with os.fdopen(write, "wb") as pipe:
                 pipe.write(encode(Batch(done, used)))
@@ -214,8 +243,9 @@ def campaign(count: int, seed: int) -> Iterator[Batch]:
     import testbed.present
     import testbed.report  # noqa: F401 (before the processes are copied)
 
+    runs = [content(run) for run in sorted(RUNS.iterdir())]
     for start in range(0, count, _BATCH):
-        yield batch(range(start, min(start + _BATCH, count)), seed)
+        yield batch(range(start, min(start + _BATCH, count)), seed, runs)
 
 
 def faults(found: Batch) -> list[str]:

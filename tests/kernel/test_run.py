@@ -162,6 +162,19 @@ def test_a_workload_that_fails_ends_the_run_with_status_3_and_keeps_the_results(
     assert json.loads((folder / "verdict.json").read_text())["verdict"] == "error"
 
 
+def test_a_log_with_control_characters_is_text_in_the_junit_file(tmp_path: Path, name: str) -> None:
+    said = r"\033[31mFAILED\033[0m \033]0;TITLE\007 bell \000 nul \377 \357\277\277 ]]> <x>&\n"
+    work = {"t": {"command": {"node": "a", "argv": ["sh", "-c", f"printf '{said}' >&2; exit 1"]}}}
+    (tmp_path / "t.yaml").write_text(json.dumps({"name": "loud", "nodes": {"a": {}}, "workloads": work}))
+    done = testbed("run", "t.yaml", "--name", name, cwd=tmp_path)
+    assert done.returncode == 3
+    for file in ("latest/junit.xml", "junit.xml"):
+        error = ElementTree.parse(tmp_path / "results/loud" / file).find(".//error")
+        assert error is not None
+        assert "\\x1b[31mFAILED" in (error.text or "")
+        assert "]]> <x>&" in (error.text or "")
+
+
 def test_a_command_that_does_not_end_is_killed_and_named(tmp_path: Path, name: str) -> None:
     file = tmp_path / "t.yaml"
     file.write_text(

@@ -139,6 +139,7 @@ def test_processes_are_started_in_few_places() -> None:
         "machines.building",  # the image
         "machines.confined",  # QEMU, without privileges
         "machines.keeper",  # ssh
+        "machines.lent",  # a child that tries what QEMU is to do
         "machines.kvm",  # QEMU, to see whether KVM serves
         "machines.microvm",  # ssh to a guest
         "machines.remote",  # ssh to a machine

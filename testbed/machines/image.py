@@ -113,6 +113,8 @@ def build(
             # A copy: what is edited meanwhile is of the next image.
             copy = shutil.copytree(recipe.FOLDER, work / "recipe")
             sources = trusted.folder(cache().parent / "sources")
+            for file in sources.iterdir():
+                os.close(trusted.opened(file))  # sums are compared before a build uses them
             out = building.run(work, sources, cache() / "build.log", progress, locked, mirror)
             made = _lock_of(out)
             if locked and (rows := recipe.difference(_all(recipe.lock(copy)), _all(made))):

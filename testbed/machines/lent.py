@@ -14,7 +14,7 @@ import struct
 from fcntl import ioctl
 from pathlib import Path
 
-from testbed import linux
+from testbed import linux, sandbox
 
 _SYS_OPENAT, _X86_64 = 257, 0xC000003E
 _ALLOW, _ASK = 0x7FFF0000, 0x7FC00000
@@ -37,6 +37,20 @@ _FILTER = (
 def listener() -> int:
     """Have this process ask before it opens such a file; return where it does."""
     return linux.seccomp_listener(b"".join(struct.pack("=HBBI", *row) for row in _FILTER))
+
+
+def possible() -> bool:
+    """Say whether the kernel lets a process ask so: a container, or its seccomp profile, may forbid that."""
+    with sandbox.signals_wait():
+        if (child := os.fork()) == 0:
+            status = 1
+            try:
+                linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+                listener()
+                status = 0
+            finally:
+                os._exit(status)  # this is a child: it must not go on as its parent
+    return os.waitpid(child, 0)[1] == 0
 
 
 def lend(asks: int, name: str, file: int, life: int, seconds: float) -> bool:

@@ -27,7 +27,7 @@ from msgspec.structs import replace
 
 from testbed import linux, sandbox
 from testbed.errors import LabError, Unsupported
-from testbed.machines import asking, confined, console, keeper, kvm, qemu, saved, trusted
+from testbed.machines import asking, confined, console, keeper, kvm, lent, qemu, saved, trusted
 from testbed.machines.asking import About, BrokenStateError, Call, Ended, Keep, PanicError, Signal, Status, Stop
 from testbed.machines.keeper import Order, Saved
 from testbed.machines.qemu import Boot, Share, Size
@@ -105,9 +105,12 @@ def start(
             try:
                 return _restored(order, folder, why)
             except BrokenStateError as e:
-                told(f"the saved guest could not be restored and is removed; this one is booted. {e}")
-                with suppress(FileNotFoundError):  # another start was faster
-                    saved.remove(folder)
+                if lent.possible():
+                    told(f"the saved guest could not be restored and is removed; this one is booted. {e}")
+                    with suppress(FileNotFoundError):  # another start was faster
+                        saved.remove(folder)
+                else:
+                    told(f"no guest is restored where the kernel forbids seccomp_unotify(2); this one is booted. {e}")
         return _patiently(lambda: _launched(order, why), told)
     finally:
         for fd in files:

@@ -552,6 +552,9 @@ def _ended(keeper: Keeper, missed: int) -> str:
             death = _death(keeper, status)
         elif pid == keeper.master:
             keeper.master = 0  # ssh commands have connections of their own from here on
+    written = [FOLDER / "shares" / slot for slot, share in keeper.order.shares.items() if share.writable]
+    if not death and any(map(shared.is_full, written)):
+        death = _tail(keeper, f"it fills the disk with its results ({shared.RESERVE >> 20} MiB are left): it was ended")
     if not death and missed > PATIENCE:
         death = _tail(keeper, f"it hangs: no sign of life for {PATIENCE} s, so it was ended")
     return death

@@ -12,6 +12,7 @@ from testbed import linux
 from testbed.errors import LabError
 from testbed.machines.qemu import Share
 
+RESERVE = 256 << 20  # bytes that a guest leaves to others on the disk that it writes to
 # What an ordinary user may not take from a copy of a mount (mount_namespaces(7)), by the bits of statvfs(3).
 _LOCKED = {
     os.ST_NOSUID: linux.MS_NOSUID,
@@ -38,6 +39,12 @@ def bound(share: Share, at: Path, user: int) -> Share:
         return replace(share, folder=at, mapped=_mapping(at))
     except OSError as e:
         raise LabError(f"{share.folder} can't be shared with a guest: {e}") from e
+
+
+def is_full(at: Path) -> bool:
+    """Say whether a guest has left less than the reserve of a disk to others."""
+    found = os.statvfs(at)
+    return found.f_bavail * found.f_frsize < RESERVE
 
 
 def _given(source: Path, at: Path, user: int) -> None:

@@ -64,7 +64,7 @@ def evil(tmp_path: Path, victim: Path, last: str) -> Path:
     }
     file = tmp_path / "hostile.yaml"
     links = [{"ends": ["a:eth0", "b:eth0"]}]
-    checks = [{"metric": "rtt.sent", "min": 1e6}]
+    checks = [{"metric": "rtt.loss_pct", "min": 50}]
     body = {"name": "hostile", "nodes": {"a": {}, "b": {}}, "links": links, "workloads": works, "checks": checks}
     file.write_text(json.dumps(body))
     return file

@@ -198,6 +198,19 @@ def test_a_guest_that_floods_its_console_takes_no_more_memory_and_is_used_as_bef
     assert output(guest, "true")[0] == 0
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a small disk")
+def test_a_guest_that_fills_the_disk_is_ended(begin: Callable[..., Guest], tmp_path: Path) -> None:
+    subprocess.run(("mount", "-t", "tmpfs", "-o", "size=300m", "small", tmp_path), check=True)
+    try:
+        guest = begin({"results": Share(tmp_path, "/srv/results", True)})
+        fill = ("sh", "-c", "head -c 100M /dev/zero >/srv/results/file; sleep 1000")
+        with pytest.raises(LabError, match="it fills the disk with its results"), open(os.devnull, "r+") as null:
+            microvm.call(guest, fill, streams=(null.fileno(),) * 3)
+        eventually(lambda: guest.name not in microvm.guests(), 5)
+    finally:
+        subprocess.run(("umount", tmp_path), check=True)
+
+
 def test_edited_sources_are_what_runs(begin: Callable[..., Guest], tmp_path: Path) -> None:
     for other in ("msgspec", "typer", "yaml"):  # as beside an installed testbed: for the host's Python
         (tmp_path / f"{other}.py").write_text("raise ImportError('this is the host's')\n")

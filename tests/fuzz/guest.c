@@ -153,6 +153,22 @@ static void some_arguments(void)
     free(words);
 }
 
+/* A number in a line of its own is heard, and nothing else is: a command would be run twice. */
+static void an_answer(void)
+{
+    char line[40];
+    int ends[2], number = (int)drawn(1 << 30), right = !drawn(2);
+
+    snprintf(line, sizeof(line), right ? "%d\n" : "%dx\n", number);
+    if (pipe(ends) || write(ends[1], line, strlen(line)) < 0)
+        exit(2);
+    close(ends[1]);
+    int first = heard(ends[0]), second = heard(ends[0]);
+    close(ends[0]);
+    if (first != (right ? number : -1) || second != -1)
+        wrong("heard", line);
+}
+
 int main(int count, char **words)
 {
     /* What was wrong once: a sequence that the end of its line cuts off, and an odd number of digits. */
@@ -173,7 +189,8 @@ int main(int count, char **words)
         an_order(&guest);
         some_numbers();
         some_arguments();
+        an_answer();
     }
-    printf("%lu\n", 6 * rounds);
+    printf("%lu\n", 7 * rounds);
     return 0;
 }

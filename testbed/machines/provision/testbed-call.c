@@ -131,6 +131,7 @@ static int heard(int connection)
 
     while (n < sizeof(text) - 1 && read(connection, text + n, 1) == 1 && text[n] != '\n')
         n++;
+    text[n] = 0;
     char *end;
     long number = strtol(text, &end, 10);
     return n && !*end && number >= 0 && number <= INT_MAX ? (int)number : -1;

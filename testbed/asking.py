@@ -39,7 +39,7 @@ class Exec(Asked, frozen=True):
 
     def __post_init__(self) -> None:
         words.arguments(self.argv)
-        words.environment(dict(row.partition(b"=")[::2] for row in self.env))
+        words.assignments(self.env)
         if not [words.folder(place) for place in self.places]:
             raise ValueError("a command needs a folder to run in")
 

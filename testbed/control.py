@@ -73,10 +73,7 @@ class RunningLab(Struct):
             try:
                 return answer(self.name, connection, question, say)
             except TimeoutError as e:
-                raise SilentError(
-                    f"lab {self.name}: its holder, process {self.holder}, does not answer (is it stopped?); "
-                    f"`testbed down {self.name}` ends it all the same"
-                ) from e
+                raise SilentError(sandbox.silent(self.name, self.holder)) from e
 
     def status(self) -> dict[str, Any]:
         """Return what the holder knows of its lab: state, nodes, processes."""

@@ -62,9 +62,7 @@ def _ask(lab: str, connection: socket.socket, question: dict[str, object], fds: 
         send(connection, json.dumps({"version": __version__, **question}).encode(), fds)
         answer = json.loads(receive(connection)[0])
     except TimeoutError as e:
-        raise sandbox.SilentError(
-            f"lab {lab}: its holder does not answer (is it stopped?); `testbed down {lab}` ends it all the same"
-        ) from e
+        raise sandbox.SilentError(sandbox.silent(lab, sandbox.peer(connection).pid)) from e
     except (EOFError, ConnectionError) as e:
         raise LabError(sandbox.ended(lab)) from e
     if answer["kind"] == "error":

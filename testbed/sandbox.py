@@ -155,6 +155,14 @@ def ended(name: str) -> str:
     return f"lab {name}: its holder process ended (killed, or `testbed down`)"
 
 
+def silent(name: str, number: int) -> str:
+    """Say that a lab's holder gives no sign of life, and what to do."""
+    return (
+        f"lab {name}: its holder, process {number}, does not answer (is it stopped?); "
+        f"`testbed down {name}` ends it all the same"
+    )
+
+
 def _foreign(what: str, name: str, uid: int | None) -> str:
     return (
         f"{what} {name}: another user of this machine (uid {uid}) has bound its name, so it can't be yours; "

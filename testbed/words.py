@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -21,6 +21,8 @@ def arguments(argv: Any) -> tuple[bytes, ...]:
 
 def environment(env: Mapping[Any, Any]) -> tuple[bytes, ...]:
     """Return NAME=value of every variable in bytes; ValueError says which can't be one."""
+    if env is os.environ:  # which Python and the kernel have checked
+        return tuple(name + b"=" + value for name, value in os.environb.items())
     found = []
     for name, value in env.items():
         raw = _bytes(name, "the name of a variable")
@@ -28,6 +30,12 @@ def environment(env: Mapping[Any, Any]) -> tuple[bytes, ...]:
             raise ValueError(f"{name!r} can't be the name of an environment variable: it is empty or has a `=`")
         found.append(raw + b"=" + _bytes(value, f"the variable {name}"))
     return tuple(found)
+
+
+def assignments(rows: Sequence[bytes]) -> None:
+    """Raise ValueError unless each is NAME=value."""
+    if any(row.find(b"=") < 1 for row in rows) or b"\0" in b"".join(rows):
+        raise ValueError("an environment has NAME=value of each variable, and this has something else")
 
 
 def folder(path: Any) -> bytes:
@@ -39,7 +47,7 @@ def folder(path: Any) -> bytes:
 
 
 def _bytes(word: Any, what: str) -> bytes:
-    if isinstance(word, os.PathLike):
+    if not isinstance(word, str | bytes) and isinstance(word, os.PathLike):
         word = os.fspath(word)
     if not isinstance(word, str | bytes):
         raise ValueError(f"{what} must be a text, not {word!r}")

@@ -133,7 +133,8 @@ def test_a_holder_that_is_stopped_is_said_to_be_silent_and_down_ends_it_and_the_
         assert (found[name], found[other]) == ("does not answer", "up")
         done = testbed("exec", name, "client", "--", "true")
         assert done.returncode == 3
-        assert f"does not answer (is it stopped?); `testbed down {name}` ends it all the same" in done.stderr
+        assert f"lab {name}: its holder, process {stopped.holder}, does not answer" in done.stderr
+        assert f"(is it stopped?); `testbed down {name}` ends it all the same" in done.stderr
     finally:
         done = testbed("down", name, other, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -48,11 +48,11 @@ def give_back(fd: int) -> None:
     """Set the domain that there was before, unless other labs with radios are there still."""
     if alone(fd):
         before = os.pread(fd, 8, 0).decode(errors="replace")
-        with suppress(FileNotFoundError):
-            _FILE.unlink()
         with netlink.connect(wire.NETLINK_GENERIC) as sock:
             body = nl80211.set_country(before)
             netlink.transact(sock, [wire.Message(0, 0, body)], _family(sock))
+        with suppress(FileNotFoundError):
+            _FILE.unlink()
     os.close(fd)
 
 

@@ -1,6 +1,6 @@
 /* The bound of bringup.py: the same netlink messages as testbed sends, with nothing around them.
  *
- * bringup SHAPE N builds a star or a chain of N nodes, prints {"up": seconds}, answers every line "ADDRESS" with
+ * bringup SHAPE N ROUTES builds a star or a chain of N nodes with the routes of a file, prints {"up": seconds}, answers every line "ADDRESS" with
  * {"reached": bool} (a ping from the first node), and at the end of its input prints {"down": seconds} and exits.
  * One thread, one process, no name anywhere: a node is a namespace that lives by a socket and a descriptor. */
 #define _GNU_SOURCE
@@ -24,6 +24,7 @@
 enum { LO = 1, BRIDGE = 99, ETH = 100, BATCH = 1 << 15, FULL = BATCH - 1024 };
 
 struct node { int socket, namespace; };
+struct route { int node, index, length; uint32_t to, via; };
 
 static struct { char bytes[BATCH]; size_t length; struct nlmsghdr *last; } batch;
 
@@ -172,6 +173,16 @@ static void host_end(int index, uint32_t address, int prefix) {
     up(index);
 }
 
+static void route(const struct route *r) {
+    struct rtmsg body = {.rtm_family = AF_INET, .rtm_dst_len = r->length, .rtm_table = RT_TABLE_MAIN,
+                         .rtm_protocol = RTPROT_STATIC, .rtm_scope = RT_SCOPE_UNIVERSE, .rtm_type = RTN_UNICAST};
+    message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &body, sizeof body);
+    number(RTA_OIF, r->index);
+    number(RTA_TABLE, RT_TABLE_MAIN);
+    if (r->length) attribute(RTA_DST, &r->to, sizeof r->to);
+    attribute(RTA_GATEWAY, &r->via, sizeof r->via);
+}
+
 /* ---- the two shapes -------------------------------------------------------------------------------------------- */
 
 /* A socket belongs to the namespace it was opened in, so nothing enters a node again. */
@@ -220,6 +231,32 @@ static void chain(struct node *nodes, int size) {
     }
 }
 
+/* Rows "n3 10.0.0.0/22 10.0.0.5 eth0", those of a node together; read before the time begins. */
+static struct route *read_routes(const char *path, size_t *count) {
+    FILE *file = fopen(path, "r");
+    struct route *found = NULL;
+    char to[64], via[64];
+    int node, end;
+    if (!file) die(path);
+    for (*count = 0; fscanf(file, " n%d %63s %63s eth%d", &node, to, via, &end) == 4; ++*count) {
+        if (!(*count & (*count - 1)) && !(found = realloc(found, 2 * (*count + 1) * sizeof *found))) die("realloc");
+        struct route *r = &found[*count];
+        *r = (struct route){.node = node, .index = ETH + end};
+        char *slash = strchr(to, '/');
+        if (slash) *slash = 0, r->length = atoi(slash + 1);
+        if ((slash && inet_pton(AF_INET, to, &r->to) != 1) || inet_pton(AF_INET, via, &r->via) != 1) die(path);
+    }
+    fclose(file);
+    return found;
+}
+
+static void add_routes(struct node *nodes, const struct route *routes, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        route(&routes[i]);
+        if (i + 1 == count || routes[i + 1].node != routes[i].node) flush(nodes[routes[i].node].socket);
+    }
+}
+
 static int reached(struct node from, const char *address) {
     int status;
     pid_t child = fork();
@@ -233,14 +270,17 @@ static int reached(struct node from, const char *address) {
 }
 
 int main(int count, char **arguments) {
-    int size = count == 3 ? atoi(arguments[2]) : 0;
-    if (size < 2) return fprintf(stderr, "usage: bringup star|chain N\n"), 2;
+    int size = count == 4 ? atoi(arguments[2]) : 0;
+    if (size < 2) return fprintf(stderr, "usage: bringup star|chain N ROUTES\n"), 2;
+    size_t planned;
+    struct route *routes = read_routes(arguments[3], &planned);
     struct node *nodes = calloc(size + 1, sizeof *nodes);
     setvbuf(stdout, NULL, _IOLBF, 0);
 
     double start = now();
     int outside = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
     (strcmp(arguments[1], "star") ? chain : star)(nodes, size);
+    add_routes(nodes, routes, planned);
     if (setns(outside, CLONE_NEWNET) < 0) die("setns");
     printf("{\"up\": %.6f}\n", now() - start);
 

@@ -4,7 +4,8 @@
 
 Methods, in random order, each in a process and a private network and mount namespace of its own:
 
-    mininet      Debian's package; star: SingleSwitchTopo, LinuxBridge (bridge-utils); chain: plain hosts
+    mininet      Debian's package; star: SingleSwitchTopo, LinuxBridge (bridge-utils); chain: plain hosts, and the
+                 routes by one `ip -batch` in each host's shell, which is the cheapest way that it has
     ip-batch     one `ip -batch` in the root, then one `ip -n NODE -batch` (chain: and a sysctl) in each node
     bound        bringup.c: the netlink messages of testbed and nothing else
     testbed      testbed.up() of a ready plan, sandbox included
@@ -13,7 +14,9 @@ Methods, in random order, each in a process and a private network and mount name
 Figures: `up` until the tool returns; `down` until its own deletion returns; `gone` from the start of the
 deletion to the end of the kernel's last cleanup_net work item; `memory` is how much more the kernel and all
 processes hold at `up` than before the method's process began, per node. Times are the least of the repeats.
-Every network must carry a ping before it goes. Exit status 1: a goal fails; 2: something could not be measured.
+In a chain every node reaches every other: all methods make the routes that testbed plans, one table for all.
+Every network must carry a ping before it goes: to the last host of a star, through up to 48 routers of a chain
+(a packet starts with a TTL of 64). Exit status 1: a goal fails; 2: something could not be measured.
 
 Let nothing else make network namespaces meanwhile: the kernel's cleanup does not say whose they were.
 """
@@ -133,14 +136,14 @@ def links(shape: str, size: int) -> Iterator[tuple[End, End]]:
 
 
 def target(shape: str, size: int) -> str:
-    """Return what the first node can ping: the last host of a star; a chain has no routes, so its next."""
-    return ipv4(size if shape == "star" else 2)
+    """Return what the first node pings: the last host of a star, the fiftieth node of a chain or its last."""
+    return ipv4(size if shape == "star" else 4 * (min(size, 50) - 2) + 2)
 
 
 def topology(shape: str, size: int) -> str:
     """Write the topology file."""
     role = "{}" if shape == "star" else "{router: {}}"
-    lines = [f"name: {shape}", "families: [ipv4]", "routing: none", "nodes:"]
+    lines = [f"name: {shape}", "families: [ipv4]", "nodes:"]
     lines += ["  s1: {bridge: {}}"] if shape == "star" else []
     lines += [f"  {name}: {role}" for name in nodes(shape, size)]
     lines += ["links:"]
@@ -148,6 +151,23 @@ def topology(shape: str, size: int) -> str:
         addresses = f"[{left.address}, {right.address or 'null'}]"
         lines += [f"  - {{ends: [{left}, {right}], addresses: {addresses}}}"]
     return "\n".join(lines) + "\n"
+
+
+def routes(file: Path) -> str:
+    """Write the routes that testbed plans, one a row: node, destination, next hop, interface."""
+    testbed = importlib.import_module("testbed")
+    steps = importlib.import_module("testbed.plan").plan(testbed.load(file)).steps
+    rows = (str(step).split() for step in steps if " ip route add " in str(step))
+    return "".join(f"{row[0][1:-1]} {row[4]} {row[6]} {row[8]}\n" for row in rows)
+
+
+def planned(path: str) -> dict[str, list[str]]:
+    """Return the planned routes of each node as lines for `ip -batch`."""
+    found: dict[str, list[str]] = {}
+    for row in Path(path).with_suffix(".routes").read_text().splitlines():
+        name, to, via, dev = row.split()
+        found.setdefault(name, []).append(f"route add {to} via {via} dev {dev}")
+    return found
 
 
 # ---- workers: generators that stop when ready, then when up, and take down when resumed once more --------
@@ -167,7 +187,7 @@ def command(*argv: str, text: str | None = None) -> None:
     subprocess.run(argv, input=text, text=True, check=True, stdout=sys.stderr)
 
 
-def mininet(shape: str, size: int, _: str) -> Worker:
+def mininet(shape: str, size: int, path: str) -> Worker:
     """Start and stop a network of Mininet's."""
     topo, node, nodelib, net = (
         importlib.import_module(f"mininet.{name}") for name in ("topo", "node", "nodelib", "net")
@@ -184,6 +204,7 @@ def mininet(shape: str, size: int, _: str) -> Worker:
             plan.addHost(name, cls=node.Node, ip=address)
         for left, right in pairs:
             plan.addLink(left.node, right.node, params1={"ip": left.address}, params2={"ip": right.address})
+    rows = planned(path)
     net.Mininet.inited = True  # its init() raises sysctls of the whole machine, for good
     network = net.Mininet(plan, switch=nodelib.LinuxBridge, controller=None, build=False)
     yield None
@@ -191,12 +212,14 @@ def mininet(shape: str, size: int, _: str) -> Worker:
     if shape == "chain":
         for host in network.hosts:
             host.cmd("echo 1 > /proc/sys/net/ipv4/ip_forward")  # a builtin of its shell: the cheapest it has
+            lines = "\\n".join(rows[host.name])
+            host.cmd(f"printf '{lines}\\n' | ip -batch -")
     namespace = f"--net=/proc/{network.hosts[0].pid}/ns/net"
     yield lambda argv: command("nsenter", namespace, *argv)
     network.stop()
 
 
-def ip_batch(shape: str, size: int, _: str) -> Worker:
+def ip_batch(shape: str, size: int, path: str) -> Worker:
     """Run iproute2 as few times as its batches allow."""
 
     def place(end: End) -> str:
@@ -214,6 +237,8 @@ def ip_batch(shape: str, size: int, _: str) -> Worker:
             else:
                 inside[end.node] += [f"addr add {end.address} dev {end.interface}"]
                 inside[end.node] += [f"link set {end.interface} up"]
+    for name, lines in planned(path).items():
+        inside[name] += lines
     yield None
     command("ip", "-batch", "-", text="\n".join(root))
     for name, lines in inside.items():
@@ -354,7 +379,13 @@ def worker_argv(cell: Cell, folder: Path) -> tuple[str, ...]:
         case "ip-batch":
             return (*PRIVATE_ROOT, sys.executable, *worker)
         case "bound":
-            return (*PRIVATE_ROOT, str(folder / "bringup"), cell.shape, str(cell.size))
+            return (
+                *PRIVATE_ROOT,
+                str(folder / "bringup"),
+                cell.shape,
+                str(cell.size),
+                str(file.with_suffix(".routes")),
+            )
         case _:
             return (sys.executable, *worker)
 
@@ -477,7 +508,9 @@ def show(table: Mapping[Cell, Figures]) -> None:
 def prepare(folder: Path, cells: Sequence[Cell]) -> None:
     """Write the topology files and compile the bound."""
     for shape, size in {(cell.shape, cell.size) for cell in cells}:
-        (folder / f"{shape}-{size}.yaml").write_text(topology(shape, size))
+        file = folder / f"{shape}-{size}.yaml"
+        file.write_text(topology(shape, size))
+        file.with_suffix(".routes").write_text(routes(file))
     command(sys.executable, "-m", "compileall", "-q", str(HERE.parents[1] / "testbed"))  # as pip does
     if any(cell.method == "bound" for cell in cells):
         command("cc", "-O2", "-o", str(folder / "bringup"), str(HERE.with_suffix(".c")))

@@ -1,6 +1,6 @@
 /* The bound of bringup.py: the same netlink messages as testbed sends, with nothing around them.
  *
- * bringup SHAPE N ROUTES builds a star or a chain of N nodes with the routes of a file, prints {"up": seconds}, answers every line "ADDRESS" with
+ * bringup SHAPE N ROUTES builds a star, stars of 1000 hosts each, or a chain of N nodes with the routes of a file, prints {"up": seconds}, answers every line "ADDRESS" with
  * {"reached": bool} (a ping from the first node), and at the end of its input prints {"down": seconds} and exits.
  * One thread, one process, no name anywhere: a node is a namespace that lives by a socket and a descriptor. */
 #define _GNU_SOURCE
@@ -196,25 +196,41 @@ static struct node make_node(const char *sysctl) {
     return made;
 }
 
-static void star(struct node *nodes, int size) {
-    struct node hub = nodes[0] = make_node("/proc/sys/net/ipv6/conf/default/disable_ipv6");
-    for (int i = 1; i <= size; i++) nodes[i] = make_node(NULL);
+/* Hosts from `first` on at a bridge of their own; those after the first keep no descriptor but their socket. */
+static struct node star(struct node *nodes, int first, int size, uint32_t base, int prefix) {
+    struct node hub = make_node("/proc/sys/net/ipv6/conf/default/disable_ipv6");
+    for (int i = 0; i < size; i++) nodes[first + i] = make_node(NULL);
     up(LO);
     bridge(BRIDGE, "s1");
     for (int i = 1; i <= size; i++) {
         char port[IFNAMSIZ];
         snprintf(port, sizeof port, "p%d", i);
-        veth(ETH + i, port, BRIDGE, ETH, "eth0", nodes[i].namespace);
+        veth(ETH + i, port, BRIDGE, ETH, "eth0", nodes[first + i - 1].namespace);
         if (batch.length > FULL) flush(hub.socket);
     }
     flush(hub.socket);
     for (int i = 1; i <= size; i++) {
+        struct node *host = &nodes[first + i - 1];
         up(LO);
-        host_end(ETH, i, 8);
-        flush(nodes[i].socket);
+        host_end(ETH, base + i, prefix);
+        flush(host->socket);
+        if (first + i > 2) close(host->namespace), host->namespace = -1;
     }
-    up(BRIDGE); /* last: while it is down no port computes a spanning tree */
-    flush(hub.socket);
+    return hub;
+}
+
+/* As many hosts a bridge as fit (a bridge has 1023 ports at most); bridges come up last: while one is down no port
+ * computes a spanning tree. */
+static void stars(struct node *nodes, struct node *hubs, int size, int most) {
+    int count = (size + most - 1) / most;
+    for (int h = 0; h < count; h++) {
+        int here = h + 1 < count ? most : size - h * most;
+        hubs[h] = star(nodes, 1 + h * most, here, (uint32_t)h << 16, count > 1 ? 16 : 8);
+    }
+    for (int h = 0; h < count; h++) {
+        up(BRIDGE);
+        flush(hubs[h].socket);
+    }
 }
 
 static void chain(struct node *nodes, int size) {
@@ -271,15 +287,18 @@ static int reached(struct node from, const char *address) {
 
 int main(int count, char **arguments) {
     int size = count == 4 ? atoi(arguments[2]) : 0;
-    if (size < 2) return fprintf(stderr, "usage: bringup star|chain N ROUTES\n"), 2;
+    if (size < 2) return fprintf(stderr, "usage: bringup star|stars|chain N ROUTES\n"), 2;
     size_t planned;
     struct route *routes = read_routes(arguments[3], &planned);
-    struct node *nodes = calloc(size + 1, sizeof *nodes);
+    struct node *nodes = calloc(size + 1, sizeof *nodes), *hubs = calloc(size + 1, sizeof *hubs);
     setvbuf(stdout, NULL, _IOLBF, 0);
 
     double start = now();
     int outside = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
-    (strcmp(arguments[1], "star") ? chain : star)(nodes, size);
+    if (strcmp(arguments[1], "chain"))
+        stars(nodes, hubs, size, strcmp(arguments[1], "star") ? 1000 : size);
+    else
+        chain(nodes, size);
     add_routes(nodes, routes, planned);
     if (setns(outside, CLONE_NEWNET) < 0) die("setns");
     printf("{\"up\": %.6f}\n", now() - start);
@@ -290,9 +309,11 @@ int main(int count, char **arguments) {
     }
     start = now();
     for (int i = 0; i <= size; i++) {
-        if (!nodes[i].socket) continue; /* a chain has no hub */
-        close(nodes[i].socket);
-        close(nodes[i].namespace);
+        for (struct node *n = &nodes[i]; n; n = n == &nodes[i] ? &hubs[i] : NULL) {
+            if (!n->socket) continue; /* nobody */
+            close(n->socket);
+            if (n->namespace >= 0) close(n->namespace);
+        }
     }
     printf("{\"down\": %.6f}\n", now() - start);
     return 0;

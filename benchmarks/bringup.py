@@ -1,6 +1,9 @@
 """Bring-up and tear-down of a star and a chain side by side in one run: testbed, peers, and a bound in C.
 
     python benchmarks/bringup.py [--sizes 10,100,500] [--shapes star,chain] [--methods ...] [--repeats 5]
+    python benchmarks/bringup.py --sizes 10000 --shapes stars --methods bound,testbed --repeats 1
+
+`stars` are bridges of 1000 hosts each, beside one another; only these two methods make them.
 
 Methods, in random order, each in a process and a private network and mount namespace of its own:
 
@@ -46,7 +49,8 @@ from typing import IO, Any, NoReturn
 
 HERE = Path(__file__).resolve()
 METHODS = ("mininet", "ip-batch", "bound", "testbed", "testbed-cli")
-SHAPES = ("star", "chain")
+SHAPES = ("star", "chain", "stars")
+A_BRIDGE = 1000  # hosts of each of several stars: a Linux bridge has 1023 ports at most
 LAB = f"bench-{os.getpid()}"  # a lab that the user has up keeps its name
 DEBIAN_PYTHON = "/usr/bin/python3"  # the interpreter that Debian's mininet package belongs to
 TRACING = Path("/sys/kernel/tracing")
@@ -119,7 +123,7 @@ def ipv4(number: int) -> str:
 
 def nodes(shape: str, size: int) -> tuple[str, ...]:
     """Name the nodes that count, without the hub of a star."""
-    letter = "h" if shape == "star" else "n"
+    letter = "n" if shape == "chain" else "h"
     return tuple(f"{letter}{number}" for number in range(1, size + 1))
 
 
@@ -129,6 +133,10 @@ def links(shape: str, size: int) -> Iterator[tuple[End, End]]:
     if shape == "star":
         for number, name in enumerate(names, 1):
             yield End(name, "eth0", f"{ipv4(number)}/8"), End("s1", f"p{number}", None)
+    elif shape == "stars":
+        for number, name in enumerate(names):
+            hub, host = divmod(number, A_BRIDGE)
+            yield End(name, "eth0", f"{ipv4((hub << 16) + host + 1)}/16"), End(f"s{hub + 1}", f"p{host + 1}", None)
     else:
         for number, (left, right) in enumerate(itertools.pairwise(names)):
             first, second = (f"{ipv4(4 * number + host)}/30" for host in (1, 2))
@@ -136,15 +144,16 @@ def links(shape: str, size: int) -> Iterator[tuple[End, End]]:
 
 
 def target(shape: str, size: int) -> str:
-    """Return what the first node pings: the last host of a star, the fiftieth node of a chain or its last."""
-    return ipv4(size if shape == "star" else 4 * (min(size, 50) - 2) + 2)
+    """Return what the first node pings: the last host of its star, the fiftieth node of a chain or its last."""
+    return ipv4({"star": size, "stars": min(size, A_BRIDGE), "chain": 4 * (min(size, 50) - 2) + 2}[shape])
 
 
 def topology(shape: str, size: int) -> str:
     """Write the topology file."""
-    role = "{}" if shape == "star" else "{router: {}}"
+    role = "{router: {}}" if shape == "chain" else "{}"
+    hubs = {"star": 1, "stars": -(-size // A_BRIDGE), "chain": 0}[shape]
     lines = [f"name: {shape}", "families: [ipv4]", "nodes:"]
-    lines += ["  s1: {bridge: {}}"] if shape == "star" else []
+    lines += [f"  s{number + 1}: {{bridge: {{}}}}" for number in range(hubs)]
     lines += [f"  {name}: {role}" for name in nodes(shape, size)]
     lines += ["links:"]
     for left, right in links(shape, size):
@@ -475,6 +484,9 @@ def goals(table: Mapping[Cell, Figures], traced: bool) -> Iterator[Goal]:
             yield Goal(f"{place} up, testbed-cli - bound, s", whole.up - bound.up, "<=", limit)
         if size == 500 and whole and peer:
             yield Goal(f"{place} up, mininet / testbed-cli", peer.up / whole.up, ">=", 3)
+        if shape == "stars" and own and bound:
+            yield Goal(f"{place} up, testbed - bound, ms a node", 1000 * (own.up - bound.up) / size, "<=", 1)
+            yield Goal(f"{place} gone, s", own.gone, "<=", 30)
         small = table.get(Cell(shape, 100, "testbed"))
         if size == 1000 and own and small:
             yield Goal(f"{place} up per node, 1000 / 100", own.up / small.up / 10, "<=", 1.5)
@@ -545,7 +557,7 @@ def arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=numbers, default=(10, 100, 500))
-    parser.add_argument("--shapes", type=names(SHAPES), default=SHAPES)
+    parser.add_argument("--shapes", type=names(SHAPES), default=("star", "chain"))
     parser.add_argument("--methods", type=names(METHODS), default=METHODS)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1, help="of the random order")

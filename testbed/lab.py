@@ -6,7 +6,9 @@ or as soon as a process ends.
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import select
 import signal
 import socket
@@ -29,7 +31,7 @@ from testbed.drivers.wpa_ctrl import Control
 from testbed.errors import LabError
 from testbed.forked import fork
 from testbed.mptcp import diag
-from testbed.netlink import Namespace
+from testbed.netlink import Namespace, Sockets
 from testbed.probes import holds
 from testbed.records import Held
 from testbed.results import written
@@ -48,6 +50,7 @@ _DEFAULT = (
     signal.SIGXFSZ,
 )
 _NODES_A_PROC = 64
+_OWN_FILES = 32  # descriptors that a lab has open besides
 _BATCH = 32768  # bytes in one send: well under the smallest default socket buffer
 
 
@@ -74,6 +77,7 @@ class Lab(Struct):
     folder: Path
     env: dict[str, str]
     nodes: dict[str, Namespace] = field(default_factory=dict)
+    sockets: Sockets = field(default_factory=Sockets)
     processes: list[Process] = field(default_factory=list)
     done: list[Step] = field(default_factory=list)  # what stands: the plan as far as it is performed
     indexes: Iterator[int] = field(default_factory=lambda: count(2))  # of interfaces; 1 is lo
@@ -97,7 +101,7 @@ def begin(name: str, folder: Path) -> Lab:
     home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     host = os.open("/proc/self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
     lab = Lab(name, home, host, folder, dict(os.environ, TMPDIR=f"{sandbox.FOLDER}/tmp"))
-    lab.nodes[LAB] = Namespace(LAB, home, netlink.connect(wire.NETLINK_ROUTE), lab.nodes, lab.indexes)
+    lab.nodes[LAB] = Namespace(LAB, home, lab.sockets, lab.nodes, lab.indexes)
     lab.nodes[LAB].mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     configure(lab, [Configure(LAB, LinkSet("lo", up=True))])
     lab.done.clear()
@@ -106,6 +110,7 @@ def begin(name: str, folder: Path) -> Lab:
 
 def perform(lab: Lab, steps: Sequence[Step], say: Say) -> Waiting:
     """Do what is to be done at once in order, then wait for everything that is awaited."""
+    _room(lab, steps)
     at_once = [s for s in steps if (isinstance(s, Configure) and s.at is None) or (isinstance(s, Wait) and s.here)]
     for _, some in groupby(at_once, type):
         group = list(some)
@@ -196,9 +201,26 @@ def _send(lab: Lab, batch: Sequence[tuple[Configure, wire.Message]]) -> None:
 
 
 def _add_namespace(lab: Lab, name: str) -> None:
-    here = lab.nodes[name] = netlink.create(name, lab.nodes, lab.indexes)
+    try:
+        here = lab.nodes[name] = netlink.create(name, lab.sockets, lab.nodes, lab.indexes)
+    except OSError as e:
+        if e.errno == errno.ENOSPC:
+            why = "as many as /proc/sys/user/max_net_namespaces allows are there"
+            raise LabError(f"[{name}] the kernel makes no more network namespaces: {why}") from e
+        raise
     # The symlink is enough for `ip netns` while PID 1 lives, and costs no mount.
     os.symlink(f"/proc/1/fd/{here.fd}", f"/run/netns/{name}")
+
+
+def _room(lab: Lab, steps: Sequence[Step]) -> None:
+    """Raise LabError, before anything is made, when there are more nodes than this process may have descriptors."""
+    new = sum(isinstance(s, Configure) and isinstance(s.request, NamespaceAdd) for s in steps)
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if new and (count := len(lab.nodes) - 1 + new) > limit - _OWN_FILES:
+        raise LabError(
+            f"lab {lab.name}: {count} nodes take a descriptor each, and {limit} is the most that a process may have "
+            "here: `ulimit -Hn` shows the limit, root raises it (limits.conf(5), LimitNOFILE= of a service)"
+        )
 
 
 def _sysctls(lab: Lab, node: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
 import struct
 from collections.abc import Iterator, Sequence
@@ -25,14 +26,28 @@ _RTM_GETLINK = 18
 # include/uapi/linux/sockios.h: the flags of an interface, and the network namespace of a socket.
 _SIOCGIFFLAGS, _SIOCGSKNS = 0x8913, 0x894C
 _IFREQ = struct.Struct("=16sH22x")
+_SPARE = 256  # descriptors for what else a lab does
+
+
+class Sockets(Struct):
+    """The rtnetlink sockets of a lab's namespaces, of which as many are open as there are descriptors to spare."""
+
+    opened: dict[str, socket.socket] = field(default_factory=dict)  # the first is the one that was opened first
+
+    def add(self, name: str, sock: socket.socket, nodes: int) -> socket.socket:
+        """Keep the socket of one of so many nodes; where there is no room, others are closed for it."""
+        while len(self.opened) >= max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - nodes - _SPARE):
+            self.opened.pop(next(iter(self.opened))).close()
+        self.opened[name] = sock
+        return sock
 
 
 class Namespace(Struct):
-    """A node's network namespace, kept alive by `fd` and by `route`, an rtnetlink socket that belongs to it."""
+    """A node's network namespace, kept alive by `fd`."""
 
     name: str
     fd: int
-    route: socket.socket
+    sockets: Sockets
     peers: dict[str, Namespace]
     unused: Iterator[int]  # indexes, one sequence for a whole lab
     known: dict[str, int] = field(default_factory=lambda: {"lo": 1})
@@ -40,6 +55,13 @@ class Namespace(Struct):
     genl: socket.socket | None = None
     mounts: int = -1  # a mount namespace whose /sys is this node's, made when its first process starts
     families: dict[str, int] = field(default_factory=dict)  # message types of generic netlink families
+
+    @property
+    def route(self) -> socket.socket:
+        """Return an rtnetlink socket of this namespace: any process can use one, wherever it is."""
+        if (found := self.sockets.opened.get(self.name)) is None:
+            found = self.sockets.add(self.name, self._connect(wire.NETLINK_ROUTE), len(self.peers))
+        return found
 
     def index(self, ifname: str) -> int:
         """Return an interface's index, looked up only where it was not chosen here."""
@@ -71,13 +93,16 @@ class Namespace(Struct):
     def generic(self) -> socket.socket:
         """Return a generic netlink socket of this namespace, made when it is first needed; we stay where we are."""
         if self.genl is None:
-            back = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                with inside(self.fd, back):
-                    self.genl = connect(wire.NETLINK_GENERIC)
-            finally:
-                os.close(back)
+            self.genl = self._connect(wire.NETLINK_GENERIC)
         return self.genl
+
+    def _connect(self, protocol: int) -> socket.socket:
+        back = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with inside(self.fd, back):
+                return connect(protocol)
+        finally:
+            os.close(back)
 
     def family(self, name: str) -> int:
         """Return the message type of a generic netlink family; LabError when this kernel does not have it."""
@@ -122,11 +147,11 @@ class Refusal(Struct, frozen=True):
         return f"{os.strerror(self.errno)} (errno {self.errno}){said}"
 
 
-def create(name: str, peers: dict[str, Namespace], unused: Iterator[int]) -> Namespace:
+def create(name: str, sockets: Sockets, peers: dict[str, Namespace], unused: Iterator[int]) -> Namespace:
     """Make an empty namespace and leave this process in it: the caller goes home when all are made."""
     linux.unshare(linux.CLONE_NEWNET)
-    route = connect(wire.NETLINK_ROUTE)
-    return Namespace(name, ioctl(route, _SIOCGSKNS), route, peers, unused)
+    route = sockets.add(name, connect(wire.NETLINK_ROUTE), len(peers) + 1)
+    return Namespace(name, ioctl(route, _SIOCGSKNS), sockets, peers, unused)
 
 
 @contextmanager

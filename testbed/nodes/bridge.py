@@ -36,7 +36,8 @@ class Bridge(Spec):
         if count > BRIDGE_PORTS:
             yield (
                 (),
-                f"{count} ports, and a Linux bridge has at most {BRIDGE_PORTS}: use two bridges and a link",
+                f"{here.node} has {count} ports, and a Linux bridge takes at most {BRIDGE_PORTS}: use several bridges, "
+                "and routers between them",
             )
         if problem := misnamed(self.name):
             yield ("name",), problem

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
+from resource import RLIMIT_NOFILE, setrlimit
 from threading import Thread
 
 import pytest
 
 import testbed as api
-from testbed import control
+from testbed import control, sandbox
 from testbed.topology import load
 from tests.conftest import testbed
 
@@ -61,3 +63,28 @@ def test_hosts_of_a_large_bridge_answer_the_first_packet_of_both_families_and_he
     assert lab.exec("h0", ("ping", "-6", "-c", "1", "-W", "1", f"h{size}")).returncode == 0
     flood.join()
     lab.down()
+
+
+def test_a_lab_of_more_nodes_than_descriptors_is_refused_and_one_of_nearly_as_many_works(
+    tmp_path: Path, name: str
+) -> None:
+    def write(count: int) -> Path:
+        rows = ["name: many", "nodes:", *(f"  n{n}: {{}}" for n in range(count))]
+        rows += ["links:", *(f"  - {{ends: [n{n}:e, n{n + 1}:w]}}" for n in range(count - 1))]
+        file = tmp_path / "many.yaml"
+        file.write_text("\n".join(rows))
+        return file
+
+    # A node takes one descriptor, and a second, for a socket, as long as there are any to spare.
+    def limited(*words: str) -> subprocess.CompletedProcess[str]:
+        return testbed(*words, preexec_fn=lambda: setrlimit(RLIMIT_NOFILE, (200, 200)))
+
+    refused = limited("up", str(write(180)), "--name", name)
+    assert refused.returncode == 3
+    assert "180 nodes take a descriptor each, and 200 is the most" in refused.stderr
+    assert name not in sandbox.names()
+    assert limited("up", str(write(150)), "--name", name).returncode == 0
+    lab = control.find(name)
+    for node, other in (("n0", "n1"), ("n149", "n148-e"), ("n60", "n61")):
+        done = lab.exec(node, ("ping", "-6", "-c", "1", "-W", "1", other))
+        assert done.returncode == 0, done.stdout + done.stderr

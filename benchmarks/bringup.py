@@ -174,8 +174,8 @@ def planned(path: str) -> dict[str, list[str]]:
     """Return the planned routes of each node as lines for `ip -batch`."""
     found: dict[str, list[str]] = {}
     for row in Path(path).with_suffix(".routes").read_text().splitlines():
-        name, to, via, dev = row.split()
-        found.setdefault(name, []).append(f"route add {to} via {via} dev {dev}")
+        name, to, via, _ = row.split()  # Mininet has names of its own for interfaces
+        found.setdefault(name, []).append(f"route add {to} via {via}")
     return found
 
 

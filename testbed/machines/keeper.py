@@ -191,6 +191,9 @@ def _begin(order: Order, owner: socket.socket) -> Keeper:
 def _start(order: Order, owner: Line) -> Keeper:
     pairs = [socket.socketpair() for _ in range(4)]
     (qmp, agent, heard, said), theirs = ([pair[end] for pair in pairs] for end in (0, 1))
+    # QEMU, which is somebody else, goes through these folders whatever our umask is.
+    os.umask(0o022)
+    FOLDER.chmod(0o755)
     (FOLDER / "empty").mkdir()
     console = opened(heard, FOLDER / "console")
     wires = Wires(theirs[0].fileno(), theirs[1].fileno(), theirs[2].fileno(), str(FOLDER / "empty"))

@@ -29,8 +29,10 @@ def bound(share: Share, at: Path, user: int) -> Share:
     try:
         at.mkdir(mode=0o755, parents=True)
         if not share.writable:
-            for name in share.only or ("",):
+            for name in share.only:
                 _given(share.folder / name, at / name, user)
+            if not share.only:
+                _mounted(share.folder, at)
             return replace(share, folder=at)
         linux.mount(str(share.folder), str(at), "", linux.MS_BIND)
         _restrict(at, 0)
@@ -50,13 +52,17 @@ def is_full(at: Path) -> bool:
 def _given(source: Path, at: Path, user: int) -> None:
     """Let QEMU read a folder: as it is where it may, else a copy of it."""
     if user and not _readable(source):
-        shutil.copytree(source, at, dirs_exist_ok=True, copy_function=shutil.copyfile)
+        shutil.copytree(source, at, copy_function=shutil.copyfile)
         for folder, _, files in os.walk(at):
             os.chmod(folder, 0o755)  # noqa: S103 (as `umask 022` makes them)
             for name in files:
                 os.chmod(Path(folder, name), 0o644)
         return
-    at.mkdir(mode=0o755, exist_ok=True)
+    at.mkdir(mode=0o755)
+    _mounted(source, at)
+
+
+def _mounted(source: Path, at: Path) -> None:
     linux.mount(str(source), str(at), "", linux.MS_BIND)
     _restrict(at, linux.MS_RDONLY)
 

@@ -8,7 +8,7 @@ from typing import NoReturn, TypeAlias
 from msgspec import Raw, Struct
 from msgspec.json import Decoder, Encoder
 
-from testbed.errors import CheckFailed, InputError, LabError, Problem, TestbedError, Unsupported
+from testbed.errors import BugError, CheckFailed, InputError, LabError, Problem, TestbedError, Unsupported
 from testbed.messages import BROKEN
 
 
@@ -43,7 +43,8 @@ class Dead(Struct, frozen=True, tag_field="kind", tag="dead"):
 
 
 Answer: TypeAlias = Born | Progress | Done | Failed | Dead
-ERRORS: Mapping[str, type[TestbedError]] = {k.__name__: k for k in (CheckFailed, LabError, Unsupported, TestbedError)}
+_KINDS = (BugError, CheckFailed, LabError, Unsupported, TestbedError)
+ERRORS: Mapping[str, type[TestbedError]] = {k.__name__: k for k in _KINDS}
 
 _ENCODER = Encoder()
 _DECODER: Decoder[Answer] = Decoder(Answer)

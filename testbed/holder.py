@@ -8,7 +8,6 @@ import signal
 import socket
 import struct
 import time
-import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from msgspec import Struct, field, to_builtins
 
-from testbed import __version__, answers, asking, bounds, netlink, sandbox, timeline, travel
+from testbed import __version__, answers, asking, bounds, faults, netlink, sandbox, timeline, travel
 from testbed import lab as labs
 from testbed.answers import Answer, Progress
 from testbed.asking import Change, Down, Enter, Exec, Keep, Leave, Look, Plan, Question, Run, Status
@@ -75,9 +74,9 @@ def serve(
         try:
             _loop(holder, listener)
             labs.disconnect(lab)
-        except BaseException:
+        except BaseException as e:
             # A bug: the lab ends with it, but whoever waits for an answer is told.
-            told = LabError(f"lab {name}: a bug in testbed: {traceback.format_exc()}")
+            told = faults.known(e)
             for waits in [*(job.line for job in holder.jobs), *(asker for asker, _, _ in holder.waiting.values())]:
                 _answer(waits, answers.failed(told))
             raise
@@ -160,8 +159,10 @@ def _request(holder: Holder, line: Line, data: bytes, fds: list[int]) -> None:
         raise
     except TestbedError as e:
         _answer(line, answers.failed(e))
-    except (OSError, *_ODD) as e:
+    except OSError as e:
         _answer(line, answers.failed(LabError(f"lab {holder.lab.name}: {verb}: {e}")))
+    except _ODD as e:
+        _answer(line, answers.failed(faults.known(e)))
     finally:
         close(fds)
 
@@ -208,8 +209,10 @@ def _advance(holder: Holder, job: Job, step: Callable[[Task], float]) -> None:
         _answer(job.line, answers.done())
     except TestbedError as e:
         _answer(job.line, answers.failed(e))
-    except (OSError, *_ODD) as e:
+    except OSError as e:
         _answer(job.line, answers.failed(LabError(f"lab {holder.lab.name}: {job.verb}: {e}")))
+    except _ODD as e:
+        _answer(job.line, answers.failed(faults.known(e)))
     holder.jobs.remove(job)
     for other in holder.jobs:
         other.wake = 0.0  # one may wait for the end of this
@@ -410,7 +413,7 @@ _NEVER = 3600.0  # s
 _LOOK, _SOON, _FULL = 0.3, 0.1, 4
 _STREAMS, _MARKS = 3, 2  # descriptors that come with `exec` and `enter`
 _PATIENCE = 5.0  # s for processes that were killed to end
-# What code raises for values of the right type that can't be: the request fails then, and not the lab.
+# What code raises for values of the right type that nobody foresaw: the request fails then, and not the lab.
 _ODD = (ValueError, TypeError, LookupError, OverflowError, struct.error)
 _TABLES = {
     "links": (18, 16),

@@ -24,8 +24,8 @@ from io import FileIO
 from pathlib import Path
 from typing import NamedTuple, NoReturn, TypeVar
 
-from testbed import linux
-from testbed.errors import LabError, Unsupported
+from testbed import faults, linux
+from testbed.errors import LabError, TestbedError, Unsupported
 from testbed.messages import Line, send
 
 T = TypeVar("T")
@@ -211,7 +211,7 @@ def launch(
         if child:
             _reap(child)
         # With this error nothing but the end of the sandbox matters, and PATIENCE bounds that.
-        with suppress(LabError, Unsupported, OSError):
+        with suppress(TestbedError, OSError):
             if child and life is None:
                 ours.settimeout(PATIENCE)
                 life = _born(name, line)
@@ -315,14 +315,12 @@ def _never_return(owner: socket.socket, body: Callable[[], None]) -> NoReturn:
         _tell(owner, e if not isinstance(e, OSError) else LabError(f"the sandbox could not be made: {e}"))
     finally:
         if (fault := sys.exc_info()[1]) is not None:
-            import traceback  # which costs `testbed exec` more than all else of this module
-
-            _tell(owner, LabError("a bug in testbed: " + "".join(traceback.format_exception(fault))))
+            _tell(owner, faults.known(fault))
         # Leaving is the cleanup: no Python shutdown, no atexit handler of whoever called us.
         os._exit(0)
 
 
-def _tell(owner: socket.socket, error: LabError | Unsupported) -> None:
+def _tell(owner: socket.socket, error: TestbedError) -> None:
     from testbed import answers
 
     with suppress(OSError):

@@ -23,7 +23,7 @@ from testbed.drivers.link import AddressAdd, LinkSet, LinksUp, VethAdd
 from testbed.drivers.route import RouteAdd
 from testbed.drivers.sysctl import SysctlSet
 from testbed.drivers.tc import Qdisc, Tbf
-from testbed.errors import InputError, LabError
+from testbed.errors import BugError, InputError, LabError
 from testbed.steps import Configure, Run, Spawn, Step, Wait, Write
 from tests.conftest import ROOT
 from tests.kernel.others import as_other, eventually, evil, frame, refused
@@ -120,10 +120,29 @@ ODD_STEPS = [
 
 @pytest.mark.parametrize("step", ODD_STEPS, ids=lambda s: type(getattr(s, "request", s)).__name__)
 def test_steps_that_no_plan_has_fail_and_the_lab_lives(lab: RunningLab, step: Step, tmp_path: Path) -> None:
-    with pytest.raises(LabError) if getattr(step, "at", None) is None else nullcontext():
+    with pytest.raises((LabError, BugError)) if getattr(step, "at", None) is None else nullcontext():
         lab.ask(asking.Change(travel.encode([step]), travel.encode([]), {}, ""), patience=10)
-    with suppress(LabError):
+    with suppress(LabError, BugError):
         lab.ask(asking.Run(travel.encode([step]), str(tmp_path), 0.0), patience=20)
+    assert works(lab)
+
+
+def test_what_nobody_foresaw_in_a_holder_ends_the_command_line_with_70_and_its_traceback(lab: RunningLab) -> None:
+    code = """
+import sys
+from testbed import asking, control, program, travel
+from testbed.drivers.link import AddressAdd
+from testbed.steps import Configure
+odd = travel.encode([Configure("client", AddressAdd("1.2.3.4/x", "eth0"))])
+program.perform(lambda: control.find(sys.argv[1]).ask(asking.Change(odd, travel.encode([]), {}, "")))
+"""
+    words = (sys.executable, "-c", code, lab.name)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 70
+    rows = done.stderr.splitlines()
+    assert rows[0].startswith("testbed: a bug in testbed: ValueError: invalid literal for int()")
+    assert any("/testbed/drivers/link.py" in row for row in rows), "what the holder was at"
+    assert rows[-1].startswith("testbed: please report it with all of the above: testbed ")
     assert works(lab)
 
 

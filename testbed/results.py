@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import platform
+import re
 import secrets
 import shutil
 import time
@@ -19,6 +20,7 @@ from msgspec import Struct
 from testbed import __version__
 from testbed.errors import LabError
 
+_RECORD = re.compile(r"\d+,\d+,(\d+),[^;]*;([^\n]*)")  # Documentation/ABI/testing/dev-kmsg
 DERIVED = ("metrics.json", "verdict.json", "junit.xml")
 
 
@@ -42,10 +44,21 @@ def create(root: Path, name: str, label: str, texts: Mapping[str, str], plan: st
                 continue
     except OSError as e:
         raise LabError(f"the results can't be written: {e.filename}: {e.strerror}") from e
-    for file, text in {**texts, "plan.txt": plan}.items():
-        with written(path / file):
-            (path / file).write_text(text)
+    with whole(Folder(path)):
+        for file, text in {**texts, "plan.txt": plan}.items():
+            with written(path / file):
+                (path / file).write_bytes(text.encode())
     return Folder(path)
+
+
+@contextmanager
+def whole(folder: Folder) -> Iterator[None]:
+    """Remove a folder that the body can't fill: without a manifest it is none of results."""
+    try:
+        yield
+    except LabError:
+        discard(folder)
+        raise
 
 
 def discard(folder: Folder) -> None:
@@ -139,8 +152,10 @@ def kernel_log(folder: Folder) -> Iterator[None]:
         finally:
             rows = []
             for record in _records(fd):
-                head, _, message = record.partition(";")
-                rows.append(f"[{int(head.split(',')[2]) / 1e6:.6f}] {message.splitlines()[0] if message else ''}\n")
+                if (found := _RECORD.match(record)) is None:
+                    rows.append("what follows is not as the kernel writes it (is /dev/kmsg another device?)\n")
+                    break
+                rows.append(f"[{int(found[1]) / 1e6:.6f}] {found[2]}\n")
             put(out, "".join(rows).encode(errors="replace"))
     finally:
         os.close(fd)

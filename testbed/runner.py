@@ -93,7 +93,7 @@ def _run(
     if alone:  # where it can't be, nothing is made
         here.require(needed)
     facts = {**_facts(experiment), "tools": here.versions(needed)}
-    folder = _begin(experiment, case, root, overrides, facts)
+    folder = _begin(experiment, case, planned, root, overrides, facts)
     made.append(folder)
     if not alone:
         here.require(needed)
@@ -112,11 +112,11 @@ def _run_elsewhere(
     elsewhere: Callable[[Begin, Say], Performed],
 ) -> None:
     """Have a case performed by another machine; `made` gets its folder, which is made here, when that has begun."""
-    facts = _facts(experiment)
+    planned, facts = plan(case.topology), _facts(experiment)
 
     def begin(about: Mapping[str, object]) -> Folder:
         facts.update(about)
-        made.append(_begin(experiment, case, root, overrides, facts))
+        made.append(_begin(experiment, case, planned, root, overrides, facts))
         return made[0]
 
     folder, told = elsewhere(begin, say)
@@ -145,13 +145,18 @@ def _facts(experiment: Experiment) -> dict[str, Any]:
 
 
 def _begin(
-    experiment: Experiment, case: Case, root: Path, overrides: tuple[str, ...], facts: Mapping[str, Any]
+    experiment: Experiment,
+    case: Case,
+    planned: Plan,
+    root: Path,
+    overrides: tuple[str, ...],
+    facts: Mapping[str, Any],
 ) -> Folder:
     """Make the folder of a run. Its manifest makes it one of results: nothing slow is between the two."""
-    planned = plan(case.topology)
     text = f"{planned}\n# run\n" + "".join(f"{s}\n" for s in schedule.run_steps(planned))
     folder = results.create(root.resolve(), case.topology.name, case.label, experiment.texts, text)
-    results.write(folder, "manifest.json", results.manifest(overrides, case.settings, experiment.seed, **facts))
+    with results.whole(folder):
+        results.write(folder, "manifest.json", results.manifest(overrides, case.settings, experiment.seed, **facts))
     return folder
 
 

@@ -142,3 +142,30 @@ def test_datagrams_that_find_the_buffer_of_iperf3_full_are_no_loss_of_the_networ
     assert running.returncode == 0, said
     found = json.loads((tmp_path / "results/full/latest/verdict.json").read_text())["validity"]
     assert [d for d in found if d["what"] == "the loss of UDP flows to b" and "buffer" in d["seen"]], found
+
+
+def test_packets_that_the_kernels_queue_has_no_room_for_are_a_doubt_and_interfaces_count_as_many(
+    tmp_path: Path, name: str
+) -> None:
+    """A broadcast to 1020 ports of a bridge: a processor's queue takes 1000 (net.core.netdev_max_backlog)."""
+    hosts = [f"h{n}" for n in range(1020)]
+    shout = ["sh", "-c", "ping -b -c 20 -i 0.05 -W 1 -I eth0 255.255.255.255; true"]
+    lab = {
+        "name": "flood",
+        "families": ["ipv4"],
+        "nodes": {"sw": {"bridge": {}}, **{host: {} for host in hosts}},
+        "links": [{"ends": [f"{host}:eth0", f"sw:p{n}"], "rate": "100mbit"} for n, host in enumerate(hosts)],
+        "samples": {"every": "2s"},
+        "workloads": {"shout": {"command": {"node": "h0", "argv": shout}}},
+    }
+    (tmp_path / "flood.yaml").write_text(json.dumps(lab))
+    done = testbed("run", "flood.yaml", "--name", name, "--machine", "here", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "results/flood/latest"
+    metrics = {k: m["value"] for k, m in json.loads((folder / "metrics.json").read_text()).items()}
+    lost = metrics["machine.softnet_dropped"]
+    # Other labs of this machine may lose some as well.
+    assert 20 <= sum(v for k, v in metrics.items() if k.startswith("sw.p") and k.endswith(".tx_dropped")) <= lost
+    doubts = [(d["what"], d["seen"]) for d in json.loads((folder / "verdict.json").read_text())["validity"]]
+    assert "every flow of the machine" in [what for what, _ in doubts]
+    assert sum("and by no queue of the interface" in seen for _, seen in doubts) == 10, "the rest is one line"

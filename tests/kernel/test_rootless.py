@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -101,6 +102,15 @@ def test_a_lab_of_a_user_is_as_good_as_one_of_root(user: User, name: str) -> Non
     assert name in user.testbed("status").stdout
     assert user.testbed("down", name).returncode == 0
     assert settled(lambda: left(name)) == {}
+
+
+def test_what_a_command_of_a_user_started_ends_with_it(user: User, name: str) -> None:
+    assert user.testbed("up", TWO, "--name", name).returncode == 0
+    mine = f"{random.randrange(10**5, 10**6)}"
+    script = f"setsid sleep {mine} & (sleep {mine} &) ; exit 5"
+    assert user.testbed("exec", name, "client", "--", "sh", "-c", script).returncode == 5
+    assert not [p for p in marked(name) if mine in p.words]
+    assert user.testbed("down", name).returncode == 0
 
 
 def test_a_run_of_a_user_leaves_results_that_belong_to_the_user(user: User, name: str) -> None:

@@ -21,11 +21,12 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, NoReturn
 
-from msgspec import Struct, field
+from msgspec import Struct, convert, field
 from msgspec.structs import asdict
 
 from testbed import __version__, linux
 from testbed.errors import InputError, LabError, Unsupported
+from testbed.messages import BROKEN, LONGEST
 
 _TOKEN = re.compile(r"[0-9a-f]{16}")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -122,16 +123,20 @@ def _copy(source: IO[bytes], out: IO[bytes], size: int) -> None:
 def _read(fd: int) -> Request:
     said = b""
     while not said.endswith(b"\n"):
+        if len(said) > len(str(LONGEST)):
+            raise InputError("standard input is no request of testbed: it does not begin with a length")
         said += _some(fd, 1)
     try:
-        body, size = b"", int(said)
+        body, size = bytearray(), int(said)
+        if not 0 <= size <= LONGEST:
+            raise ValueError(f"{size} bytes, of which {LONGEST} are the most")
         while len(body) < size:
             body += _some(fd, size - len(body))
         found = json.loads(body)
         if found["version"] != __version__:
             return Request((), "", version=str(found["version"]))  # its other fields may be unknown here
-        return Request(**{**found, "argv": tuple(found["argv"])})
-    except (ValueError, KeyError, TypeError) as e:
+        return convert(found, Request)
+    except (*BROKEN, KeyError, TypeError) as e:
         raise InputError(f"standard input is no request of testbed: {e}") from e
 
 

@@ -92,7 +92,8 @@ class Lab(Struct):
         try:
             return self.nodes[node]
         except KeyError as e:
-            known = ", ".join(n for n in self.nodes if n != LAB) or "none"
+            names = [n for n in self.nodes if n != LAB]
+            known = ", ".join([*names[:8], *(["..."] if len(names) > 8 else [])]) or "none"
             raise LabError(f"lab {self.name}: there is no node {node} (nodes: {known})") from e
 
 

@@ -29,6 +29,9 @@ _LACK = {
 }
 
 
+SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})  # what says nothing of what was asked for
+
+
 @contextmanager
 def foreseen() -> Iterator[None]:
     """Let nothing but errors of ours leave the block, and what ends the program (a signal: SystemExit)."""
@@ -56,9 +59,16 @@ def known(fault: BaseException) -> TestbedError:
         case FileNotFoundError() if _stands_nowhere():
             return LabError("the working directory was removed: change to one that exists")
         case OSError(errno=int(number)) if number in _LACK:
-            where = f"{fault.filename}: " if fault.filename else ""
-            return LabError(f"{where}{_LACK[number]}")
+            return LabError(words(fault))
     return bug(fault)
+
+
+def words(fault: OSError) -> str:
+    """Return what a system call answered, and what sets the limit where that is known."""
+    where = f"{fault.filename}: " if fault.filename else ""
+    number = fault.errno or 0
+    own = fault.strerror not in (None, os.strerror(number))  # somebody's who knew more
+    return f"{where}{fault.strerror if own else _LACK.get(number, fault.strerror or fault)}"
 
 
 def bug(fault: BaseException) -> BugError:

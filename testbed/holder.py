@@ -160,7 +160,7 @@ def _request(holder: Holder, line: Line, data: bytes, fds: list[int]) -> None:
     except TestbedError as e:
         _answer(line, answers.failed(e))
     except OSError as e:
-        _answer(line, answers.failed(LabError(f"lab {holder.lab.name}: {verb}: {e}")))
+        _answer(line, answers.failed(LabError(f"lab {holder.lab.name}: {verb}: {faults.words(e)}")))
     except _ODD as e:
         _answer(line, answers.failed(faults.known(e)))
     finally:
@@ -210,7 +210,7 @@ def _advance(holder: Holder, job: Job, step: Callable[[Task], float]) -> None:
     except TestbedError as e:
         _answer(job.line, answers.failed(e))
     except OSError as e:
-        _answer(job.line, answers.failed(LabError(f"lab {holder.lab.name}: {job.verb}: {e}")))
+        _answer(job.line, answers.failed(LabError(f"lab {holder.lab.name}: {job.verb}: {faults.words(e)}")))
     except _ODD as e:
         _answer(job.line, answers.failed(faults.known(e)))
     holder.jobs.remove(job)

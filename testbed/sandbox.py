@@ -312,7 +312,7 @@ def _never_return(owner: socket.socket, body: Callable[[], None]) -> NoReturn:
     try:
         body()
     except (OSError, LabError, Unsupported) as e:
-        _tell(owner, e if not isinstance(e, OSError) else LabError(f"the sandbox could not be made: {e}"))
+        _tell(owner, e if not isinstance(e, OSError) else LabError(f"the sandbox could not be made: {faults.words(e)}"))
     finally:
         if (fault := sys.exc_info()[1]) is not None:
             _tell(owner, faults.known(fault))

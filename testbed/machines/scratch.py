@@ -7,10 +7,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from testbed import features, linux, sandbox
+from testbed import faults, features, linux, sandbox
 from testbed.errors import LabError
 from testbed.features import Feature
 from testbed.machines import kernel
+
+_SHORT = ""  # the name of no feature: nothing could be found out
 
 
 def probe(wanted: Sequence[Feature]) -> dict[str, tuple[bool, str]]:
@@ -30,7 +32,10 @@ def probe(wanted: Sequence[Feature]) -> dict[str, tuple[bool, str]]:
     os.waitpid(child, 0)
     if not said:
         raise LabError("the probe of this kernel's features died; `testbed doctor --fresh` shows it again")
-    return {name: (bool(present), str(known)) for name, (present, known) in json.loads(said).items()}
+    found = {name: (bool(present), str(known)) for name, (present, known) in json.loads(said).items()}
+    if _SHORT in found:
+        raise LabError(f"this kernel's features can't be probed: {found[_SHORT][1]}")
+    return found
 
 
 def _probe_all(wanted: Sequence[Feature]) -> dict[str, tuple[bool, str]]:
@@ -49,6 +54,8 @@ def _probe_all(wanted: Sequence[Feature]) -> dict[str, tuple[bool, str]]:
         try:
             found[feature.name] = (True, kernel.ask(feature))
         except OSError as e:
+            if e.errno in faults.SHORT:
+                return {_SHORT: (False, faults.words(e))}
             place = f"{e.filename}: " if e.filename else ""
             found[feature.name] = (False, f"{place}{e.strerror or e}")
         except LabError as e:

@@ -91,6 +91,7 @@ def test_a_lab_comes_up_within_the_limits_of_the_shell_or_says_what_it_lacks(
     assert (done.returncode, up) in ((0, True), (3, False)), (done.returncode, done.stderr)
     assert (done.stderr == "") == up
     assert "Traceback" not in done.stderr
+    assert up or "-n" not in limit or "ulimit" in done.stderr
     if up:
         assert testbed("down", name).returncode == 0
 

@@ -22,6 +22,7 @@ from testbed.units import interface_of
 # RFC 1918 and RFC 3849: nothing that a lab's packets could be mistaken for outside of it.
 _POOLS = {4: ip_network("10.0.0.0/8"), 6: ip_network("2001:db8::/32")}
 _LINK_LOCAL = b"\xfe\x80" + bytes(6)
+AIR = "air"  # stands for the medium where nodes are named
 Net = IPv4Network | IPv6Network
 At = tuple[str | int, ...]
 
@@ -79,6 +80,54 @@ class Network(Struct, frozen=True, dict=True):
                 if not i.port:
                     found.setdefault(i.segment, []).append(i)
         return {s: tuple(members) for s, members in found.items()}
+
+    @cached_property
+    def devices(self) -> tuple[tuple[str, str], ...]:
+        """Return (node, name) of every interface, then of bridges, then of what hears the medium, the lab's own."""
+        found = [(i.node, i.name) for interfaces in self.interfaces.values() for i in interfaces]
+        found += [(n, x.bridge.name) for n, x in self.topology.nodes.items() if x.bridge is not None]
+        return tuple(dict.fromkeys([*found, *((AIR, ear) for ear in self.ears)]))
+
+    @cached_property
+    def devices_of(self) -> dict[str, tuple[str, ...]]:
+        """Return the names of every node's interfaces, in the same order."""
+        found: dict[str, list[str]] = {}
+        for node, name in self.devices:
+            found.setdefault(node, []).append(name)
+        return {node: tuple(names) for node, names in found.items()}
+
+    @cached_property
+    def owners(self) -> dict[str, Interface]:
+        """Return the interfaces by their addresses."""
+        return {host: i for every in self.interfaces.values() for i in every for host in i.hosts()}
+
+    @cached_property
+    def joined(self) -> dict[int, int]:
+        """Return for each segment one that stands for all that packets from it can reach."""
+        found = {i.segment: i.segment for every in self.interfaces.values() for i in every}
+        for name, interfaces in self.interfaces.items():
+            if self.router(name) or self.topology.nodes[name].routes:
+                mine = [_root(found, i.segment) for i in interfaces if not i.port]
+                found.update(dict.fromkeys(mine, min(mine, default=0)))
+        return {segment: _root(found, segment) for segment in found}
+
+    @cached_property
+    def happenings(self) -> dict[str, list[Event]]:
+        """Return the events of each node in the order of time."""
+        found: dict[str, list[Event]] = {name: [] for name in self.interfaces}
+        for event in sorted(self.topology.events, key=lambda e: e.at):
+            if event.node in found:
+                found[event.node].append(event)
+        return found
+
+    @cached_property
+    def places(self) -> dict[tuple[str, float], list[tuple[Event, Place]]]:
+        """Return events by node and time, each with what a role may know of its node, after earlier changes."""
+        found: dict[tuple[str, float], list[tuple[Event, Place]]] = {}
+        for name in self.interfaces:
+            for event, place in _places(self, name):
+                found.setdefault((name, event.at), []).append((event, place))
+        return found
 
     def place(self, node: str) -> Place:
         """Return what a role may know of its node."""
@@ -165,21 +214,34 @@ def link_local(address: str) -> str:
 def place_at(net: Network, event: Event) -> Place:
     """Return what a role may know of the node of an event, when earlier events have changed its addresses."""
     assert event.node is not None
-    here = net.place(event.node)
-    order = sorted(net.topology.events, key=lambda e: e.at)
-    for change in (e for e in order[: order.index(event)] if e.node == event.node and e.address is not None):
-        assert change.address is not None
-        interface, gone, new = change.address.interface, change.address.remove, change.address.add
-        here = replace(
-            here,
-            interfaces=tuple(
-                replace(i, addresses=(*(a for a in i.addresses if a != gone), *filter(None, (new,))))
-                if i.name == interface
-                else i
-                for i in here.interfaces
-            ),
-        )
-    return here
+    return next(place for known, place in net.places[event.node, event.at] if known == event)
+
+
+def _places(net: Network, node: str) -> Iterator[tuple[Event, Place]]:
+    if not net.happenings[node]:
+        return
+    here = net.place(node)
+    for event in net.happenings[node]:
+        yield event, here
+        if event.address is not None:
+            interface, gone, new = event.address.interface, event.address.remove, event.address.add
+            here = replace(
+                here,
+                interfaces=tuple(
+                    replace(i, addresses=(*(a for a in i.addresses if a != gone), *filter(None, (new,))))
+                    if i.name == interface
+                    else i
+                    for i in here.interfaces
+                ),
+            )
+
+
+def _root(parent: dict[int, int], n: int) -> int:
+    """Return what stands for a number (union-find, with halved paths)."""
+    while parent[n] != n:
+        parent[n] = parent[parent[n]]
+        n = parent[n]
+    return n
 
 
 @lru_cache(maxsize=1)
@@ -264,19 +326,13 @@ def _segments(topology: Topology, found: tuple[End, ...]) -> dict[int, int]:
     """Return the segment of each medium, its lowest: media that meet in a bridge are one."""
     parent = {end.medium: end.medium for end in found}
 
-    def root(n: int) -> int:
-        while parent[n] != n:
-            parent[n] = parent[parent[n]]
-            n = parent[n]
-        return n
-
     first: dict[str, int] = {}
     for end in found:
         bridge = topology.nodes[end.node].bridge
         if end.kind == "bridge" or (bridge is not None and is_port(topology, end.node, end.name)):
-            low, high = sorted((root(end.medium), root(first.setdefault(end.node, end.medium))))
+            low, high = sorted((_root(parent, end.medium), _root(parent, first.setdefault(end.node, end.medium))))
             parent[high] = low
-    return {n: root(n) for n in parent}
+    return {n: _root(parent, n) for n in parent}
 
 
 def _addresses(bare: Network, left_out: set[tuple[str, str]]) -> dict[tuple[str, str], tuple[str, ...]]:

@@ -7,28 +7,39 @@ so that the rest of the file is judged all the same.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from fnmatch import fnmatchcase
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase, translate
 from functools import lru_cache
-from glob import escape as glob
 from ipaddress import IPv4Interface, IPv6Interface, ip_address
+from itertools import islice
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from testbed import groups, tunnels
+from testbed import groups, naming, tunnels
 from testbed.addressing import Net, Network, NoRoom, ends, network, place_at
 from testbed.document import Path
 from testbed.drivers.channels import channel
-from testbed.explain import suggest
+from testbed.explain import Names, name_set, suggest
+from testbed.naming import MACHINE as _MACHINE
 from testbed.nodes.node import Node
 from testbed.nodes.place import Place, misnamed
 from testbed.nodes.station import STATIONS
-from testbed.topology import NAME, NODE, Direction, Event, Link, Shaping, Topology, Way, Work, Written
+from testbed.spec import Spec
+from testbed.topology import NODE, SHAPES, Direction, Event, Link, Shaping, Topology, Way, Work, Written
 from testbed.units import interface_of
 
 Fault = tuple[Path, str, str]
 _SYSCTL = re.compile(r"net(\.[A-Za-z0-9_@+-]+(/[A-Za-z0-9_@+-]+)*)+")  # a slash is a dot in a device's name
+_LINK = 64  # characters of a name
+_VALUE = 4096  # characters of a kernel parameter: no more is read back
+_FILTER = 4096  # characters of a filter
+_PATTERN = 200  # characters of a pattern: a name of each has 32 and 15, and a set such as [ab] stands for one of them
+# What libpcap and dumpcap take for another source than an interface of that name: its number in their list, standard
+# input, all interfaces, and sources that are told by how their names begin (libpcap: pcap.c, capture_source_types).
+_DEVICE = re.compile("-|[0-9]+|any|(usbmon|bluetooth|bluetooth-monitor|nflog|nfqueue|dbus-|rdmasniff|netmap).*")
+_NAME = 255  # characters of a metric's
 _METRIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.[A-Za-z0-9_.%@+-]+")
 # What `metrics` derives from samples and captures.
 INTERFACE = (
@@ -46,14 +57,18 @@ AIR = "air"  # stands for the medium where nodes are named
 MACHINE = ("cpu_max_pct", "cpu_mean_pct", "steal_pct", "softnet_dropped", "softnet_squeezed")
 
 
-def faults(topology: Topology, written: Written) -> Iterator[Fault]:
-    """Yield everything that does not fit together.
+def faults(topology: Topology, written: Written, like: Topology | None = None) -> Iterator[Fault]:
+    """Yield everything that does not fit together; what it has in common with `like`, which has no faults, does fit.
 
     A fault in `written.doubt` hides what may only follow from it: who mistypes the end of a link wants to hear
     of that, not of the interface that is missing therefore.
     """
-    nodes, doubt = written.nodes, set(written.doubt)
-    yield from _names(topology, nodes)
+    if like is not None and (reshaped := _reshaped(topology, like)) is not None:
+        for n in reshaped:
+            yield from _shaping(topology.links[n], topology.links[n].mtu, topology, ("links", n))
+        return
+    nodes, doubt = name_set(written.nodes), set(written.doubt)
+    yield from naming.faults(topology, nodes)
     found = list(_links(topology, nodes))
     yield from found
     no_end = {path[1] for path, _, _ in found if path[2:3] == ("ends",)}
@@ -69,6 +84,8 @@ def faults(topology: Topology, written: Written) -> Iterator[Fault]:
         return
     for path, message, hint in _addresses(net, topology, links):
         yield ("links", index[int(path[1])], *path[2:]) if path[0] == "links" else path, message, hint
+    for path, message, hint in naming.shared((i for found in net.interfaces.values() for i in found), nodes):
+        yield ("links", index[int(path[1])], *path[2:]) if path[0] == "links" else path, message, hint
     yield from _nodes(net, doubt)
     yield from tunnels.faults(net) if not doubt & {"links", "nodes"} else ()
     yield from _workloads(net, nodes, doubt)
@@ -80,28 +97,31 @@ def faults(topology: Topology, written: Written) -> Iterator[Fault]:
         yield ("samples", "every"), "counters are read every 20ms to 60s", ""
 
 
-def _names(topology: Topology, nodes: tuple[str, ...]) -> Iterator[Fault]:
-    if not NAME.fullmatch(topology.name):
-        slug = re.sub("[^a-z0-9]+", "-", topology.name.lower()).strip("-")
-        hint = f"such as {slug}" if NAME.fullmatch(slug) else ""
-        yield ("name",), f"{topology.name!r} is no name of a lab: a-z, then a-z, 0-9 and -, at most 40 in all", hint
-    for name in nodes:
-        if not NODE.fullmatch(name):
-            what = "a letter or digit, then letters, digits, _ . and -, at most 32 in all"
-            yield ("nodes", name), f"{name!r} is no name of a node: {what}", ""
-    for section, names in (("nodes", nodes), ("workloads", tuple(topology.workloads))):
-        for name in names:
-            if section == "nodes" and name == AIR and any(n.access_point for n in topology.nodes.values()):
-                yield (section, name), f"{AIR} is the medium of a lab with Wi-Fi: take another name", ""
-            if name == _MACHINE or (section == "workloads" and name in nodes):
-                owner = "of the whole machine" if name == _MACHINE else "of a node"
-                yield (section, name), f"metrics named {name}.* are those {owner}: take another name", ""
+def _reshaped(topology: Topology, like: Topology) -> list[int] | None:
+    """Return the links that are shaped differently when that is all that differs between two topologies, else None."""
+    same = (_same(getattr(topology, key), getattr(like, key)) for key in Topology.model_fields if key != "links")
+    if len(topology.links) != len(like.links) or not all(same):
+        return None
+    found = [n for n, (link, old) in enumerate(zip(topology.links, like.links, strict=True)) if link is not old]
+    plugs = (
+        (getattr(topology.links[n], key), getattr(like.links[n], key))
+        for n in found
+        for key in Link.model_fields
+        if key not in SHAPES
+    )
+    return found if all(new == old for new, old in plugs) else None
 
 
-_MACHINE = "machine"
+def _same(new: object, old: object) -> bool:
+    """Say whether two parts of topologies are the same, or of the same objects."""
+    if isinstance(new, dict) and isinstance(old, dict):
+        return list(new) == list(old) and all(value is old[key] for key, value in new.items())
+    if isinstance(new, tuple) and isinstance(old, tuple):
+        return len(new) == len(old) and all(a is b for a, b in zip(new, old, strict=True))
+    return new is old or new == old
 
 
-def _links(topology: Topology, nodes: tuple[str, ...]) -> Iterator[Fault]:
+def _links(topology: Topology, nodes: Names) -> Iterator[Fault]:
     seen: dict[str, int] = {}
     names: dict[str, int] = {}
     for n, link in enumerate(topology.links):
@@ -113,6 +133,9 @@ def _links(topology: Topology, nodes: tuple[str, ...]) -> Iterator[Fault]:
             names.setdefault(link.name, n)
             if ":" in link.name or not link.name:
                 yield (*at, "name"), f"{link.name!r} is no name of a link: it is not empty and has no colon", ""
+            elif len(link.name) > _LINK or not link.name.isprintable():
+                what = f"at most {_LINK} characters, all of them printable"
+                yield (*at, "name"), f"{link.name!r} is not a name of a link: {what}", ""
         for e, text in enumerate(link.ends):
             place = (*at, "ends", e)
             node, colon, ifname = text.partition(":")
@@ -214,10 +237,10 @@ def _sound(link: Link) -> Link:
 def _sound_node(node: Node) -> Node:
     """Return the node with roles whose interfaces have no addresses that are none."""
     update: dict[str, object] = {}
-    for field in ("access_point", "station", "bridge"):
-        role = getattr(node, field)
-        if role is not None and any(map(_address, role.addresses or ())):
-            good = tuple(a for a in role.addresses if not _address(a))
+    for field, role in node.roles().items():
+        given: tuple[str, ...] = getattr(role, "addresses", None) or ()
+        if isinstance(role, Spec) and any(map(_address, given)):
+            good = tuple(a for a in given if not _address(a))
             update[field] = role.model_copy(update={"addresses": good})
     return node.model_copy(update=update) if update else node
 
@@ -281,6 +304,7 @@ def _overlaps(stated: list[Stated]) -> Iterator[Fault]:
 
 
 def _nodes(net: Network, doubt: set[str]) -> Iterator[Fault]:
+    stations = Counter(n.station.ssid for n in net.topology.nodes.values() if n.station is not None)
     for name, node in net.topology.nodes.items():
         here = net.place(name)
         for field, role in node.roles().items():
@@ -288,7 +312,7 @@ def _nodes(net: Network, doubt: set[str]) -> Iterator[Fault]:
             unsure = "links" in doubt or (field == "bridge" and f"nodes.{name}" in doubt)
             for path, message in role.faults(here) if not unsure else ():
                 yield ("nodes", name, field, *path), message, ""
-        if node.access_point is not None and (count := _stations(net, node.access_point.ssid)) > STATIONS:
+        if node.access_point is not None and (count := stations[node.access_point.ssid]) > STATIONS:
             message = f"{count} stations have this SSID, and an access point takes at most {STATIONS} of them"
             yield ("nodes", name, "access_point", "ssid"), message, "a second access point with another SSID"
         yield from _sysctl(node.sysctl, ("nodes", name, "sysctl"))
@@ -299,14 +323,12 @@ def _nodes(net: Network, doubt: set[str]) -> Iterator[Fault]:
                 yield ("nodes", name, "routes", n, field), message, ""
 
 
-def _stations(net: Network, ssid: str) -> int:
-    return sum(n.station is not None and n.station.ssid == ssid for n in net.topology.nodes.values())
-
-
-def _sysctl(names: Iterable[str], at: Path) -> Iterator[Fault]:
-    for name in names:
+def _sysctl(given: Mapping[str, str | int], at: Path) -> Iterator[Fault]:
+    for name, value in given.items():
         if not _SYSCTL.fullmatch(name):
             yield (*at, name), f"{name!r} is no parameter of a network namespace: these begin with net.", ""
+        elif len(str(value)) > _VALUE:
+            yield (*at, name), f"a value has at most {_VALUE} characters, and this has {len(str(value))}", ""
 
 
 def _route(to: str, via: str, own: list[IPv4Interface | IPv6Interface] | None) -> tuple[str, str]:
@@ -331,7 +353,7 @@ def _route(to: str, via: str, own: list[IPv4Interface | IPv6Interface] | None) -
     return "", ""
 
 
-def _workloads(net: Network, nodes: tuple[str, ...], doubt: set[str]) -> Iterator[Fault]:
+def _workloads(net: Network, nodes: Names, doubt: set[str]) -> Iterator[Fault]:
     for name, work in net.topology.workloads.items():
         at = ("workloads", name)
         if not NODE.fullmatch(name) or "." in name:
@@ -383,47 +405,50 @@ def _flow(net: Network, work: Work, at: Path) -> Iterator[Fault]:
 
 def reachable(net: Network, source: str, target: str) -> bool:
     """Say whether packets have a way between two nodes: shared segments, and routers between segments."""
-    seen: set[int] = set()
-    front = {i.segment for i in net.interfaces[source] if not i.port}
-    goal = {i.segment for i in net.interfaces[target] if not i.port}
-    while front:
-        if front & goal:
-            return True
-        seen |= front
-        routers = {
-            m.node
-            for s in front
-            for m in net.segments.get(s, ())
-            if net.router(m.node) or net.topology.nodes[m.node].routes
-        }
-        front = {i.segment for r in routers for i in net.interfaces[r] if not i.port} - seen
-    return False
+    mine, theirs = ({net.joined[i.segment] for i in net.interfaces[n] if not i.port} for n in (source, target))
+    return not mine.isdisjoint(theirs)
 
 
-def _captures(net: Network, nodes: tuple[str, ...], doubt: set[str]) -> Iterator[Fault]:
+def _captures(net: Network, nodes: Names, doubt: set[str]) -> Iterator[Fault]:
+    ends = name_set(f"{i.node}:{i.name}" for k in net.interfaces for i in net.interfaces[k])
     for n, capture in enumerate(net.topology.capture):
         at: Path = ("capture", n, "interfaces")
+        if capture.filter is not None and (not capture.filter.isprintable() or len(capture.filter) > _FILTER):
+            what = f"at most {_FILTER} printable characters in one line, as in `tcp port 80`"
+            yield ("capture", n, "filter"), f"this is not a filter of packets (pcap-filter(7)): {what}", ""
+        if len(capture.interfaces) > _PATTERN:
+            yield (
+                at,
+                f"a pattern of interfaces has at most {_PATTERN} characters, and this has {len(capture.interfaces)}",
+                "",
+            )
+            continue
         node, colon, _ = capture.interfaces.partition(":")
-        if captured(net, capture.interfaces):
+        if found := captured(net, capture.interfaces):
+            for name in dict.fromkeys(i for _, i in found if _DEVICE.fullmatch(i)):
+                yield at, f"dumpcap(1) takes {name!r} for something else than this interface: rename it", ""
             continue
         if not colon:
             cure = f"write node:interface, or {node or 'client'}:* for all of a node"
             yield at, f"{capture.interfaces!r} names no interface: {cure}", ""
-        elif not any(fnmatchcase(k, node) for k in nodes):
+        elif node not in nodes and not (_WILD.search(node) and any(fnmatchcase(k, node) for k in nodes)):
             yield at, f"there is no node {node!r}", suggest(node, nodes) or _known(nodes)
         elif "links" not in doubt and not any(fnmatchcase(d, f"nodes.{node}") for d in doubt):
-            names = [f"{i.node}:{i.name}" for k in net.interfaces for i in net.interfaces[k]]
-            hint = suggest(capture.interfaces, names) or _known(names)
+            hint = suggest(capture.interfaces, ends) or _known(ends)
             yield at, f"no interface matches {capture.interfaces!r}", hint
 
 
 def captured(net: Network, pattern: str) -> list[tuple[str, str]]:
     """Return the (node, interface) pairs that a pattern matches."""
-    pairs = [(i.node, i.name) for interfaces in net.interfaces.values() for i in interfaces]
-    pairs += [(n, x.bridge.name) for n, x in net.topology.nodes.items() if x.bridge is not None]
-    pairs += [(AIR, ear) for ear in net.ears]
-    pairs = list(dict.fromkeys(pairs))
-    return [(n, i) for n, i in pairs if fnmatchcase(f"{n}:{i}", pattern)]
+    node, colon, ifname = pattern.partition(":")
+    if colon and not _WILD.search(pattern):
+        return [(node, ifname)] if ifname in net.devices_of.get(node, ()) else []
+    whole = re.compile(translate(pattern)).match
+    some = net.devices if _WILD.search(node) else [(node, i) for i in net.devices_of.get(node, ())]
+    return [(n, i) for n, i in some if whole(f"{n}:{i}")]
+
+
+_WILD = re.compile(r"[*?\[]")
 
 
 def _end(topology: Topology, doubt: set[str]) -> float | None:
@@ -432,7 +457,7 @@ def _end(topology: Topology, doubt: set[str]) -> float | None:
     return topology.seconds() if sound and not doubt & {"workloads", "duration"} else None
 
 
-def _events(topology: Topology, net: Network, nodes: tuple[str, ...], doubt: set[str]) -> Iterator[Fault]:
+def _events(topology: Topology, net: Network, nodes: Names, doubt: set[str]) -> Iterator[Fault]:
     end = _end(topology, doubt)
     for n, event in enumerate(topology.events):
         at: Path = ("events", n)
@@ -453,9 +478,8 @@ def _link_event(topology: Topology, event: Event, at: Path, doubt: set[str]) -> 
     assert event.link is not None
     n = link_index(topology, event.link)
     if n is None and "links" not in doubt:
-        names = [link.name for link in topology.links if link.name]
-        ends = [end for link in topology.links for end in link.ends]
-        hint = suggest(event.link, [*names, *ends]) or _known(names or ends)
+        named, known = _links_known(topology)
+        hint = suggest(event.link, known) or _known(named or known)
         yield (*at, "link"), f"there is no link {event.link!r}", hint
     if any(getattr(event, key) is not None for key in _AT_NODES):
         *most, last = (f"`{key}`" for key in _AT_NODES)
@@ -471,10 +495,26 @@ def _link_event(topology: Topology, event: Event, at: Path, doubt: set[str]) -> 
 
 def link_index(topology: Topology, name: str) -> int | None:
     """Return the number of the link with a name, or with an end `node:interface`."""
-    return next((n for n, link in enumerate(topology.links) if name == link.name or name in link.ends), None)
+    return _numbers(topology).get(name)
 
 
-def _node_event(net: Network, event: Event, at: Path, nodes: tuple[str, ...], doubt: set[str]) -> Iterator[Fault]:
+@lru_cache(maxsize=1)
+def _numbers(topology: Topology) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for n, link in enumerate(topology.links):
+        for name in filter(None, (link.name, *link.ends)):
+            found.setdefault(name, n)
+    return found
+
+
+@lru_cache(maxsize=1)
+def _links_known(topology: Topology) -> tuple[Names, Names]:
+    """Return the names of links, and these and their ends."""
+    named = [link.name for link in topology.links if link.name]
+    return name_set(named), name_set([*named, *(end for link in topology.links for end in link.ends)])
+
+
+def _node_event(net: Network, event: Event, at: Path, nodes: Names, doubt: set[str]) -> Iterator[Fault]:
     assert event.node is not None
     if event.node not in nodes:
         yield (*at, "node"), f"there is no node {event.node!r}", suggest(event.node, nodes) or _known(nodes)
@@ -491,7 +531,7 @@ def _node_event(net: Network, event: Event, at: Path, nodes: tuple[str, ...], do
     if event.restart not in known and f"nodes.{event.node}" not in doubt:
         what = str(event.restart)
         yield (*at, "restart"), f"{event.node} is no {what.replace('amt_', 'AMT ')}", f"it has no `{what}`"
-    yield from _sysctl(event.sysctl or (), (*at, "sysctl"))
+    yield from _sysctl(event.sysctl or {}, (*at, "sysctl"))
     role = net.topology.nodes[event.node].mptcp
     if event.endpoint is None or doubt & {"links", f"nodes.{event.node}"}:
         return
@@ -553,8 +593,8 @@ def _wlan_event(net: Network, event: Event, node: str, at: Path) -> Iterator[Fau
 
 def _moved(net: Network, event: Event, freqs: dict[int, int]) -> dict[int, int]:
     """Return the frequencies (MHz) of an access point's links at the time of an event, after those before it."""
-    before = [e for e in net.topology.events if e.node == event.node and e.freq is not None and e.at < event.at]
-    return freqs | {e.mlo_link: e.freq for e in sorted(before, key=lambda e: e.at) if e.mlo_link in freqs and e.freq}
+    before = [e for e in net.happenings[str(event.node)] if e.freq is not None and e.at < event.at]
+    return freqs | {e.mlo_link: e.freq for e in before if e.mlo_link in freqs and e.freq}
 
 
 def _address_event(net: Network, event: Event, node: str, at: Path) -> Iterator[Fault]:
@@ -572,27 +612,27 @@ def _address_event(net: Network, event: Event, node: str, at: Path) -> Iterator[
     if change.remove is None and change.add is None:
         yield where, "state an address to `remove`, one to `add`, or both", ""
     if change.remove is not None and change.remove not in interface.addresses:
-        before = [e.address.add for e in net.topology.events if e.address and e.node == node and e.at < event.at]
+        before = [e.address.add for e in net.happenings[node] if e.address and e.at < event.at]
         if change.remove not in before:
             have = ", ".join(interface.addresses) or "none"
             yield (*where, "remove"), f"{change.remove} is no address of {node}:{change.interface} ({have})", ""
     if change.add is not None and (problem := _address(change.add)):
         yield (*where, "add"), problem, ""
     elif change.add is not None:
-        owners = {a.partition("/")[0]: i for every in net.interfaces.values() for i in every for a in i.addresses}
-        other = owners.get(change.add.partition("/")[0])
+        other = net.owners.get(change.add.partition("/")[0])
         if other is not None and (other.node, other.name) != (node, change.interface):
             yield (*where, "add"), f"{change.add} is the address of {other.node}:{other.name} already", ""
 
 
 def _checks(topology: Topology, net: Network, written: Written, doubt: set[str]) -> Iterator[Fault]:
     end = _end(topology, doubt)
+    known = name_set((*written.workloads, *written.nodes))
     for n, check in enumerate(topology.checks):
         at: Path = ("checks", n)
         for field in ("metric", "divide_by"):
             metric = getattr(check, field)
             if metric is not None:
-                yield from _metric(net, written, metric, (*at, field), doubt)
+                yield from _metric(net, written, known, metric, (*at, field), doubt)
         bounds = [v for v in (check.min, check.max, check.equals) if v is not None]
         if not bounds and check.present is None:
             yield at, "a check needs at least one of the keys min, max, equals, present", ""
@@ -604,16 +644,20 @@ def _checks(topology: Topology, net: Network, written: Written, doubt: set[str])
             yield (*at, "at"), f"at {check.at:g} s the run is over: it ends at {end:g} s", ""
 
 
-def _metric(net: Network, written: Written, metric: str, at: Path, doubt: set[str]) -> Iterator[Fault]:
+def _metric(net: Network, written: Written, known: Names, metric: str, at: Path, doubt: set[str]) -> Iterator[Fault]:
+    if len(metric) > _NAME:
+        yield at, f"the name of a metric has at most {_NAME} characters, and this has {len(metric)}", ""
+        return
     if not _METRIC.fullmatch(metric):
         example = "bulk.goodput_mbps or client.eth0.tx_mbps"
         yield at, f"{metric!r} is no metric: write workload.metric or node.interface.counter, such as {example}", ""
         return
     # A node's name may have dots, so the longest name that fits is the owner.
-    known = [*written.workloads, *written.nodes]
-    owner = max((o for o in (*known, _MACHINE) if metric.startswith(f"{o}.")), key=len, default="")
+    parts = metric.split(".")
+    heads = [".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)]
+    owner = next((h for h in heads if h in known or h == _MACHINE), "")
     if not owner:
-        head = metric.partition(".")[0]
+        head = parts[0]
         yield at, f"no workload and no node is called {head!r}", suggest(head, known) or _known(known)
         return
     rest = metric.removeprefix(f"{owner}.")
@@ -624,7 +668,7 @@ def _metric(net: Network, written: Written, metric: str, at: Path, doubt: set[st
             yield at, f"{work.kind()} has no metric {rest!r}", suggest(rest, names) or _known(names)
     elif owner == _MACHINE and rest not in MACHINE:
         yield at, f"the machine has no metric {rest!r}", suggest(rest, MACHINE) or _known(MACHINE)
-    elif owner in written.nodes and not doubt & {"links", f"nodes.{owner}"}:
+    elif owner in net.topology.nodes and not doubt & {"links", f"nodes.{owner}"}:
         yield from _node_metric(net, owner, rest, at)
 
 
@@ -637,7 +681,7 @@ def _node_metric(net: Network, node: str, rest: str, at: Path) -> Iterator[Fault
             return
         if not subflows:
             return  # which counters there are, the kernel knows
-    ends = [i for _, i in captured(net, f"{glob(node)}:*")]
+    ends = net.devices_of.get(node, ())
     rest = rest.removeprefix("subflow.")
     ifname = max((i for i in ends if rest.startswith(f"{i}.")), key=len, default="")
     if not ifname:
@@ -660,6 +704,6 @@ def link_ids(net: Network, node: str) -> dict[str, dict[int, int]]:
     return found | {b.ifname: {freq: n for n, freq in b.freqs} for b in net.air if b.node == node}
 
 
-def _known(names: object) -> str:
-    found = [str(n) for n in names] if isinstance(names, list | tuple) else []
-    return f"there are: {', '.join(found[:8])}{', ...' if len(found) > 8 else ''}" if found else "there are none"
+def _known(names: Collection[object]) -> str:
+    found = [str(n) for n in islice(names, 8)]
+    return f"there are: {', '.join(found)}{', ...' if len(names) > 8 else ''}" if found else "there are none"

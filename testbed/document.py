@@ -8,7 +8,8 @@ crashes on deep nesting and forgets duplicate keys. Scalars follow the YAML 1.2 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 import yaml
@@ -20,6 +21,10 @@ Path = tuple[str | int, ...]
 _MARK = re.compile("\ufeff")
 _DEPTH = 32
 _SIZE = 1_000_000
+_TEXT = 128 * 1024 - 1  # bytes of a value: what Linux takes as one argument of a program (execve(2), MAX_ARG_STRLEN)
+_ROW, _AROUND = 240, 80  # characters of a line that is shown whole, and before the place in a longer one
+_SENTENCE = 1000  # characters of what is said, which may quote a name of any length
+_NEVER = re.compile("[\0\ud800-\udfff]")  # written as an escape: a NUL, and what is half of a character
 _INT = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _WORDS: Mapping[str, bool | None] = {
@@ -72,16 +77,18 @@ class Mark(Struct, frozen=True):
     def text(self) -> str:
         """Return what is written there, "" when it is no single word or not in a file."""
         rows = self.source.rows
-        return rows[self.line][self.column : self.column + self.width] if self.line < len(rows) else ""
+        width = min(self.width, _SENTENCE)
+        return rows[self.line][self.column : self.column + width] if self.line < len(rows) else ""
 
     def problem(self, message: str, hint: str = "") -> Problem:
         """Return a problem at this place."""
         rows, name = self.source.rows, self.source.name
+        message, hint = _brief(message), _brief(hint)
         if not rows:
-            return Problem(_printable(message), name, hint=_printable(hint))
-        text = _printable(rows[self.line]) if self.line < len(rows) else ""
-        place = (name, self.line + 1, self.column + 1, text, self.width)
-        return Problem(_printable(message), *place, hint=_printable(hint))
+            return Problem(message, _brief(name), hint=hint)
+        text, caret = _excerpt(rows[self.line], self.column) if self.line < len(rows) else ("", 0)
+        width = min(self.width, _ROW - _AROUND) if caret else self.width
+        return Problem(message, name, self.line + 1, self.column + 1, _printable(text), width, hint, caret)
 
 
 class Source(Struct, frozen=True):
@@ -95,8 +102,8 @@ class Document(Struct):
     """Plain data, the place of each value, and the place of each mapping key (by the path of its value)."""
 
     data: Any
-    values: dict[Path, Mark] = field(default_factory=dict)
-    keys: dict[Path, Mark] = field(default_factory=dict)
+    values: MutableMapping[Path, Mark] = field(default_factory=dict)
+    keys: MutableMapping[Path, Mark] = field(default_factory=dict)
 
     def at(self, path: Path, *, key: bool = False) -> Mark:
         """Return the place of the deepest part of `path` that was written."""
@@ -136,6 +143,23 @@ def place(source: Source, text: str, offset: int) -> Mark:
     """Return the place of a character of a text."""
     rows = _BREAK.split(text[:offset])
     return Mark(source, len(rows) - 1, len(rows[-1]))
+
+
+def _excerpt(row: str, column: int) -> tuple[str, int]:
+    """Return a line and 0, or of a long one what is around a column, and that column in it, from 1."""
+    if len(row) <= _ROW:
+        return row, 0
+    begin = max(0, column - _AROUND)
+    part = row[begin : begin + _ROW]
+    before, after = "..." * bool(begin), "..." * (begin + _ROW < len(row))
+    return f"{before}{part}{after}", column - begin + len(before) + 1
+
+
+def _brief(text: str) -> str:
+    """Return a sentence for a terminal: of a long one its beginning and its end."""
+    if len(text) > _SENTENCE:
+        text = f"{text[: _SENTENCE * 2 // 3]} ... {text[-_SENTENCE // 3 :]}"
+    return _printable(text)
 
 
 def _printable(text: str) -> str:
@@ -194,6 +218,7 @@ class _Builder(Struct):
     def take(self, event: Any) -> None:
         match event:
             case yaml.ScalarEvent():
+                self.judge(event)
                 plain = event.implicit[0] and event.style in (None, "")
                 self.put(event, _scalar(event.value) if plain else event.value, event.anchor)
             case yaml.MappingStartEvent() | yaml.SequenceStartEvent():
@@ -276,6 +301,16 @@ class _Builder(Struct):
         top.key = key
         self.document.keys.setdefault((*top.path, key), self.mark(event))
 
+    def judge(self, event: Any) -> None:
+        """Note what no name, path, argument, password or kernel parameter can be."""
+        if bad := _NEVER.search(event.value):
+            why = "no name, path, command or value for the kernel has it"
+            what = f"a text can't have the character U+{ord(bad[0]):04X}: {why}"
+            self.problems.append(self.mark(event).problem(what))
+        elif len(event.value) > _TEXT // 4 and (size := len(event.value.encode())) > _TEXT:
+            what = f"a text of {size} bytes is too long: at most {_TEXT}"
+            self.problems.append(self.mark(event).problem(what))
+
     def grow(self, event: Any, by: int) -> None:
         self.size += by
         if self.size > _SIZE:
@@ -325,19 +360,29 @@ def _merge(found: Document, over: Document, path: Path) -> Any:
 
 def _adopt(found: Document, over: Document, path: Path) -> Any:
     forget(found, path)
-    for marks, theirs in ((found.values, over.values), (found.keys, over.keys)):
-        marks.update({p: m for p, m in theirs.items() if p[: len(path)] == path})
+    value = get(over.data, path)
+    for part in inside(value, path):
+        for marks, theirs in ((found.values, over.values), (found.keys, over.keys)):
+            if (mark := theirs.get(part)) is not None:
+                marks[part] = mark
     # What an alias or a `<<` stands for has no place of its own.
     found.values.setdefault(path, over.at(path))
     found.keys.setdefault(path, over.at(path, key=True))
-    return get(over.data, path)
+    return value
 
 
 def forget(document: Document, path: Path) -> None:
     """Remove the places of a value, of its key and of everything in it."""
-    for marks in (document.values, document.keys):
-        for old in [p for p in marks if p[: len(path)] == path]:
-            del marks[old]
+    for part in inside(get(document.data, path), path):
+        document.values.pop(part, None)
+        document.keys.pop(part, None)
+
+
+def inside(data: Any, path: Path = ()) -> Iterator[Path]:
+    """Yield the path of a value and of everything in it."""
+    yield path
+    for key, value in data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ():
+        yield from inside(value, (*path, key))
 
 
 def get(data: Any, path: Path) -> Any:
@@ -373,10 +418,10 @@ def override(document: Document, dotted: str, value: Document, place: Mark, key:
             raise InputError(key.problem(f"{where} has no item {head!r}", f"there are: {known}"))
         path = (*path, named.get(head, head))
         parts = parts[head.count(".") + 1 :]
-    found = Document(_replaced(document.data, path, value.data), dict(document.values), dict(document.keys))
-    forget(found, path)
-    found.values[path], found.keys[path] = place, key
-    return found
+    # The places of all other values stay where they are: an experiment lays a thousand cases over one document.
+    hidden: dict[Path, Any] = dict.fromkeys(inside(get(document.data, path), path))
+    values, keys = ChainMap({**hidden, path: place}, document.values), ChainMap({**hidden, path: key}, document.keys)
+    return Document(_replaced(document.data, path, value.data), values, keys)
 
 
 def _names(items: list[Any]) -> dict[str, int]:

@@ -47,7 +47,8 @@ class BugError(TestbedError):
 class Problem(NamedTuple):  # and no Struct: a pytest that uses no lab has this module alone
     """One thing wrong with the input: its place, what is wrong, the offending line and, if any, a hint.
 
-    `line` and `column` count from 1; 0 means that there is no such place (an option of the command line).
+    `line` and `column` count from 1; 0 means that there is no such place (an option of the command line). `text` is the
+    line there, or of a long one the part around the place, which is in column `caret` of it (0: in `column`).
     """
 
     message: str
@@ -57,6 +58,7 @@ class Problem(NamedTuple):  # and no Struct: a pytest that uses no lab has this 
     text: str = ""
     width: int = 1
     hint: str = ""
+    caret: int = 0
 
     def __str__(self) -> str:
         from testbed.plain import line, shown
@@ -64,7 +66,7 @@ class Problem(NamedTuple):  # and no Struct: a pytest that uses no lab has this 
         place = f"{self.file}:{self.line}:{self.column}: " if self.line else f"{self.file}: " if self.file else ""
         rows = [line(f"{place}{self.message}{self.hint and f' ({self.hint})'}")]
         if self.line:
-            start = self.column - 1
+            start = (self.caret or self.column) - 1
             before, marked, after = (
                 shown(part, keep="\t")
                 for part in (self.text[:start], self.text[start : start + self.width], self.text[start + self.width :])
@@ -75,8 +77,11 @@ class Problem(NamedTuple):  # and no Struct: a pytest that uses no lab has this 
         return "\n".join(rows)
 
 
+SHOWN = 100  # problems that the text of an error has
+
+
 class InputError(TestbedError):
-    """The input is wrong; `problems` has every reason at once, in the order of the file."""
+    """The input is wrong; `problems` has every reason at once, in the order of the file; its text has the first 100."""
 
     exit_status = 2
 
@@ -84,7 +89,10 @@ class InputError(TestbedError):
         """Take problems, or plain sentences for faults without a place."""
         found = [p if isinstance(p, Problem) else Problem(p) for p in problems]
         self.problems = tuple(sorted(found, key=lambda p: (p.file, p.line, p.column)))
-        super().__init__("\n".join(map(str, self.problems)))
+        rows = [str(p) for p in self.problems[:SHOWN]]
+        if (more := len(self.problems) - SHOWN) > 0:
+            rows.append(f"and {more} more problem{'s' if more > 1 else ''}: mend these first, and check again")
+        super().__init__("\n".join(rows))
 
     def __reduce__(self) -> tuple[type[InputError], tuple[Problem | str, ...]]:
         """Rebuild from the problems: an exception's default pickling would pass the text."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -11,10 +12,14 @@ from msgspec import Struct
 
 from testbed.document import Document, Mark, Source, merge, override, parse, place
 from testbed.errors import InputError, Problem
-from testbed.topology import EXPERIMENT, Topology, build, mapping
+from testbed.files import content, root_of
+from testbed.topology import EXPERIMENT, Built, Topology, build, mapping
 
 _CASES = 1000
+_IDLE = 10  # cases in a row whose faults were all told before: the rest is not looked at
+_LABEL = 150  # bytes
 Setting = tuple[str, int, object]
+Settings = tuple[Setting, ...]
 
 
 class Case(Struct, frozen=True):
@@ -58,15 +63,8 @@ def read(path: str | Path, overrides: tuple[str, ...] = (), base: Path | None = 
     problems += [*wrong, *faults]
     matrix = {} if faults else own.get("matrix", {})
     assert isinstance(matrix, dict)
-    topologies = {}
-    for settings in _products(matrix):
-        case, wrong = _case(document, settings)
-        try:
-            topologies[settings] = build(case)
-        except InputError as e:
-            wrong += e.problems
-        problems += wrong
-    if problems:
+    topologies, wrong = _built(document, matrix)
+    if problems := [*problems, *wrong]:
         raise InputError(*dict.fromkeys(problems))
     repeat = int(str(own.get("repeat", 1)))
     cases = (
@@ -78,15 +76,38 @@ def read(path: str | Path, overrides: tuple[str, ...] = (), base: Path | None = 
     return Experiment(file, tuple(cases), int(str(own.get("seed", 0))), texts, named)
 
 
+def _built(
+    document: Document, matrix: dict[str, list[object]]
+) -> tuple[dict[tuple[Setting, ...], Topology], list[Problem]]:
+    """Return the topology of each case, and what is wrong with any: the same is said once."""
+    found: dict[Settings, Topology] = {}
+    problems: dict[Problem, None] = {}
+    like: Built | None = None
+    idle = 0
+    for settings in _products(matrix):
+        case, wrong = _case(document, settings)
+        try:
+            found[settings] = build(case, like)
+            like = like or Built(case.data, found[settings])
+        except InputError as e:
+            wrong += e.problems
+        known = len(problems)
+        problems |= dict.fromkeys(wrong)
+        idle = idle + 1 if wrong and len(problems) == known else 0
+        if idle == _IDLE:
+            break  # a fault of the file itself is one of every case
+    return found, list(problems)
+
+
 def _option(words: str) -> Mark:
     """Return the place of what is not in a file: problems there begin with these words."""
     return Mark(Source(words, ()), 0, 0)
 
 
-def _text(path: Path, name: str, mark: Mark) -> str:
-    """Return a file's text; `mark` is blamed when there is none."""
+def _text(path: Path, name: str, mark: Mark, root: Path | None = None) -> str:
+    """Return a file's text; `mark` is blamed when there is none, or when links lead out of `root`."""
     try:
-        raw = path.read_bytes()
+        raw = content(path, root=root)
         return raw.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as e:
         before, rows = raw[: e.start].decode(), raw.decode(errors="replace").splitlines()
@@ -106,7 +127,9 @@ def _under(document: Document, folder: Path, base: Path | None) -> tuple[str, Do
     if not isinstance(name, str):
         raise InputError(document.at(("topology",), key=True).problem("`topology` must be the path of a file"))
     path = base or folder / name
-    text = _text(path, str(path), mark)
+    # What a results folder keeps is a file of its own. Else the path says how far from the file it may be.
+    root = Path(os.path.realpath(base.parent)) if base is not None else root_of(folder, name)
+    text = _text(path, str(path), mark, root)
     under = parse(text, str(path))
     if "topology" in mapping(under):
         raise InputError(mark.problem(f"{name} is an experiment itself: name the topology that it builds on"))
@@ -183,4 +206,6 @@ def _written(value: object) -> str:
 def _label(settings: tuple[Setting, ...], n: int, repeat: int) -> str:
     words = [f"{path.rpartition('.')[2]}={value}" for path, _, value in settings]
     words += [str(n + 1)] if repeat > 1 else []
-    return "".join(c if c.isalnum() or c in "=._%-" else "-" for c in "_".join(words))
+    label = "".join(c if c.isalnum() or c in "=._%-" else "-" for c in "_".join(words))
+    # It is a part of the name of a folder; folders that would be the same are numbered.
+    return label if len(label.encode()) <= _LABEL else label.encode()[:_LABEL].decode(errors="ignore")

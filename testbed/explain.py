@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
+from functools import cached_property
+from itertools import islice
 from reprlib import repr as shorten
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -12,8 +14,10 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from testbed.document import Document, Mark, Path, get
-from testbed.errors import Problem
+from testbed.errors import SHOWN, Problem
 
+# Comparing two words takes the product of their lengths: no name is longer, and more names are told apart by an index.
+_LONG, _MANY = 64, 200
 _LIST = "a list ([...], or a line `- ...` for each item)"
 _WANTED = {
     "string_type": "a text",
@@ -40,18 +44,21 @@ _BOUNDS = {
 
 
 def problems(document: Document, model: type[BaseModel], errors: Iterable[Any], extra: Sequence[str]) -> list[Problem]:
-    """Return the errors of validating a document as problems; `extra` are keys of its top level beside the model's."""
+    """Return the errors of validating a document as problems; `extra` are keys of its top level beside the model's.
+
+    What would be said beside the first hundred has no hints, which take the time.
+    """
     located = [(error, _locate(document.data, tuple(error["loc"]))) for error in errors]
-    unknown = {path: fields_at(model, path[:-1], extra) for e, path in located if e["type"] == "extra_forbidden"}
-    meant = {(*path[:-1], close(str(path[-1]), known)) for path, known in unknown.items()}
-    deepest = [path for _, path in located]
+    absent = {path for error, path in located if error["type"] == "missing"}
+    misspelt = [path for error, path in located if error["type"] == "extra_forbidden" and path[:-1] in absent]
+    meant = {(*path[:-1], close(str(path[-1]), fields_at(model, path[:-1], extra))) for path in misspelt}
+    above = {path[:n] for _, path in located for n in range(len(path))}
     found: dict[Path, Problem] = {}
     for error, path in located:
         kind, last = error["type"], error["loc"][-1]
         if kind == "extra_forbidden":
-            problem = document.at(path, key=True).problem(
-                f"unknown key {path[-1]!r}", _unknown(model, path, unknown[path])
-            )
+            hint = "" if len(found) > SHOWN else _unknown(model, path, fields_at(model, path[:-1], extra))
+            problem = document.at(path, key=True).problem(f"unknown key {path[-1]!r}", hint)
         elif kind == "missing":
             path = (*path, last)
             what = f"the key {last!r} is" if isinstance(last, str) else f"item {last + 1} of {_called(path[:-1])} is"
@@ -60,7 +67,7 @@ def problems(document: Document, model: type[BaseModel], errors: Iterable[Any], 
                 continue  # it is there, misspelt, and that is said
         elif kind == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]:
             continue  # it has items enough, but with faults of their own
-        elif kind in _WANTED and any(p[: len(path)] == path and p != path for p in deepest):
+        elif kind in _WANTED and path in above:
             continue  # of several types that it may have, it has that of the deeper error
         else:
             written = error["input"]
@@ -97,7 +104,8 @@ def _sentence(error: Any, path: Path, mark: Mark, model: type[BaseModel]) -> tup
     if kind == "too_short":
         return f"{name} must have at least {context['min_length']} item, and this has none", ""
     if kind == "too_long":
-        return f"{name} has at most {context['max_length']} items, and this has {context['actual_length']}", ""
+        count = len(got) if isinstance(got, dict | list) else context["actual_length"]
+        return f"{name} has at most {context['max_length']} items, and this has {count}", ""
     if kind in ("string_too_short", "string_too_long"):
         few = kind == "string_too_short"
         bound = f"at least {context['min_length']}" if few else f"at most {context['max_length']}"
@@ -182,9 +190,37 @@ def flatten(kind: Any) -> list[Any]:
     return [kind]
 
 
+class Names(dict[str, None]):
+    """Many names in their order, that are asked again and again whether one is meant."""
+
+    @cached_property
+    def near(self) -> dict[str, str]:
+        """Return names by what they are with a letter left out."""
+        found: dict[str, str] = {}
+        for name in self:
+            for part in _shorter(name):
+                found.setdefault(part, name)
+        return found
+
+
+def name_set(found: Iterable[str]) -> Names:
+    """Return names as those that are asked again and again; what is there twice counts once."""
+    return Names(dict.fromkeys(found))
+
+
+def _shorter(word: str) -> Iterator[str]:
+    yield word
+    yield from (word[:n] + word[n + 1 :] for n in range(len(word)))
+
+
 def close(word: str, known: Iterable[str]) -> str:
-    """Return the known word that is closest, "" when none is close."""
-    return next(iter(get_close_matches(word, list(known), 1, 0.6)), "")
+    """Return the known word that is closest, "" when none is close; of very many, only one that is a letter off."""
+    if len(word) > _LONG:
+        return ""
+    if isinstance(known, Names) and len(known) > _MANY:
+        near = known.near
+        return next((near[part] for part in _shorter(word) if part in near), "")
+    return next(iter(get_close_matches(word, list(islice(known, _MANY)), 1, 0.6)), "")
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
+from itertools import islice
 
 from testbed import trees
 from testbed.addressing import Network
@@ -15,7 +16,7 @@ from testbed.workloads.multicast import HEADERS, Multicast, Receiver, misfit, so
 Fault = tuple[Path, str, str]
 
 
-def faults(net: Network, work: Multicast, nodes: Sequence[str], at: Path, certain: bool) -> Iterator[Fault]:
+def faults(net: Network, work: Multicast, nodes: Collection[str], at: Path, certain: bool) -> Iterator[Fault]:
     """Yield (path, sentence, hint); without `certain` only what no fault of links or nodes can have brought about."""
     sound = not misfit(work.group)
     seen: set[str] = set()
@@ -24,7 +25,7 @@ def faults(net: Network, work: Multicast, nodes: Sequence[str], at: Path, certai
         place = (*at, "receivers", n)
         if receiver.node not in nodes:
             known = False
-            names = ", ".join(nodes[:8])
+            names = ", ".join(islice(nodes, 8))
             hint = suggest(receiver.node, nodes) or f"there are: {names}"
             yield _node(place), f"there is no node {receiver.node!r}", hint
         elif receiver.node == work.source:

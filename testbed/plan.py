@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from ipaddress import ip_address
 
 from msgspec import Struct
@@ -30,7 +31,7 @@ from testbed.drivers.sysctl import SysctlSet
 from testbed.features import Feature
 from testbed.nodes.mptcp import planned
 from testbed.nodes.place import Interface
-from testbed.steps import LAB, Configure, Run, Step, Wait
+from testbed.steps import LAB, Configure, Request, Run, Step, Wait
 from testbed.topology import Link, Topology
 from testbed.units import interface_of
 
@@ -38,7 +39,7 @@ _MANY = 64  # nodes on a segment, or ports of a bridge
 _REPORTS = "20"  # ms: a whole number of ticks whatever a kernel has of them (100, 250, 300 or 1000 a second)
 
 
-class Plan(Struct, frozen=True):
+class Plan(Struct, frozen=True, dict=True):
     """What `up` performs: steps in order, and the lab's /etc/hosts."""
 
     name: str
@@ -50,6 +51,15 @@ class Plan(Struct, frozen=True):
     def topology(self) -> Topology:
         """Return the topology that this plan makes."""
         return self.network.topology
+
+    @cached_property
+    def requests(self) -> dict[str, list[tuple[int, Request]]]:
+        """Return what each node's namespace is asked for, with the number of the step."""
+        found: dict[str, list[tuple[int, Request]]] = {}
+        for n, step in enumerate(self.steps):
+            if isinstance(step, Configure):
+                found.setdefault(step.node, []).append((n, step.request))
+        return found
 
     def requires(self) -> tuple[Feature, ...]:
         """Return the features that the lab itself needs, without its workloads."""

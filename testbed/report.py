@@ -11,8 +11,8 @@ from msgspec.structs import asdict, replace
 
 from testbed import metrics as derive
 from testbed import results
-from testbed.addressing import network
-from testbed.consistency import AIR, captured, link_ids
+from testbed.addressing import AIR, network
+from testbed.consistency import captured, link_ids
 from testbed.effects import Effect, effects
 from testbed.errors import InputError, Problem
 from testbed.experiment import read

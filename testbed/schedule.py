@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 
 from msgspec.structs import replace
 
 from testbed import features, trees
-from testbed.addressing import Network, end_of, place_at
-from testbed.consistency import AIR, captured, link_index
+from testbed.addressing import AIR, Network, end_of, place_at
+from testbed.consistency import captured, link_index
 from testbed.drivers import hostapd, tc
 from testbed.drivers.facts import Capturing, FileHas
 from testbed.drivers.link import AddressAdd, LinkSet
@@ -22,7 +22,7 @@ from testbed.nodes.mptcp import Mptcp, addresses, planned
 from testbed.nodes.node import Node
 from testbed.plan import Plan, link_addresses
 from testbed.steps import LAB, START, Configure, Delete, Spawn, Step, Wait, Write
-from testbed.topology import Direction, Event, Link, Readdress, Shaping
+from testbed.topology import Direction, Event, Link, Readdress, Shaping, Topology
 from testbed.workloads.place import Task
 
 _FIRST_PORT = 5201  # iperf3(1)
@@ -130,21 +130,27 @@ def _link_event(plan: Plan, n: int, event: Event) -> Iterator[Step]:
             yield from _restored(plan, n, ends, event.at)
         return
     assert event.set is not None
-    # What earlier events of this link set stays: an event changes what it names and nothing else.
-    sets = [
-        e
-        for e in plan.topology.events
-        if e.set and e.link and link_index(plan.topology, e.link) == n and e.at <= event.at
-    ]
-    changed = link
-    for earlier in sorted(sets, key=lambda e: e.at):
-        assert earlier.set is not None
-        changed = _laid(changed, earlier.set)
+    changed = _changed(plan.topology)[n, event.at]
     for way, (node, ifname) in zip(("forward", "reverse"), ends, strict=True):
         for qdisc in tc.shape(ifname, changed.shape(way)):  # type: ignore[arg-type]
             yield Configure(node, qdisc, event.at)
         if event.set.mtu is not None:
             yield Configure(node, LinkSet(ifname, mtu=event.set.mtu), event.at)
+
+
+@lru_cache(maxsize=1)
+def _changed(topology: Topology) -> dict[tuple[int, float], Link]:
+    """Return what each link is at the time of each of its events.
+
+    What earlier events of a link set stays: an event changes what it names and nothing else.
+    """
+    found: dict[tuple[int, float], Link] = {}
+    now: dict[int, Link] = {}
+    for event in sorted(topology.events, key=lambda e: e.at):
+        n = link_index(topology, event.link) if event.link else None
+        if n is not None and event.set:
+            found[n, event.at] = now[n] = _laid(now.get(n, topology.links[n]), event.set)
+    return found
 
 
 def _laid(link: Link, over: Shaping) -> Link:
@@ -171,9 +177,13 @@ def _restored(plan: Plan, n: int, ends: list[tuple[str, str]], at: float) -> Ite
     for node, ifname in ends:
         for address in link_addresses(plan.network, node, ifname):
             yield Configure(node, address, at)
-    for step in plan.steps:
-        if isinstance(step, Configure) and isinstance(step.request, RouteAdd) and (step.node, step.request.dev) in ends:
-            yield Configure(step.node, step.request, at)
+    found = [
+        (k, Configure(node, request, at))
+        for node in dict.fromkeys(node for node, _ in ends)
+        for k, request in plan.requests.get(node, ())
+        if isinstance(request, RouteAdd) and (node, request.dev) in ends
+    ]
+    yield from (step for _, step in sorted(found, key=lambda pair: pair[0]))
 
 
 def _restart(node: Node, role: str) -> Iterator[LinkSet | SysctlSet]:
@@ -196,7 +206,7 @@ def _node_event(plan: Plan, event: Event) -> Iterator[Step]:
     assert event.node is not None
     if event.command is not None:
         # Not awaited at its time: a slow command must not delay the events after it.
-        name = f"event-{plan.topology.events.index(event)}"
+        name = f"event-{next(n for n, other in enumerate(plan.topology.events) if other is event)}"
         yield Spawn(event.node, name, event.command, at=event.at, within=60)
     for key, value in (event.sysctl or {}).items():
         yield Configure(event.node, SysctlSet(key, str(value)), event.at)
@@ -252,7 +262,7 @@ def _readdressed(plan: Plan, node: str, change: Readdress, at: float) -> Iterato
         return
     yield Configure(node, AddressAdd(change.add, change.interface), at)
     version = 6 if ":" in change.add else 4
-    mine = [s.request for s in plan.steps if isinstance(s, Configure) and s.node == node]
+    mine = [request for _, request in plan.requests.get(node, ())]
     for request in mine:
         if isinstance(request, RouteAdd) and request.dev == change.interface and request.version() == version:
             yield Configure(node, request, at)

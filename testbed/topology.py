@@ -12,9 +12,9 @@ from testbed.drivers.tc import DISCIPLINES, DISTRIBUTIONS, GilbertElliott, Shape
 from testbed.errors import InputError, Problem
 from testbed.explain import flatten, problems
 from testbed.nodes.mptcp import Endpoint
-from testbed.nodes.node import Argv, Node
+from testbed.nodes.node import Node
 from testbed.spec import Spec
-from testbed.units import Address, Memory, Percentage, Rate, Size, Time
+from testbed.units import Address, Argv, Memory, Percentage, Rate, Size, Time
 from testbed.workloads.command import Command
 from testbed.workloads.iperf3 import Iperf3
 from testbed.workloads.multicast import Multicast
@@ -212,13 +212,15 @@ class Topology(Spec):
     description: str = ""
     families: tuple[Family, ...] = Field(("ipv4", "ipv6"), min_length=1)
     routing: Literal["static", "none"] = Field("static", description="Plan shortest-path routes, or none")
-    nodes: dict[str, Node]
-    links: tuple[Link, ...] = ()
-    workloads: dict[str, Work] = Field({})
-    capture: tuple[Annotated[Capture, BeforeValidator(_capture, json_schema_input_type=str | Capture)], ...] = ()
+    nodes: dict[str, Node] = Field(max_length=20_000)
+    links: tuple[Link, ...] = Field((), max_length=50_000)
+    workloads: dict[str, Work] = Field({}, max_length=10_000)
+    capture: tuple[Annotated[Capture, BeforeValidator(_capture, json_schema_input_type=str | Capture)], ...] = Field(
+        (), max_length=1000
+    )
     samples: Samples = Samples()
-    events: tuple[Event, ...] = ()
-    checks: tuple[Check, ...] = ()
+    events: tuple[Event, ...] = Field((), max_length=10_000)
+    checks: tuple[Check, ...] = Field((), max_length=10_000)
     resources: Resources = Resources()
     duration: Time | None = Field(None, description="Length of a run; otherwise until the last workload ends")
 
@@ -251,17 +253,28 @@ class Written(Struct, frozen=True):
     doubt: frozenset[str] = frozenset()
 
 
-def build(document: Document) -> Topology:
-    """Return the topology that a document states, or raise InputError with every problem in it."""
+class Built(Struct, frozen=True):
+    """A document's data and the topology without faults that it states."""
+
+    data: dict[str, Any]
+    topology: Topology
+
+
+def build(document: Document, like: Built | None = None) -> Topology:
+    """Return the topology that a document states, or raise InputError with every problem in it.
+
+    What it has in common with `like` (the same objects: another case of one experiment) is not judged again.
+    """
     from testbed.consistency import faults  # late: it is above this module
 
-    data = _fill(mapping(document))
+    data = _fill(_reused(mapping(document), like) if like is not None else mapping(document))
     found: list[Problem] = []
     kept: dict[str, list[int]] = {}
     doubt: frozenset[str] = frozenset()
     try:
         topology = Topology.model_validate(data)
     except ValidationError as e:
+        data = _fill(mapping(document))
         errors = e.errors(include_url=False)
         found += problems(document, Topology, errors, EXPERIMENT)
         if not isinstance(data.get("nodes"), dict):
@@ -272,7 +285,8 @@ def build(document: Document) -> Topology:
         except ValidationError:
             raise InputError(*found) from e
     nodes, workloads = (tuple(data[k]) if isinstance(data.get(k), dict) else () for k in ("nodes", "workloads"))
-    for path, message, hint in faults(topology, Written(nodes, workloads, doubt)):
+    before = like.topology if like is not None and not found else None
+    for path, message, hint in faults(topology, Written(nodes, workloads, doubt), before):
         if len(path) > 1 and path[0] in kept:
             path = (path[0], kept[str(path[0])][int(path[1])], *path[2:])
         # A word is blamed itself; of a mapping or a list, and where the author chose the key, that.
@@ -281,6 +295,25 @@ def build(document: Document) -> Topology:
     if found:
         raise InputError(*found)
     return topology
+
+
+_PARTS = ("nodes", "links", "workloads", "capture", "events", "checks")
+
+
+def _reused(data: dict[str, Any], like: Built) -> dict[str, Any]:
+    """Return the data with the models of `like` in place of what they were made of."""
+    found = dict(data)
+    for section in _PARTS:
+        new, old, made = data.get(section), like.data.get(section), getattr(like.topology, section)
+        if new is None:
+            continue
+        if new is old:
+            found[section] = made
+        elif isinstance(new, dict) and isinstance(old, dict):
+            found[section] = {k: made[k] if k in old and v is old[k] else v for k, v in new.items()}
+        elif isinstance(new, list) and isinstance(old, list) and len(new) == len(old):
+            found[section] = [made[n] if v is old[n] else v for n, v in enumerate(new)]
+    return found
 
 
 def mapping(document: Document) -> dict[str, Any]:
@@ -348,7 +381,7 @@ def _sound(
         elif section == "links":
             whole = {n for n, keys in faulty.items() if keys & {None, "ends", "name"}}
             kept[section] = [n for n in range(len(value)) if n not in whole]
-            sound[section] = [_without(value[n], faulty[n] | _SHAPES if n in faulty else set()) for n in kept[section]]
+            sound[section] = [_without(value[n], faulty[n] | SHAPES if n in faulty else set()) for n in kept[section]]
             doubt |= {section} if whole else set()
         elif section in ("capture", "events", "checks"):
             kept[section] = [n for n in range(len(value)) if n not in faulty]
@@ -356,7 +389,7 @@ def _sound(
     return sound, kept, frozenset(doubt)
 
 
-_SHAPES = {*Direction.model_fields, "forward", "reverse"}
+SHAPES = {*Direction.model_fields, "forward", "reverse"}
 
 
 def _without(value: Any, keys: set[Any]) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from reprlib import repr as shorten
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+
+from testbed import words
 
 _NUMBER = re.compile(r"(-?)([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([a-zA-Z%]{0,20})")
 _BITS = {"bit": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9, "tbit": 1e12}
@@ -77,13 +79,23 @@ def percentage(value: Any) -> float:
 
 
 def _schema(example: str, units: dict[str, float]) -> WithJsonSchema:
-    words = "|".join(units)
-    return WithJsonSchema({"type": "string", "pattern": rf"^[0-9]+(\.[0-9]+)?\s*({words})$", "examples": [example]})
+    known = "|".join(units)
+    return WithJsonSchema({"type": "string", "pattern": rf"^[0-9]+(\.[0-9]+)?\s*({known})$", "examples": [example]})
 
 
 def _word(value: str) -> str:
     if not re.fullmatch(_WORD, value):
         raise ValueError(f"{value!r} is no name that the kernel knows: these have a-z, 0-9 and _ only")
+    return value
+
+
+def _argument(value: str) -> str:
+    words.argument(value)
+    return value
+
+
+def _argv(value: tuple[str, ...]) -> tuple[str, ...]:
+    words.arguments(value)
     return value
 
 
@@ -115,3 +127,5 @@ Percentage = Annotated[float, BeforeValidator(percentage), _schema("0.1%", _PERC
 Word = Annotated[str, AfterValidator(_word), WithJsonSchema({"type": "string", "pattern": f"^{_WORD}$"})]
 Host = Annotated[str, AfterValidator(_host)]  # an IP address in its canonical form
 Address = Annotated[str, AfterValidator(_address)]  # the same with a prefix length
+# A command as a list: each word is judged at its own place, then the whole.
+Argv = Annotated[tuple[Annotated[str, AfterValidator(_argument)], ...], Field(min_length=1), AfterValidator(_argv)]

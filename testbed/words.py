@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from reprlib import repr as shorten
 from typing import Any
+
+MOST_WORD = 128 * 1024 - 1  # bytes of one argument or variable (MAX_ARG_STRLEN, which counts the final NUL)
+MOST_ARGV = 1024 * 1024  # bytes of all: Linux takes a quarter of the stack's limit, 2 MB unless that was lowered
+
+
+def argument(word: Any) -> bytes:
+    """Return a word of a command in bytes; ValueError says in a sentence why it is none."""
+    return _bytes(word, "a word of a command")
 
 
 def arguments(argv: Any) -> tuple[bytes, ...]:
     """Return an argument list in bytes; ValueError says in a sentence why it is none."""
     if isinstance(argv, str | bytes):
-        raise ValueError(f"a command is a list of words, not one text: {argv!r}")
-    words = tuple(_bytes(word, "a word of a command") for word in argv)
+        raise ValueError(f"a command is a list of words, not one text: {shorten(argv)}")
+    words = tuple(map(argument, argv))
     if not words:
         raise ValueError("a command needs at least one word, the program, and this has none")
     if not words[0]:
         raise ValueError("the first word of a command is the program, and here it is empty")
+    if (size := sum(len(word) + 1 for word in words)) > MOST_ARGV:
+        raise ValueError(f"a command has at most {MOST_ARGV} bytes in all, and this has {size}")
     return words
 
 
@@ -50,11 +61,13 @@ def _bytes(word: Any, what: str) -> bytes:
     if not isinstance(word, str | bytes) and isinstance(word, os.PathLike):
         word = os.fspath(word)
     if not isinstance(word, str | bytes):
-        raise ValueError(f"{what} must be a text, not {word!r}")
+        raise ValueError(f"{what} must be a text, not {shorten(word)}")
     try:
         raw = os.fsencode(word)
     except UnicodeEncodeError as e:
-        raise ValueError(f"{what} must be text that can be encoded, not {word!r}") from e
+        raise ValueError(f"{what} must be text that can be encoded, not {shorten(word)}") from e
     if b"\0" in raw:
-        raise ValueError(f"{what} can't have a NUL character, and {word!r} has one")
+        raise ValueError(f"{what} can't have a NUL character, and {shorten(word)} has one")
+    if len(raw) > MOST_WORD:
+        raise ValueError(f"{what} has at most {MOST_WORD} bytes (execve(2)), and this has {len(raw)}")
     return raw

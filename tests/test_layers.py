@@ -16,12 +16,15 @@ TREES = {
 }
 # What makes a plan of a file, lowest first: a module imports of its own layer and of those before it.
 PURE = (
-    ("errors", "plain", "wire", "features", "spec", "units", "words", "multicast.records", "recorded", "records"),
+    (
+        *("errors", "plain", "words", "wire", "features", "spec", "units", "files"),
+        *("multicast.records", "recorded", "records"),
+    ),
     ("steps", "document", "drivers", "travel"),
     ("explain", "nodes", "workloads"),
     ("topology",),
     ("experiment", "addressing", "routing", "tunnels"),
-    ("trees",),
+    ("trees", "naming"),
     ("groups",),
     ("consistency",),
     ("plan",),

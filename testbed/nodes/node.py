@@ -1,7 +1,5 @@
 """Node: a network namespace. The list of its fields is the registry of roles."""
 
-from typing import Annotated
-
 from pydantic import Field
 
 from testbed.nodes.access_point import AccessPoint
@@ -13,9 +11,7 @@ from testbed.nodes.place import Role
 from testbed.nodes.router import Router
 from testbed.nodes.station import Station
 from testbed.spec import Spec
-from testbed.units import Address, Host
-
-Argv = Annotated[tuple[str, ...], Field(min_length=1)]
+from testbed.units import Address, Argv, Host
 
 
 class Route(Spec):

@@ -115,6 +115,8 @@ def misnamed(name: str) -> str:
         return f"{name!r} is no name for an interface: the kernel uses it itself"
     if name in ("", ".", "..") or re.search(r"[/:\s%]", name) or not name.isprintable():
         return f"{name!r} is no name of an interface: 1 to 15 characters without spaces, / : and %"
+    if "#" in name:
+        return f"{name!r} can't be the name of an interface: in the lab's /etc/hosts a comment would begin there"
     return ""
 
 

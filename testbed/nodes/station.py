@@ -73,6 +73,8 @@ class Station(Spec):
             yield (), f"{self.name} can't be a port of a bridge: a station sends with its own address only"
         if self.password is not None and self.password != bss.password and bss.akm.startswith("sae"):
             yield ("password",), f"this is not the password of {bss.node}: {self.name} could never join"
+        if self.password is not None and not self.password.isprintable():
+            yield ("password",), "a password is printable"
         if self.mlo_links is not None and self.legacy_link is not None:
             yield ("legacy_link",), "a station joins with `mlo_links`, or without MLO on its `legacy_link`"
         known = [n for n, _ in bss.freqs]

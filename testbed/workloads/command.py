@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from pydantic import Field
 
 from testbed.features import Feature
-from testbed.nodes.node import Argv
 from testbed.recorded import Recorded
 from testbed.spec import Spec
 from testbed.steps import Spawn, Step
-from testbed.units import Time
+from testbed.units import Argv, Time
 from testbed.workloads.place import Measured, Task
 
 

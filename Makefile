@@ -70,6 +70,7 @@ lint: setup ## ruff and mypy --strict
 bench: setup peers ## side by side with Mininet, ip -batch and a C program
 	@$(BIN)/python benchmarks/bringup.py
 	@$(BIN)/python benchmarks/execution.py
+	@$(BIN)/python benchmarks/planning.py
 
 # How many (N), with which seed (SEED), of which kinds (KINDS): `python -m tests.fuzz --help` says what there is.
 fuzz: setup ## inputs that are broken on purpose, and labs that are killed, stopped and out of room: N= SEED= KINDS=

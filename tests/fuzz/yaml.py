@@ -210,6 +210,9 @@ class Mutator:
         right = [f.read_bytes() for pattern in _SEEDS[:3] for f in sorted(ROOT.glob(pattern))]
         self.right = [tree for tree in map(_tree, right) if tree and "topology" not in tree]
         self.values = [value for tree in self.trees for _, value in _walk(tree)]
+        self.under = dict[str, list[Any]]()  # what is written under a key anywhere
+        for pair in (pair for value in self.values if isinstance(value, dict) for pair in value.items()):
+            self.under.setdefault(pair[0], []).append(pair[1])
         self.keys = sorted({*_keys(schema()), *(k for v in self.values if isinstance(v, dict) for k in v)})
 
     def tree(self) -> bytes:
@@ -237,8 +240,9 @@ class Mutator:
     def change(self, holder: Any, key: Any, value: Any) -> None:
         """Change one value of a mapping or a list."""
         chance = self.chance
-        other = _copy(chance.choice(_SPECIAL if chance.random() < 0.6 else self.values))
-        match chance.randrange(7):
+        near = self.under.get(key, []) if isinstance(key, str) and chance.random() < 0.5 else []
+        other = _copy(chance.choice(near or (_SPECIAL if chance.random() < 0.6 else self.values)))
+        match chance.randrange(7 if not near else 12):
             case 2:
                 del holder[key]
             case 3 if isinstance(holder, dict):

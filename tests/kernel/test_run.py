@@ -73,6 +73,15 @@ def test_the_folder_has_inputs_intent_circumstances_and_raw_data(folder: Path) -
     assert manifest["ended"] > manifest["began"]
 
 
+def test_no_node_can_have_the_name_of_a_file_of_the_run(folder: Path, tmp_path: Path) -> None:
+    files = [f.name for f in folder.iterdir() if f.is_file()]
+    assert len(files) >= 10
+    (tmp_path / "lab.yaml").write_text(f"name: lab\nnodes: {{{', '.join(f'{f}: {{}}' for f in files)}}}\n")
+    done = testbed("check", str(tmp_path / "lab.yaml"))
+    assert done.returncode == 2
+    assert done.stderr.count("can't be a node's folder in the results") == len(files)
+
+
 def test_what_was_performed_is_what_was_planned(folder: Path) -> None:
     performed = [row.partition(" ")[2] for row in (folder / "commands.log").read_text().splitlines()]
     planned = [row for row in (folder / "plan.txt").read_text().splitlines() if row and not row.startswith("#")]

@@ -40,10 +40,16 @@ class Experiment(Struct, frozen=True):
     under: Path | None = None  # the file that `topology:` names
 
 
-def read(path: str | Path, overrides: tuple[str, ...] = (), base: Path | None = None) -> Experiment:
+def read(
+    path: str | Path,
+    overrides: tuple[str, ...] = (),
+    base: Path | None = None,
+    only: tuple[str, ...] | None = None,
+) -> Experiment:
     """Read a topology or an experiment; InputError has every problem of the file.
 
-    `base` stands in for the file that `topology:` names: a results folder holds its own copy.
+    `base` stands in for the file that `topology:` names: a results folder holds its own copy. With `only` the
+    experiment has the cases with these settings alone.
     """
     file = Path(path)
     text = _text(file, str(file), _option(str(path)))
@@ -63,12 +69,12 @@ def read(path: str | Path, overrides: tuple[str, ...] = (), base: Path | None = 
     problems += [*wrong, *faults]
     matrix = {} if faults else own.get("matrix", {})
     assert isinstance(matrix, dict)
-    topologies, wrong = _built(document, matrix)
+    topologies, wrong = _built(document, matrix, only)
     if problems := [*problems, *wrong]:
         raise InputError(*dict.fromkeys(problems))
     repeat = int(str(own.get("repeat", 1)))
     cases = (
-        Case(_label(settings, n, repeat), tuple(f"{key}={_written(value)}" for key, _, value in settings), topology)
+        Case(_label(settings, n, repeat), _stated(settings), topology)
         for settings, topology in topologies.items()
         for n in range(repeat)
     )
@@ -77,14 +83,16 @@ def read(path: str | Path, overrides: tuple[str, ...] = (), base: Path | None = 
 
 
 def _built(
-    document: Document, matrix: dict[str, list[object]]
-) -> tuple[dict[tuple[Setting, ...], Topology], list[Problem]]:
+    document: Document, matrix: dict[str, list[object]], only: tuple[str, ...] | None
+) -> tuple[dict[Settings, Topology], list[Problem]]:
     """Return the topology of each case, and what is wrong with any: the same is said once."""
     found: dict[Settings, Topology] = {}
     problems: dict[Problem, None] = {}
     like: Built | None = None
     idle = 0
     for settings in _products(matrix):
+        if only is not None and _stated(settings) != only:
+            continue
         case, wrong = _case(document, settings)
         try:
             found[settings] = build(case, like)
@@ -151,7 +159,7 @@ def _overridden(document: Document, assignments: list[str]) -> tuple[Document, l
     return document, problems
 
 
-def _case(document: Document, settings: tuple[Setting, ...]) -> tuple[Document, list[Problem]]:
+def _case(document: Document, settings: Settings) -> tuple[Document, list[Problem]]:
     """Return the document with one value for each path of the matrix, and what is wrong with the paths."""
     problems: list[Problem] = []
     for path, n, value in settings:
@@ -188,10 +196,15 @@ def _faults(document: Document, own: dict[str, object]) -> Iterator[Problem]:
         yield document.at(("matrix",), key=True).problem(what)
 
 
-def _products(matrix: dict[str, list[object]]) -> Iterator[tuple[Setting, ...]]:
+def _products(matrix: dict[str, list[object]]) -> Iterator[Settings]:
     """Yield, for each case, (path, index, value) of every path."""
     for chosen in product(*(list(enumerate(values)) for values in matrix.values())):
         yield tuple((path, n, value) for path, (n, value) in zip(matrix, chosen, strict=True))
+
+
+def _stated(settings: Settings) -> tuple[str, ...]:
+    """Return what was set for a case, as `--set` takes it."""
+    return tuple(f"{key}={_written(value)}" for key, _, value in settings)
 
 
 def _written(value: object) -> str:
@@ -203,7 +216,7 @@ def _written(value: object) -> str:
     return str(value) if plain == value and type(plain) is type(value) else json.dumps(value)
 
 
-def _label(settings: tuple[Setting, ...], n: int, repeat: int) -> str:
+def _label(settings: Settings, n: int, repeat: int) -> str:
     words = [f"{path.rpartition('.')[2]}={value}" for path, _, value in settings]
     words += [str(n + 1)] if repeat > 1 else []
     label = "".join(c if c.isalnum() or c in "=._%-" else "-" for c in "_".join(words))

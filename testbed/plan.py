@@ -95,6 +95,11 @@ class Plan(Struct, frozen=True, dict=True):
         return "".join(f"{step}\n" for step in self.steps)
 
 
+def outline(topology: Topology) -> Plan:
+    """Return a plan without its steps: what it requires is known without them, in a third of the time."""
+    return Plan(topology.name, addressing.network(topology), (), "")
+
+
 def plan(topology: Topology) -> Plan:
     """Return the steps that make a topology; the same topology gives the same steps."""
     net = addressing.network(topology)

@@ -136,7 +136,7 @@ def _circumstances(folder: Recorded) -> tuple[Manifest, Topology]:
         why = folder.broken[0] if folder.broken else "is no results folder: it has no topology.yaml"
         raise InputError(Problem(why, str(folder.path)))
     overrides, settings = tuple(manifest.overrides), tuple(manifest.settings)
-    found = read(experiment, overrides, base) if given[1] else read(base, overrides)
+    found = read(experiment, overrides, base, settings) if given[1] else read(base, overrides, only=settings)
     for case in found.cases:
         if case.settings == settings:
             return manifest, case.topology

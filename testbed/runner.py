@@ -18,7 +18,7 @@ from testbed.experiment import Case, Experiment
 from testbed.faults import foreseen
 from testbed.features import Feature
 from testbed.machines import here
-from testbed.plan import Plan, plan
+from testbed.plan import Plan, outline, plan
 from testbed.records import Held
 from testbed.report import Report, report
 from testbed.results import Folder
@@ -44,7 +44,7 @@ class Outcome(Struct, frozen=True):
 
 def requires(experiment: Experiment) -> tuple[Feature, ...]:
     """Return what a machine must offer for every case of an experiment."""
-    plans = [plan(case.topology) for case in experiment.cases]
+    plans = (outline(case.topology) for case in experiment.cases)
     return tuple(dict.fromkeys(f for p in plans for f in (*p.requires(), *schedule.requires(p))))
 
 

@@ -144,6 +144,17 @@ def test_cases_are_judged_as_if_each_was_alone(tmp_path: Path) -> None:
         assert [case] == [c.topology for c in read(file).cases]
 
 
+def test_a_report_reads_its_own_case_alone(tmp_path: Path) -> None:
+    file = tmp_path / "lab.yaml"
+    file.write_text(f"{PAIR}repeat: 2\nmatrix: {{links.l.rate: [9mbit, 7mbit], links.l.delay: [1ms, 2ms]}}\n")
+    wanted = read(file).cases[-1]
+    found = read(file, only=wanted.settings).cases
+    assert [c.topology for c in found] == [wanted.topology] * 2
+    file.write_text(chain(9, first="  - {name: l, ends: [node0:l, node1:l], rate: 1mbit}\n") + matrix(100))
+    whole, one = calls(partial(read, file)), calls(partial(read, file, only=("links.0.rate=50mbit",)))
+    assert one < whole / 2
+
+
 def test_of_very_many_problems_the_first_are_told_and_the_rest_is_counted(say: Say, tmp_path: Path) -> None:
     file = tmp_path / "lab.yaml"
     file.write_text(chain(300, "nod"))

@@ -56,12 +56,13 @@ def up(
             raise
         return lab
 
-    keep = _borrowed(plan)
+    borrowed = _borrowed(plan)
+    keep = borrowed or ()
     places = cgroups.find() if plan.bounds() else None
 
     def after() -> None:
-        for fd in keep:
-            country.give_back(fd)
+        if borrowed is not None:
+            country.give_back(*borrowed)
         if places is not None:
             cgroups.sweep(places, patience=5.0)
 
@@ -72,12 +73,12 @@ def up(
             os.close(fd)
 
 
-def _borrowed(plan: Plan) -> tuple[int, ...]:
+def _borrowed(plan: Plan) -> tuple[int, int] | None:
     """Keep in mind the machine's regulatory domain if the lab sets one; none where only the kernel could tell it."""
     if any(isinstance(s, Configure) and isinstance(s.request, CountrySet) for s in plan.steps):
         with suppress(OSError, LabError):  # the lab's own request will say what is wrong
-            return (country.borrow(),)
-    return ()
+            return country.borrow()
+    return None
 
 
 def permitted_name(name: str) -> None:

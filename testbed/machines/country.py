@@ -20,8 +20,8 @@ from testbed.errors import LabError
 _FILE = Path("/run/testbed-country")  # of root: nobody else may change the domain
 
 
-def borrow() -> int:
-    """Keep in mind which regulatory domain there is; return a descriptor whose end lets the next give it back.
+def borrow() -> tuple[int, int]:
+    """Keep in mind which regulatory domain there is; return descriptors of the file that is locked and of its folder.
 
     OSError or LabError where it can't be known or kept: then a lab leaves its own behind.
     """
@@ -32,7 +32,7 @@ def borrow() -> int:
         if os.fstat(fd).st_nlink:
             if not os.fstat(fd).st_size:
                 os.pwrite(fd, before.encode(), 0)  # who does so at this moment as well writes the same
-            return fd
+            return fd, os.open(_FILE.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         os.close(fd)  # the last lab ended at this moment, and took the file away
 
 
@@ -44,16 +44,20 @@ def alone(fd: int) -> bool:
     return False
 
 
-def give_back(fd: int) -> None:
-    """Set the domain that there was before, unless other labs with radios are there still."""
+def give_back(fd: int, folder: int) -> None:
+    """Set the domain that there was before, unless other labs with radios are there still.
+
+    The folder is the machine's: whoever calls this may be where a lab has a /run of its own.
+    """
     if alone(fd):
         before = os.pread(fd, 8, 0).decode(errors="replace")
         with netlink.connect(wire.NETLINK_GENERIC) as sock:
             body = nl80211.set_country(before)
             netlink.transact(sock, [wire.Message(0, 0, body)], _family(sock))
         with suppress(FileNotFoundError):
-            _FILE.unlink()
+            os.unlink(_FILE.name, dir_fd=folder)
     os.close(fd)
+    os.close(folder)
 
 
 def current() -> str:

@@ -18,9 +18,7 @@ def test_in_a_guest_all_bounds_of_a_lab_are_enforced(guests: None, name: str) ->
     resources = json.loads(done.stdout)["resources"]
     assert {key: one["bound"] for key, one in resources.items()} == {"memory": "100mb", "pids": "100", "cpu": "1.5"}
     assert all("by" in one and "unenforced" not in one for one in resources.values()), resources
-    groups = "cat /proc/self/cgroup; cat /sys/fs/cgroup/testbed-*/memory.max /sys/fs/cgroup/testbed-*/cpu.max"
-    said = testbed("exec", name, "client", "--", "sh", "-c", groups).stdout
-    assert said.splitlines()[1:] == [str(100 << 20), "30000 20000"]
+    said = testbed("exec", name, "client", "--", "cat", "/proc/self/cgroup").stdout
     assert f"/testbed-{name}-" in said
     hog = testbed("exec", name, "client", "--", "python3", "-c", "x = bytearray(300 << 20)")
     assert hog.returncode == 137, hog.stderr

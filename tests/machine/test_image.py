@@ -137,7 +137,7 @@ def test_the_image_boots_to_a_shell_and_loads_amt(built: Image) -> None:
         * "\n"  # the driver clears the port's FIFO when the console is opened
         + "export PATH=/usr/local/sbin:/usr/sbin:/usr/bin; modprobe -a amt mac80211_hwsim sch_netem; lsmod; "
         "touch /written && echo writable-$((6*7)); hostapd -v; "
-        "python3 -c 'import pydantic, typer, rich, networkx, yaml, pyroute2; print(\"imports\", 6*7)'; "
+        "python3 -c 'import pydantic, typer, rich, yaml, pyroute2; print(\"imports\", 6*7)'; "
         "echo o >/proc/sysrq-trigger\n"
     )
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as guest:

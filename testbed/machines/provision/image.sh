@@ -106,7 +106,7 @@ mount -t tmpfs shm "$root/dev/shm" # compileall's semaphores
 # No time stamps are compared when a module is imported: what is in the image does not change.
 inside chroot /mnt/root /usr/bin/python3 -m compileall -q -f -j 0 --invalidation-mode unchecked-hash /usr/lib/python3.14 \
     /usr/local/lib/python3.14
-inside chroot /mnt/root /usr/bin/python3 -I -c 'import pydantic, yaml, typer, rich, networkx, pyroute2' ||
+inside chroot /mnt/root /usr/bin/python3 -I -c 'import pydantic, yaml, typer, rich, pyroute2' ||
     fail "the guest's Python can't import what python.txt names"
 
 umount "$root/dev/shm"

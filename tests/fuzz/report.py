@@ -248,6 +248,16 @@ def campaign(count: int, seed: int) -> Iterator[Batch]:
         yield batch(range(start, min(start + _BATCH, count)), seed, runs)
 
 
+def full() -> list[str]:
+    """Return what is wrong when a file of each kind, one after the other, is as long as it may be."""
+    files = content(RUNS / "wireless")
+    node = ("samples.jsonl", "wlan-events.jsonl", "call.client.json")
+    names = ("air.jsonl", "run.json", *(f"phone/{name}" for name in node))
+    bombs = [{**files, name: bomb(name, files[name])} for name in names]
+    short = [name for made, name in zip(bombs, names, strict=True) if len(made[name]) <= 1 << 20]
+    return [f"{name} is not long" for name in short] + faults(batch(range(len(bombs)), 0, bombs, broken=False))
+
+
 def faults(found: Batch) -> list[str]:
     """Return what is wrong in a batch."""
     wrong = [

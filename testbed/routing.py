@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from itertools import groupby
+from itertools import groupby, islice
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -179,10 +179,13 @@ def table(
 
 
 def _found(joined: Graph, first: Sequence[Hop], own: set[int]) -> dict[int, int]:
-    """Return what `search` finds; by an only hop it is enough to know that something lies behind it."""
-    if len(first) == 1:
-        return dict.fromkeys((s for s in joined.segments[first[0].router] if s not in own), 0)
-    return search(joined, first, own)
+    """Return what `search` finds; by an only router it is enough to know one segment that lies behind it."""
+    return _behind(joined, first, own) if len({hop.router for hop in first}) == 1 else search(joined, first, own)
+
+
+def _behind(joined: Graph, first: Sequence[Hop], own: set[int]) -> dict[int, int]:
+    """Return a segment, if any, that the router of all hops is on and a node is not."""
+    return dict.fromkeys(islice((s for s in joined.segments[first[0].router] if s not in own), 1), 0)
 
 
 def routes(net: Network, node: str, every: Sequence[Known]) -> Iterator[RouteAdd]:
@@ -227,7 +230,9 @@ def source_routes(
                     yield RouteAdd(i.network(version), i.name, table=number)
             joined = net.graphs[version]
             first = hops(joined, [interface], version)
-            found = {s: h for s, h in search(joined, first, ()).items() if s not in here}
+            found = _behind(joined, first, here) if len(first) == 1 else {}
+            if not found:  # or what lies behind segments of its own, which others lead to as well
+                found = {s: h for s, h in search(joined, first, ()).items() if s not in here}
             others = [m for m in net.segments[interface.segment] if m.node != node and m.host(version)]
             if found:
                 yield from table(net, nets, first, found, number)

@@ -192,7 +192,8 @@ def _faults(document: Document, own: dict[str, object]) -> Iterator[Problem]:
         else:
             count *= len(values)
     if count > _CASES:
-        what = f"{count} runs (every combination of the matrix, times `repeat`), and {_CASES} are the most"
+        runs = str(count) if count <= 10**12 else "more than 10^12"  # Python writes no more than 4300 digits
+        what = f"{runs} runs (every combination of the matrix, times `repeat`), and {_CASES} are the most"
         yield document.at(("matrix",), key=True).problem(what)
 
 

@@ -142,6 +142,11 @@ class Network(Struct, frozen=True, dict=True):
         return {4: four, 6: four if six == four else six}
 
     @cached_property
+    def relays(self) -> dict[str, tunnels.Relay]:
+        """Return the AMT relays by their nodes."""
+        return tunnels.relays(self)
+
+    @cached_property
     def tunnels(self) -> dict[str, tuple[Tunnel, ...]]:
         """Return the ends of AMT tunnels of each node that has some."""
         return tunnels.planned(self)

@@ -52,24 +52,30 @@ def crowded(net: Network) -> Iterator[Fault]:
     It counts each group of each host, also those that IPv6 itself joins (RFC 4291 section 2.7.1: one for each address
     but equal ends, here one link-local and one other).
     """
-    for name in filter(None, (n if node.amt_gateway else "" for n, node in net.topology.nodes.items())):
+    gateways = [name for name, node in net.topology.nodes.items() if node.amt_gateway is not None]
+    joined = _joined(net) if gateways else {}
+    for name in gateways:
         inner = [i for t in net.tunnels.get(name, ()) for i in net.interfaces[name] if t.discovery and i.name == t.name]
         for segment in (i.segment for i in inner):
             hosts = [i for i in net.segments.get(segment, ()) if i.host(6)]
-            joined = {pair for work in trees.workloads(net.topology) for pair in _joined(net, work, name, segment)}
-            if (count := len(joined) + 2 * len(hosts)) > amt.GROUPS:
+            # What is joined there by receivers, and by the gateway for others.
+            pairs = {(node or name, group) for node, group in joined.get(segment, ())}
+            if (count := len(pairs) + 2 * len(hosts)) > amt.GROUPS:
                 own = f", with {2 * len(hosts)} that IPv6 needs itself" if hosts else ""
                 message = f"{count} memberships are behind this gateway{own}, and a tunnel keeps {amt.GROUPS}"
                 yield ("nodes", name, "amt_gateway"), message, "use more gateways, or fewer groups or receivers"
 
 
-def _joined(net: Network, work: Multicast, gateway: str, segment: int) -> Iterator[tuple[str, str]]:
-    """Yield (host, group) of what is joined behind a gateway: by receivers there, or by the gateway for others."""
-    if misfit(work.group) or work.version not in net.families or (found := trees.find(net, work)) is None:
-        return
-    for node, end in found.ends.items():
-        if any(hop.far == segment for hop in found.tree.path(end.segment)):
-            yield (node if end.segment == segment else gateway), work.group
+def _joined(net: Network) -> dict[int, set[tuple[str, str]]]:
+    """Return (receiver, group) of what is joined in each segment; "" for receivers that are further away."""
+    joined: dict[int, set[tuple[str, str]]] = {}
+    for work in trees.workloads(net.topology):
+        if misfit(work.group) or work.version not in net.families or (found := trees.find(net, work)) is None:
+            continue
+        for node, end in found.ends.items():
+            for hop in found.tree.path(end.segment):
+                joined.setdefault(hop.far, set()).add((node if end.segment == hop.far else "", work.group))
+    return joined
 
 
 def _node(place: Path) -> Path:
@@ -111,6 +117,6 @@ def _unreached(net: Network, work: Multicast, receiver: Receiver, place: Path) -
 
 def _passed(net: Network, found: trees.Found) -> Iterator[Interface]:
     """Yield every interface on the way, ports of bridges too."""
-    out = {(hop.node, hop.oif) for hop in found.hops}
+    out, segments = {(hop.node, hop.oif) for hop in found.hops}, found.segments
     for interfaces in net.interfaces.values():
-        yield from (i for i in interfaces if i.segment in found.segments or (i.node, i.name) in out)
+        yield from (i for i in interfaces if i.segment in segments or (i.node, i.name) in out)

@@ -14,7 +14,6 @@ from msgspec import Struct
 from testbed.addressing import Network
 from testbed.drivers.smcroute import Entry
 from testbed.topology import Topology
-from testbed.tunnels import gateways
 from testbed.workloads.multicast import Multicast, Receiver
 from testbed.workloads.place import Way
 
@@ -83,7 +82,7 @@ def hops(net: Network, version: int) -> Iterator[Hop]:
             yield from (Hop(name, near.name, near.segment, far.name, far.segment) for far in mine if far != near)
         if (relay := node.amt_relay) is not None:
             # What it sends into its pseudo-interface comes out of that of every gateway that asked for it.
-            far_ends = [t for g in gateways(net, name) for t in net.tunnels.get(g, ()) if t.discovery]
+            far_ends = [t for g in net.relays[name].gateways for t in net.tunnels.get(g, ()) if t.discovery]
             segments = [i.segment for t in far_ends for i in net.interfaces[t.node] if i.name == t.name]
             yield from (Hop(name, near.name, near.segment, relay.name, s) for s in segments for near in mine)
 

@@ -9,9 +9,12 @@ from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from testbed.drivers.amt import HEADERS, LEAST_MTU
 from testbed.explain import suggest
 from testbed.nodes.amt_gateway import AmtGateway
+from testbed.nodes.amt_relay import AmtRelay
 from testbed.nodes.place import Interface, Place, Tunnel
 from testbed.routing import hops, search
 from testbed.units import interface_of
@@ -24,20 +27,40 @@ Fault = tuple[Path, str, str]
 _IPV6_MTU = 1280  # RFC 8200 section 5
 
 
+class Relay(Struct, frozen=True):
+    """A relay: the nodes whose gateways are to find it, its end of their tunnels, or what is wrong with that.
+
+    `ways` has the interface by which planned routes lead to each segment of these nodes.
+    """
+
+    gateways: tuple[str, ...]
+    ways: dict[int, str]
+    end: Tunnel | Fault
+
+
+def relays(net: Network) -> dict[str, Relay]:
+    """Return the relays by their nodes, each looked at once for all of its gateways."""
+    named: dict[str, list[str]] = {}
+    for name, node in net.topology.nodes.items():
+        if node.amt_gateway is not None:
+            named.setdefault(_named(node.amt_gateway), []).append(name)
+    found = {}
+    for name, node in net.topology.nodes.items():
+        if node.amt_relay is not None:
+            mine = tuple(named.get(name, ()))
+            ways = _ways(net, name, {i.segment for g in mine for i in _usable(net, g)})
+            found[name] = Relay(mine, ways, _relay(net, name, node.amt_relay, mine, ways))
+    return found
+
+
 def planned(net: Network) -> dict[str, tuple[Tunnel, ...]]:
     """Return the ends of tunnels that each node has, without those that can't be."""
     found: dict[str, tuple[Tunnel, ...]] = {}
     for name in net.topology.nodes:
-        ends = [_gateway(net, name), _relay(net, name)]
+        ends = [_gateway(net, name), net.relays[name].end if name in net.relays else None]
         if mine := tuple(t for t in ends if isinstance(t, Tunnel)):
             found[name] = mine
     return found
-
-
-def gateways(net: Network, relay: str) -> list[str]:
-    """Return the nodes whose gateway is to find a relay."""
-    nodes = net.topology.nodes.items()
-    return [n for n, node in nodes if node.amt_gateway is not None and _named(node.amt_gateway) == relay]
 
 
 def faults(net: Network) -> Iterator[Fault]:
@@ -76,14 +99,14 @@ def _relay_faults(net: Network, name: str) -> Iterator[Fault]:
     assert node.amt_relay is not None
     if node.router is None:
         yield at, "a relay is a multicast router", "give the node `router: {multicast: true}`"
-    end = _relay(net, name)
+    gateways, end = net.relays[name].gateways, net.relays[name].end
     if isinstance(end, tuple):
         # Which interface it is, a gateway would tell that names no relay.
         yield from () if end[0] == at and any(_astray(net, n) for n in net.topology.nodes) else (end,)
-    elif end is not None and not any(list(_narrow(net, t, at)) for g in gateways(net, name) for t in _mine(net, g)):
+    elif not any(list(_narrow(net, t, at)) for g in gateways for t in _mine(net, g)):
         yield from _narrow(net, end, at)
-    if (count := len(gateways(net, name))) > (most := node.amt_relay.max_tunnels):
-        who = ", ".join(gateways(net, name)[:4]) + (", ..." if count > 4 else "")
+    if (count := len(gateways)) > (most := node.amt_relay.max_tunnels):
+        who = ", ".join(gateways[:4]) + (", ..." if count > 4 else "")
         yield (*at, "max_tunnels"), f"{count} gateways have {name} as their relay ({who}), and it takes {most}", ""
 
 
@@ -112,11 +135,8 @@ def _named(role: AmtGateway) -> str:
     return role.discovery.partition(":")[0]
 
 
-def _relay(net: Network, name: str) -> Tunnel | Fault | None:
-    """Return the relay's end of a node, what is wrong with it, or None where there is none."""
-    role = net.topology.nodes[name].amt_relay
-    if role is None:
-        return None
+def _relay(net: Network, name: str, role: AmtRelay, gateways: tuple[str, ...], ways: dict[int, str]) -> Tunnel | Fault:
+    """Return the relay's end of a node, or what is wrong with it."""
     at: Path = ("nodes", name, "amt_relay")
     mine = _usable(net, name)
     if role.interface is not None:
@@ -124,9 +144,9 @@ def _relay(net: Network, name: str) -> Tunnel | Fault | None:
         return chosen if isinstance(chosen, tuple) else _end(chosen, role.name)
     if not mine:
         return at, f"{name} has no interface with an IPv4 address, and the kernel's AMT tunnels are of IPv4", ""
-    asked = [net.topology.nodes[g].amt_gateway for g in gateways(net, name)]
+    asked = [net.topology.nodes[g].amt_gateway for g in gateways]
     stated = {a.discovery.partition(":")[2] for a in asked if a is not None} & {i.name for i in mine}
-    near = {i.name for g in gateways(net, name) for i in _towards(net, name, _usable(net, g))}
+    near = {i.name for g in gateways for i in _towards(net, name, _usable(net, g), ways)}
     for names in (stated, near, {i.name for i in mine}):
         if len(names) == 1:
             return _end(next(i for i in mine if i.name in names), role.name)
@@ -150,7 +170,8 @@ def _gateway(net: Network, name: str) -> Tunnel | Fault | None:
         return (*at, "discovery"), f"{name} is this node itself: a gateway finds its relay at another one", ""
     if net.topology.nodes[relay].amt_relay is None:
         return (*at, "discovery"), f"{relay} is no AMT relay", "give that node `amt_relay: {}`"
-    end = _relay(net, relay)
+    there = net.relays[relay]
+    end = there.end
     if not isinstance(end, Tunnel):
         return None  # it is blamed there
     if ifname and ifname != end.dev:
@@ -175,7 +196,7 @@ def _gateway(net: Network, name: str) -> Tunnel | Fault | None:
     if len(found) > 1:
         several = " and ".join(i.name for i in found)
         return at, f"{several} are both on a link to {relay}", "state the `interface` of the tunnel"
-    if far.name not in {i.name for i in _towards(net, relay, found)}:
+    if far.name not in {i.name for i in _towards(net, relay, found, there.ways)}:
         message = f"{relay} has no way back from {far.name} to {name} ({found[0].host(4)})"
         return (*at, "discovery"), message, ""
     return _end(found[0], role.name, far.host(4))
@@ -211,25 +232,41 @@ def _usable(net: Network, node: str) -> list[Interface]:
     return [i for i in net.interfaces[node] if not i.port and i.kind != "amt" and i.host(4)]
 
 
-def _towards(net: Network, node: str, targets: Iterable[Interface]) -> list[Interface]:
-    """Return the interfaces by which packets to these leave a node: on a common link, else as routes say."""
+def _towards(
+    net: Network, node: str, targets: Iterable[Interface], ways: dict[int, str] | None = None
+) -> list[Interface]:
+    """Return the interfaces by which packets to these leave a node: on a common link, else as routes say.
+
+    `ways` are the planned ones, where they are known already.
+    """
     mine, targets = _usable(net, node), list(targets)
-    near = [i for i in mine if any(i.segment == t.segment for t in targets)]
-    return near or list(dict.fromkeys(i for t in targets for i in _routed(net, node, mine, t)))
+    there = {t.segment for t in targets}
+    if near := [i for i in mine if i.segment in there]:
+        return near
+    planned = _ways(net, node, there) if ways is None else ways
+    return list(dict.fromkeys(i for t in targets for i in _routed(net, node, mine, t, planned)))
 
 
-def _routed(net: Network, node: str, mine: list[Interface], target: Interface) -> Iterator[Interface]:
-    stated = net.topology.nodes[node].routes
-    if stated:
+def _routed(
+    net: Network, node: str, mine: list[Interface], target: Interface, ways: dict[int, str]
+) -> Iterator[Interface]:
+    if stated := net.topology.nodes[node].routes:
         to = ip_address(target.host(4))
         fits = [(length, via) for r in stated if (length := _covers(r.to, to)) >= 0 and (via := _parsed(r.via))]
         for _, via in sorted(fits, key=lambda f: -f[0])[:1]:
             yield from (i for i in mine if any(via in interface_of(a).network for a in i.addresses))
-    elif net.topology.routing == "static":
-        first = hops(net.graphs[4], mine, 4)
-        found = search(net.graphs[4], first, {i.segment for i in net.interfaces[node] if not i.port})
-        if (n := found.get(target.segment, -1)) >= 0:
-            yield next(i for i in mine if i.name == first[n].dev)
+    elif target.segment in ways:
+        yield next(i for i in mine if i.name == ways[target.segment])
+
+
+def _ways(net: Network, node: str, segments: set[int]) -> dict[int, str]:
+    """Return the interface by which planned routes of a node lead to each of these segments, if any do."""
+    own = {i.segment for i in net.interfaces[node] if not i.port}
+    if segments <= own or net.topology.nodes[node].routes or net.topology.routing != "static":
+        return {}
+    first = hops(net.graphs[4], _usable(net, node), 4)
+    found = search(net.graphs[4], first, own)
+    return {s: first[n].dev for s in segments if (n := found.get(s, -1)) >= 0}
 
 
 def _covers(network: str, address: IPv4Address | IPv6Address) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -38,6 +39,18 @@ def flows(count: int) -> str:
     return "workloads:\n" + "".join(f"  w{n}: {{ping: {{from: node{n}, to: node{n + 1}}}}}\n" for n in range(count - 1))
 
 
+def tunnels(count: int) -> str:
+    """Return a lab of receivers behind AMT gateways, with a network each, and a source beyond their relay."""
+    hosts, role = range(count), "{bridge: {ports: [eth1, amt0]}, amt_gateway: {discovery: relay}}"
+    found = "name: lab\nnodes:\n  source: {}\n  relay: {router: {multicast: true}, amt_relay: {max_tunnels: 9999}}\n"
+    found += "  hub: {router: {}}\n" + "".join(f"  node{n}: {role}\n  host{n}: {{}}\n" for n in hosts)
+    found += "links:\n  - {ends: [source:eth0, relay:eth1]}\n  - {ends: [relay:eth0, hub:up]}\n"
+    for n in hosts:
+        found += f"  - {{ends: [node{n}:eth0, hub:p{n}]}}\n  - {{ends: [host{n}:eth0, node{n}:eth1]}}\n"
+    flow = f"source: source, group: 232.1.1.1, rate: 1mbit, receivers: [{', '.join(f'host{n}' for n in hosts)}]"
+    return f"{found}workloads: {{tv: {{multicast: {{{flow}}}}}}}\n"
+
+
 # What a file of a size is, without faults or full of them.
 GROWING: dict[str, Callable[[int], str]] = {
     "a chain": chain,
@@ -57,6 +70,7 @@ GROWING: dict[str, Callable[[int], str]] = {
     "checks of nothing": lambda n: chain(n) + rows("checks", "{metric: nodN.eth0.tx_mbps, min: 1}", n),
     "flows": lambda n: chain(n) + flows(n),
     "flows of nothing": lambda n: chain(n) + flows(n).replace("from: node", "from: nod"),
+    "receivers behind tunnels": tunnels,
     "cases": lambda n: chain(9, first="  - {name: l, ends: [node0:l, node1:l], rate: 1mbit}\n") + matrix(n),
     "cases with a fault": lambda n: chain(9, "nod") + matrix(n),
 }
@@ -142,6 +156,15 @@ def test_cases_are_judged_as_if_each_was_alone(tmp_path: Path) -> None:
     for case, rate, delay in zip(cases, (9, 9, 7, 7), (1, 2, 1, 2), strict=True):
         file.write_text(PAIR.replace("9mbit", f"{rate}mbit, delay: {delay}ms"))
         assert [case] == [c.topology for c in read(file).cases]
+
+
+def test_more_cases_than_can_be_counted_are_too_many(tmp_path: Path) -> None:
+    file = tmp_path / "lab.yaml"
+    for count, said in ((4, "10000 runs"), (13, "more than 10^12 runs"), (5000, "more than 10^12 runs")):
+        values = "".join(f"  links.l.key{n}: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]\n" for n in range(count))
+        file.write_text(f"{PAIR}matrix:\n{values}")
+        with pytest.raises(InputError, match=re.escape(said) + ".* and 1000 are the most"):
+            read(file)
 
 
 def test_a_report_reads_its_own_case_alone(tmp_path: Path) -> None:

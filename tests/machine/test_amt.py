@@ -129,7 +129,7 @@ def test_multicast_interfaces_routes_and_address_outlive_a_restart(guests: None,
 INNER = """
 import os, signal, sys
 from testbed import control
-from tests.kernel import remains
+import remains
 lab = control.find("inner")
 tags = remains.tag(lab)
 os.kill(lab.holder, signal.SIGKILL)
@@ -146,10 +146,13 @@ def test_a_lab_that_is_killed_leaves_no_interface_and_no_namespace(guests: None,
     file.write_text("name: outer\nnodes: {a: {}}\n")
     assert testbed("up", str(file), "--name", name, "--machine", "microvm", timeout=PATIENCE).returncode == 0
     try:
-        inner = "cd /testbed && python3 -m testbed up topologies/amt-pair.yaml --name inner --machine here"
-        done = testbed("exec", name, "a", "--", "sh", "-c", inner)
+        inner = "cat > /tmp/pair.yaml; cd /testbed && python3 -m testbed up /tmp/pair.yaml --name inner --machine here"
+        done = testbed("exec", name, "a", "--", "sh", "-c", inner, input=PAIR.read_text())
         assert done.returncode == 0, done.stderr
-        done = testbed("exec", name, "a", "--", "sh", "-c", f"cd /testbed && python3 -c '{INNER}'")
+        # A guest has the package alone: what else is needed comes by standard input.
+        script = f"cat > /tmp/remains.py; PYTHONPATH=/testbed:/tmp python3 -c '{INNER}'"
+        remains = (ROOT / "tests/kernel/remains.py").read_text()
+        done = testbed("exec", name, "a", "--", "sh", "-c", script, input=remains)
         assert done.returncode == 0, done.stderr
         done = testbed("exec", name, "a", "--", "sh", "-c", "ps -e -o comm=; dmesg")
         assert "smcrouted" not in done.stdout

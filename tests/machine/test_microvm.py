@@ -215,6 +215,7 @@ def test_edited_sources_are_what_runs(begin: Callable[..., Guest], tmp_path: Pat
     for other in ("msgspec", "typer", "yaml"):  # as beside an installed testbed: for the host's Python
         (tmp_path / f"{other}.py").write_text("raise ImportError('this is the host's')\n")
     subprocess.run(("cp", "-r", str(ROOT / "testbed"), str(tmp_path)), check=True)
+    tmp_path.chmod(0o755)  # QEMU has a user of its own
     guest = begin({"code": Share(tmp_path, "/testbed")})
     assert output(guest, "testbed", "--version")[1].startswith("testbed 0")
     (tmp_path / "testbed/__init__.py").write_text(

@@ -30,6 +30,7 @@ DIFFERENT = {
     "test_the_folder_is_kept_and_files_are_those_of_the_host": "a guest has files of its own",
     "test_the_library_runs_commands_with_input_environment_and_folder": "the library has labs of this kernel",
     "test_the_library_names_what_can_not_be_run": "the library has labs of this kernel",
+    "test_a_command_ends_with_the_program_that_asked_for_it_and_so_do_its_daemons": "it is the library's",
     "test_a_command_has_three_streams_and_nothing_else_open": "the library has labs of this kernel",
     "test_commands_of_many_threads_and_programs_run_at_the_same_time": "the library has labs of this kernel",
     "test_an_event_takes_effect_at_its_time_and_the_series_show_it": "an emulated processor may be late",

@@ -17,6 +17,7 @@ from testbed.errors import LabError
 from testbed.machines import case, collected, remote, request, staging
 from testbed.machines.collected import Taken, collect
 from testbed.results import Folder
+from tests.kernel.others import NOBODY, as_other
 
 
 @pytest.fixture
@@ -131,6 +132,51 @@ def test_files_folders_and_bytes_are_bounded_with_a_sentence(
     (here / "most").mkdir()
     with pytest.raises(LabError, match="the results are not whole: more than 10 entries"):
         collect(guest, Taken(here / "most"))
+
+
+def test_a_hole_in_a_guests_file_takes_no_room_here(guest: Path, here: Path) -> None:
+    with open(guest / "a/sparse", "wb") as file:
+        for at in (1 << 20, 5 << 20):
+            file.seek(at)
+            file.write(b"data" * 2048)
+        file.truncate(64 << 20)
+    collect(guest, Taken(here))
+    assert (here / "a/sparse").read_bytes() == (guest / "a/sparse").read_bytes()
+    assert (here / "a/sparse").stat().st_blocks * 512 < 1 << 20
+
+
+def test_names_that_a_guest_foresaw_do_not_keep_a_folder_from_being_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "guest"
+    for n in range(20):
+        (folder / f"a{n}/inner/file").mkdir(parents=True)
+        (folder / f".moved-{n}-{os.getpid()}/file").mkdir(parents=True)
+    staging.discard(folder)
+    assert not folder.exists()
+
+
+def test_modes_that_a_guest_of_our_own_user_set_keep_no_folder_from_being_removed(
+    guest: Path, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (guest / "a/b/c").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)  # another user may not come here by its path
+
+    def harm() -> None:
+        folder, taken = Path("guest"), Taken(Path("here"))
+        for part in ("a/b/c", "a/b", "a"):
+            (folder / part).chmod(0)
+        collect(folder, taken)
+        folder.chmod(0)
+        collect(folder, taken)
+        assert taken.left["guest"] == "the folder can't be read"
+        staging.discard(folder)
+
+    if os.geteuid() == 0:
+        for file in (tmp_path, *tmp_path.rglob("*")):
+            os.chown(file, NOBODY, NOBODY)
+        assert as_other(harm) == 0
+    else:
+        harm()
+    assert not guest.exists()
 
 
 def test_a_folder_of_any_depth_and_width_is_removed_and_no_link_in_it_followed(tmp_path: Path) -> None:

@@ -92,6 +92,9 @@ def collect(source: Path, taken: Taken) -> None:
         top = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return
+    except PermissionError:
+        taken.leave(source.name, "the folder can't be read")
+        return
     try:
         for count, (name, fd) in enumerate(_files(top, "", taken)):
             if count > ENTRIES:
@@ -160,13 +163,25 @@ def _plain(fd: int) -> bool:
 
 
 def _copy(source: int, out: int, size: int) -> None:
-    """Copy as many bytes as a file had when it was looked at; where the file system can, they are shared."""
-    left = size
-    while left > 0:
+    """Copy as many bytes as a file had when it was looked at; where the file system can, they are shared.
+
+    A hole stays one: written out, it would fill a disk that the guest itself has not filled.
+    """
+    at = 0
+    while at < size:
         try:
-            done = os.copy_file_range(source, out, min(left, _PART))
-        except OSError:  # other file systems, or one that can't
-            done = os.sendfile(out, source, None, min(left, _PART))
-        if not done:
-            return  # it is shorter now
-        left -= done
+            at = os.lseek(source, at, os.SEEK_DATA)
+            end = min(size, os.lseek(source, at, os.SEEK_HOLE))
+        except OSError:  # ENXIO: nothing but a hole follows, or it is shorter now
+            break
+        while at < end and (done := _part(source, out, at, min(end - at, _PART))):
+            at += done
+    os.ftruncate(out, min(size, os.fstat(source).st_size))
+
+
+def _part(source: int, out: int, at: int, size: int) -> int:
+    try:
+        return os.copy_file_range(source, out, size, at, at)
+    except OSError:  # other file systems, or one that can't
+        os.lseek(out, at, os.SEEK_SET)
+        return os.sendfile(out, source, at, size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -40,7 +41,7 @@ def folder() -> Iterator[Path]:
 def _sweep(top: Path) -> None:
     for other in top.iterdir():
         with suppress(OSError):  # another process removes it
-            lock = os.open(other, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            lock = _opened(other)
             try:
                 flock(lock, LOCK_EX | LOCK_NB)
                 discard(other)
@@ -51,7 +52,7 @@ def _sweep(top: Path) -> None:
 def discard(folder: Path) -> None:
     """Remove a folder that somebody else has written, however deep and wide it is, and follow nothing in it."""
     with suppress(OSError):  # what QEMU, if it still runs, makes meanwhile goes with the next guest
-        top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        top = _opened(folder)
         try:
             _empty(top)
         finally:
@@ -60,22 +61,34 @@ def discard(folder: Path) -> None:
         os.rmdir(folder)
 
 
+def _opened(folder: Path | str, at: int | None = None) -> int:
+    """Open a folder, whatever mode QEMU, which may be run as we are, has given it; OSError for what is none."""
+    found = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+    try:
+        os.chmod(f"/proc/self/fd/{found}", 0o700)
+        return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    finally:
+        os.close(found)
+
+
 def _empty(top: int) -> None:
-    """Remove what is in a folder; folders in folders are first moved up, so that no path becomes long."""
-    moved = 0
+    """Remove what is in a folder; folders in folders are first moved up, so that no path becomes long.
+
+    They get names that nobody can have foreseen: a guest could have made others of these names.
+    """
     while names := os.listdir(top):
         for name in names:
             try:
-                inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
-            except OSError:
+                inner = _opened(name, top)
+            except NotADirectoryError:
                 os.unlink(name, dir_fd=top)
                 continue
             try:
                 with os.scandir(inner) as entries:
                     for entry in entries:
                         if entry.is_dir(follow_symlinks=False):
-                            moved += 1
-                            os.rename(entry.name, f".moved-{moved}-{os.getpid()}", src_dir_fd=inner, dst_dir_fd=top)
+                            os.close(_opened(entry.name, inner))  # only what may be written to can be moved
+                            os.rename(entry.name, f".{secrets.token_hex(8)}", src_dir_fd=inner, dst_dir_fd=top)
                         else:
                             os.unlink(entry.name, dir_fd=inner)
             finally:

@@ -99,6 +99,20 @@ def test_nothing_counts_that_another_kernel_version_or_privilege_found(cache: Pa
     assert remembered.recall([module, features.BRIDGE]) == {features.BRIDGE: "it worked"}, "nor is it taken over"
 
 
+def test_nothing_counts_that_somebody_else_may_have_written(cache: Path, module: Feature) -> None:
+    remembered.keep({module: "it worked"}, [])
+    (folder, file) = files(cache)
+    for changed, mode in ((file, 0o622), (folder, 0o722)):
+        before = changed.stat().st_mode
+        changed.chmod(mode)
+        assert remembered.recall([module]) == {}
+        changed.chmod(before)
+    assert remembered.recall([module]) == {module: "it worked"}
+    file.unlink()
+    os.mkfifo(file)
+    assert remembered.recall([module]) == {}, "and nobody waits for a writer"
+
+
 def test_the_files_of_earlier_boots_are_removed_and_others_are_not(cache: Path, module: Feature) -> None:
     folder = cache / "testbed"
     folder.mkdir(parents=True)

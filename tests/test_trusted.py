@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
-from testbed.errors import LabError
-from testbed.machines import image, microvm, recipe, saved, trusted
+from testbed.errors import InputError, LabError
+from testbed.machines import image, known, microvm, recipe, saved, trusted
 from tests.conftest import testbed
 from tests.test_image import put
 
@@ -72,6 +73,47 @@ def test_a_link_of_somebody_elses_is_not_followed(home: Path) -> None:
     os.mkfifo(home / "fifo")
     with pytest.raises(LabError, match="is neither a file nor a folder"):
         trusted.opened(home / "fifo")
+
+
+@rooted
+def test_no_folder_is_made_where_a_link_of_somebody_elses_leads(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/cache").symlink_to(tmp_path / "etc")
+    os.chown(tmp_path / "theirs", OTHER, OTHER)
+    with pytest.raises(LabError, match=f"belongs to user {OTHER}"):
+        trusted.folder(tmp_path / "theirs/cache/testbed/images")
+    assert not list((tmp_path / "etc").iterdir())
+
+
+def test_a_umask_leaves_nothing_that_others_can_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    before = os.umask(0)
+    try:
+        made = saved.make(trusted.folder(tmp_path / "images"), "digest", "code", lambda folder: None, lambda: None)
+        assert saved.find(made.parent, "digest", "new") == saved.find(made.parent, "digest", "code") == made
+        assert saved.find(made.parent, "digest", "new") is None, "it was met before"
+        known.add(known.Known("lab", "ssh://host", "testbed"))
+        assert list(known.machines()) == ["lab"]
+    finally:
+        os.umask(before)
+
+
+@rooted
+def test_a_list_of_machines_of_somebody_elses_runs_no_command_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    file = trusted.folder(tmp_path / "testbed") / "machines.json"
+    row = {"name": "lab", "url": "ssh://host", "program": "testbed", "options": ["ProxyCommand=id"]}
+    file.write_text(json.dumps([row]))
+    os.chown(file, OTHER, OTHER)
+    with pytest.raises(InputError, match=f"belongs to user {OTHER}.*XDG_CONFIG_HOME"):
+        known.machines()
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(InputError, match="neither a file nor a folder"):
+        known.machines()
 
 
 def test_a_lock_is_no_link_to_a_file_that_it_would_empty(home: Path) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from testbed.errors import InputError
-from testbed.machines import home
+from testbed.errors import InputError, LabError
+from testbed.machines import home, trusted
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
 # As ssh(1) takes it. A user or a host that begins with a dash is none, and no path or password is.
@@ -51,12 +51,14 @@ def checked(name: str, url: str) -> None:
 
 
 def machines() -> dict[str, Known]:
-    """Return the machines by name; InputError when the file is not ours."""
+    """Return the machines by name; InputError when the file is not ours, for it says what ssh runs."""
     try:
-        rows = json.loads(_file().read_text())
+        rows = json.loads(trusted.read(_file()))
         return {r["name"]: Known(r["name"], r["url"], r["program"], tuple(r["options"])) for r in rows}
     except FileNotFoundError:
         return {}
+    except LabError as e:
+        raise InputError(f"{e}") from e
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise InputError(f"{_file()} is no list of machines ({e}): mend or remove it") from e
 
@@ -89,16 +91,17 @@ def _change(change: Callable[[Mapping[str, Known]], dict[str, Known]]) -> dict[s
     """Write the list as it is after a change, whole or not at all, and return it; one change at a time."""
     file = _file()
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(file.parent, os.O_RDONLY | os.O_CLOEXEC)
+        lock = trusted.opened(trusted.folder(file.parent))
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             there = change(machines())
             whole = file.with_suffix(".new")
-            whole.write_text(json.dumps([asdict(k) for k in there.values()], indent=1) + "\n")
+            trusted.write(whole, json.dumps([asdict(k) for k in there.values()], indent=1) + "\n")
             whole.rename(file)
         finally:
             os.close(lock)
+    except LabError as e:
+        raise InputError(f"{e}") from e
     except OSError as e:
         raise InputError(f"the machines can't be written down: {e.filename or file}: {e.strerror}") from e
     return there

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from testbed import __version__
-from testbed.errors import InputError
+from testbed.errors import InputError, LabError
 from testbed.features import Feature
-from testbed.machines import home
+from testbed.machines import home, trusted
 from testbed.machines.programs import which
 
 
@@ -82,10 +82,10 @@ def _look(path: str) -> Any:
 
 
 def _read(file: Path, key: Mapping[str, object]) -> dict[str, Any]:
-    """Return the entries of a file, none when it is not there, not ours or not whole."""
+    """Return the entries of a file, none when it is not there, not whole, or somebody else may have written it."""
     try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+        content = json.loads(trusted.read(file))
+    except (OSError, ValueError, LabError):
         return {}
     if not isinstance(content, dict) or content.get("key") != key or not isinstance(content.get("found"), dict):
         return {}

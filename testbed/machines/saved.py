@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from testbed.machines.trusted import RECORD, Opened, lock, read, verified
+from testbed.machines.trusted import RECORD, Opened, lock, read, verified, write
 
 FILES = ("ram", "state")
 _KEPT = 4  # of other sizes, or of a QEMU that was since replaced; each is some 300 MB
@@ -33,7 +33,7 @@ def find(beside: Path, digest: str, code: str) -> Path | None:
     if _text(folder / "met") == code:
         return None
     with suppress(OSError):  # where nothing can be written, none could be saved either: this one serves
-        (folder / "met").write_text(code)
+        write(folder / "met", code)
     return folder
 
 
@@ -63,7 +63,7 @@ def make(beside: Path, digest: str, code: str, fill: Callable[[Path], None], wai
         work = Path(tempfile.mkdtemp(prefix=f".saved-{digest}-", dir=beside))
         try:
             fill(work)
-            (work / "code").write_text(code)
+            write(work / "code", code)
             target = beside / f"saved-{digest}"
             with suppress(FileNotFoundError):
                 remove(target)

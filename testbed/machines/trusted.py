@@ -51,8 +51,8 @@ def opened(path: Path, flags: int = os.O_RDONLY) -> int:
 
 def folder(path: Path) -> Path:
     """Return a folder that nobody else can change, made with all above it if there is none."""
-    if not path.exists():
-        missing = [p for p in (path, *path.parents) if not p.exists()]
+    if missing := [p for p in (path, *path.parents) if not p.exists()]:
+        os.close(_walk(missing[-1].parent))  # first: a link of somebody else's could lead anywhere
         for one in reversed(missing):
             with suppress(FileExistsError):  # another process was faster
                 one.mkdir(mode=0o755)
@@ -67,6 +67,13 @@ def read(path: Path, most: int = 1 << 22) -> bytes:
         return os.pread(fd, most, 0)
     finally:
         os.close(fd)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a small file that nobody else can change, whatever the umask is."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(path, flags, 0o644), "w") as file:
+        file.write(text)
 
 
 def lock(path: Path) -> int:
@@ -168,7 +175,8 @@ def _check(fd: int, path: Path) -> None:
     where = os.readlink(f"/proc/self/fd/{fd}")
     mode = stat.S_IMODE(found.st_mode)
     cure = (
-        f"`chown` and `chmod go-w {where}` cure that if you trust what is there, and XDG_CACHE_HOME names another cache"
+        f"`chown` and `chmod go-w {where}` cure that if you trust what is there; XDG_CACHE_HOME names another cache, "
+        "and XDG_CONFIG_HOME another list of machines"
     )
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode) or stat.S_ISLNK(found.st_mode)):
         raise LabError(f"{path}: {where} is neither a file nor a folder")

@@ -194,7 +194,7 @@ def up(
     if lab_name in sandbox.names():
         lab = control.find(lab_name)
         _idle(lab)
-        change = changes.compare(lab.ask(asking.Plan()), made.steps)
+        change = changes.compare(lab.ask(asking.Plan(), patience=sandbox.PATIENCE), made.steps)
         if dry_run:
             print(change, end="")
             start.permitted(lab_name, change)
@@ -271,7 +271,7 @@ def status(
 
         from testbed import asking, look
 
-        seen = look.interfaces(running.ask(asking.Look(node)))
+        seen = look.interfaces(running.ask(asking.Look(node), patience=sandbox.ANSWERS))
         if as_json:
             print(json.dumps(to_builtins(seen), indent=1))
         else:

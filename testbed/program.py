@@ -59,6 +59,8 @@ def perform(verb: Callable[[], object]) -> NoReturn:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupted)
+    # Who started us may ignore it: the kernel would then tell nobody how a child ended (wait(2)).
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     with screens():
         ended = _performed(verb)
     raise SystemExit(status[0] if status else ended)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from testbed import faults, features, linux, sandbox
@@ -29,7 +30,8 @@ def probe(wanted: Sequence[Feature]) -> dict[str, tuple[bool, str]]:
     os.close(write)
     with open(read, "rb") as pipe:
         said = pipe.read()
-    os.waitpid(child, 0)
+    with suppress(ChildProcessError):  # a caller who ignores SIGCHLD
+        os.waitpid(child, 0)
     if not said:
         raise LabError("the probe of this kernel's features died; `testbed doctor --fresh` shows it again")
     found = {name: (bool(present), str(known)) for name, (present, known) in json.loads(said).items()}

@@ -44,6 +44,18 @@ def test_the_exit_status_is_that_of_the_command(lab: RunningLab, status: int) ->
     assert testbed("exec", lab.name, "client", "--", "sh", "-c", f"exit {status}").returncode == status
 
 
+def test_the_exit_status_comes_also_to_a_caller_who_ignores_the_end_of_children(lab: RunningLab, name: str) -> None:
+    def deaf(*words: str) -> subprocess.CompletedProcess[str]:
+        shell = ("bash", "-c", "trap '' CHLD; exec \"$@\"", "bash", *CLI)
+        return subprocess.run((*shell, *words), capture_output=True, text=True, timeout=60, check=False)
+
+    done = deaf("exec", lab.name, "client", "--", "sh", "-c", "exit 7")
+    assert (done.returncode, done.stderr) == (7, "")
+    assert deaf("doctor", "--fresh", "--machine", "here").returncode == 0
+    assert deaf("up", str(TWO), "--name", name).returncode == 0
+    assert deaf("down", name).returncode == 0
+
+
 def test_a_command_that_a_signal_ended_has_128_and_its_number(lab: RunningLab) -> None:
     assert testbed("exec", lab.name, "client", "--", "sh", "-c", "kill -KILL $$").returncode == 128 + 9
 

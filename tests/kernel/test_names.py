@@ -131,6 +131,9 @@ def test_a_holder_that_is_stopped_is_said_to_be_silent_and_down_ends_it_and_the_
     try:
         found = {row["name"]: row["state"] for row in json.loads(testbed("status", "--json").stdout)}
         assert (found[name], found[other]) == ("does not answer", "up")
+        done = testbed("status", name, "client", timeout=30)
+        assert (done.returncode, done.stdout) == (3, "")
+        assert f"lab {name}: its holder, process {stopped.holder}, does not answer" in done.stderr
         done = testbed("exec", name, "client", "--", "true")
         assert done.returncode == 3
         assert f"lab {name}: its holder, process {stopped.holder}, does not answer" in done.stderr

@@ -29,6 +29,7 @@ from testbed.workloads.place import Measured
 
 _PATIENCE = 600.0  # seconds that a run may take longer than its workloads, events and `duration`
 _FAULTS = 20  # of a guest's kernel, which are failures
+_OTHERS, _RADIOS = 200, 16  # interfaces of a node that its own commands may make, and those of radios
 _TOLD, _TOLD_EVERY = 1000, 0.01  # events of nl80211 that may come at once, and seconds between others
 
 
@@ -84,8 +85,7 @@ def report(path: Path) -> Report:
     told: dict[str, list[Told]] = {}
     udp: dict[str, int] = {}
     for name in topology.nodes:
-        lost = f"the metrics of node {name} are missing"
-        rows = folder.rows(f"{name}/samples.jsonl", Sample, every, _line(topology, name), lost)
+        rows = _samples(folder, topology, name, len(net.interfaces[name]))
         metrics |= derive.interfaces(name, rows, origin) | derive.mptcp(net, name, rows, origin)
         udp[name] = derive.datagrams(rows, origin)
         if net.wireless(name):
@@ -136,12 +136,24 @@ def _circumstances(folder: Recorded) -> tuple[Manifest, Topology]:
         why = folder.broken[0] if folder.broken else "is no results folder: it has no topology.yaml"
         raise InputError(Problem(why, str(folder.path)))
     overrides, settings = tuple(manifest.overrides), tuple(manifest.settings)
-    found = read(experiment, overrides, base, settings) if given[1] else read(base, overrides, only=settings)
+    # Whatever says `topology:` in it, it is the folder's own copy, and no other file.
+    found = read(experiment if given[1] else base, overrides, base, settings)
     for case in found.cases:
         if case.settings == settings:
             return manifest, case.topology
     why = f"manifest.json: no case of the experiment has the settings {', '.join(settings) or 'none'}: {lost}"
     raise InputError(Problem(why, str(folder.path)))
+
+
+def _samples(folder: Recorded, topology: Topology, name: str, planned: int) -> list[Sample]:
+    """Return the samples of a node; each interface in them has metrics of its own, so there are not too many."""
+    file, lost = f"{name}/samples.jsonl", f"the metrics of node {name} are missing"
+    rows = folder.rows(file, Sample, topology.samples.every, _line(topology, name), lost)
+    for kind, most in (("interfaces", planned + _OTHERS), ("wlans", planned + _RADIOS)):
+        if any(len(getattr(row, kind) or ()) > most for row in rows):
+            folder.note(file, f"there are more {kind} in it than {most}", lost)
+            return []
+    return rows
 
 
 def _run(folder: Recorded, topology: Topology) -> tuple[Run, Recorded]:

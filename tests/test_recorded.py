@@ -258,6 +258,30 @@ def test_a_folder_that_does_not_say_what_it_is_about_is_refused(
         report(folder)
 
 
+def test_a_topology_outside_of_the_folder_is_not_read(folder: Path) -> None:
+    (folder.parent / "other.yaml").write_text("password: 1234\n")
+    replaced("manifest.json", b'"overrides": []', b'"overrides": ["topology=../other.yaml"]')(folder)
+    assert report(folder).verdict == "passed"
+    (folder / "topology.yaml").write_text("topology: ../other.yaml\n")
+    with pytest.raises(InputError, match=r"other\.yaml is an experiment itself") as caught:
+        report(folder)
+    assert "password" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("run", "node", "kind"), [("wired", "a", "interfaces"), ("wireless", "phone", "wlans")])
+def test_samples_of_interfaces_without_end_are_broken(run: str, node: str, kind: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(fuzz.RUNS / run, tmp_path / "run"))
+    file = folder / node / "samples.jsonl"
+    rows = [json.loads(row) for row in file.read_text().splitlines()]
+    for row in rows:
+        row[kind] |= {f"if{n}": value for value in list(row[kind].values())[:1] for n in range(250)}
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    found = report(folder)
+    assert [f for f in found.failures if f"there are more {kind} in it than" in f]
+    assert not any(name.startswith(f"{node}.if") for name in found.metrics)
+    assert_sound(folder)
+
+
 def test_a_folder_of_a_node_that_is_a_link_is_not_followed(folder: Path) -> None:
     os.rename(folder / "a", folder.parent / "elsewhere")
     (folder / "a").symlink_to("../elsewhere")

@@ -467,6 +467,7 @@ def _furnish() -> None:
     safe = linux.MS_NOSUID | linux.MS_NODEV
     linux.mount("proc", "/proc", "proc", safe | linux.MS_NOEXEC)
     linux.mount("testbed", "/run", "tmpfs", safe, "mode=755")
+    umask = os.umask(0o022)  # every user in the lab reads these, and root alone writes them
     for path in ("/run/netns", FOLDER, f"{FOLDER}/tmp"):
         Path(path).mkdir()
     write_hosts("")
@@ -474,6 +475,7 @@ def _furnish() -> None:
     for file in ("hosts", "resolv.conf"):
         if Path("/etc", file).exists():
             linux.mount(f"{FOLDER}/{file}", f"/etc/{file}", "", linux.MS_BIND)
+    os.umask(umask)
 
 
 def write_hosts(rows: str) -> None:

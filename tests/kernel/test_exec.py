@@ -56,6 +56,17 @@ def test_the_exit_status_comes_also_to_a_caller_who_ignores_the_end_of_children(
     assert deaf("down", name).returncode == 0
 
 
+@pytest.mark.parametrize("umask", [0o077, 0])
+def test_whatever_the_umask_every_user_in_a_lab_reads_its_hosts_and_root_alone_writes_them(
+    name: str, umask: int
+) -> None:
+    done = testbed("up", str(TWO), "--name", name, umask=umask)
+    assert done.returncode == 0, done.stderr
+    modes = "stat -c %a /run/testbed /run/testbed/tmp /run/netns /etc/hosts /etc/resolv.conf; umask"
+    said = testbed("exec", name, "client", "--", "sh", "-c", modes, umask=umask).stdout.split()
+    assert said == ["755", "755", "755", "644", "644", f"{umask:04o}"]
+
+
 def test_a_command_that_a_signal_ended_has_128_and_its_number(lab: RunningLab) -> None:
     assert testbed("exec", lab.name, "client", "--", "sh", "-c", "kill -KILL $$").returncode == 128 + 9
 

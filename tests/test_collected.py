@@ -221,6 +221,11 @@ def test_a_machines_files_come_as_they_were_sent(here: Path) -> None:
     assert (found(here), taken.about) == (RAW, b"{}")
 
 
+def test_a_size_that_is_no_files_is_the_end_of_what_a_machine_sends(here: Path) -> None:
+    for size in (b"9" * 5000, b"-1", b"1e9", "\u00b2".encode(), b""):
+        assert not remote._receive(io.BytesIO(size + b" a\n"), Taken(here))
+
+
 def test_what_a_machine_sends_does_not_leave_the_folder(here: Path) -> None:
     names = ("../evil", "/etc/evil", "a/../../evil", "a/b/c", "", "a//b", "\x1b[2J", "a/" + "n" * 300)
     taken = Taken(here)
@@ -257,6 +262,9 @@ def test_a_machine_sends_what_it_has_of_a_request(
     assert place.exists(), "nobody has said thanks"
 
 
+DEEP = b'{"unknown": ' + b"[" * 100_000  # deeper than a parser follows
+
+
 def begun(folder: Path) -> tuple[case.Case, list[dict[str, object]]]:
     said: list[dict[str, object]] = []
     return case.Case(lambda about: Folder(folder), {}, said.append), said
@@ -266,7 +274,14 @@ def test_what_a_guest_says_of_a_run_is_progress_or_nothing(tmp_path: Path) -> No
     run, said = begun(tmp_path)
     lines = [{"waiting": 3}, {"began": True}, {"started": 1.0}, {"t": 0.5, "step": "x"}, {"verdict": "passed"}]
     text = b"".join(json.dumps(row).encode() + b"\n" for row in lines)
-    for part in (b'nonsense\n\xff\n[]\n{}\n{"t": 1e999, "step": "x"}\n', text[:30], text[30:], b"x" * (3 << 20), b"\n"):
+    for part in (
+        b'nonsense\n\xff\n[]\n{}\n{"t": 1e999, "step": "x"}\n',
+        DEEP + b"\n",
+        text[:30],
+        text[30:],
+        b"x" * (3 << 20),
+        b"\n",
+    ):
         run.hear(part)
     assert said == [{"waiting": 3}, {"started": 1.0}, {"t": 0.5, "step": "x"}]
     assert run.folder == Folder(tmp_path)
@@ -299,5 +314,5 @@ ABOUT = {
 def test_what_a_guest_tells_of_itself_is_typed_and_nothing_else(tmp_path: Path) -> None:
     facts = case.facts(json.dumps({**ABOUT, "machine": "here", "accelerator": "kvm", "git": "lie"}).encode())
     assert facts == {**ABOUT, "resources": {}}
-    for wrong in (b"", b"[]", b"\xff", b'{"python": 3}', json.dumps({**ABOUT, "python": "x" * 400}).encode()):
+    for wrong in (b"", DEEP, b"[]", b"\xff", b'{"python": 3}', json.dumps({**ABOUT, "python": "x" * 400}).encode()):
         assert case.facts(wrong) == {}

@@ -11,6 +11,7 @@ from msgspec import Meta, Struct, field
 
 from testbed.errors import InputError, LabError, TestbedError, Unsupported
 from testbed.machines.collected import Taken
+from testbed.messages import BROKEN
 from testbed.plain import line
 from testbed.records import Held
 from testbed.results import Folder
@@ -93,7 +94,7 @@ class Case(Struct):
     def _hear(self, row: bytes) -> None:
         try:
             said = _SAID.decode(row)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except BROKEN:
             return
         if said.began and self.folder is None:
             self.folder = self.begin(self.about)
@@ -127,7 +128,7 @@ def facts(said: bytes) -> dict[str, Any]:
     """Return what a machine tells of itself, for a manifest; nothing when that can't be understood."""
     try:
         found = _ABOUT.decode(said)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except BROKEN:
         return {}
     plain: dict[str, Any] = msgspec.to_builtins(found)
     lacking = [k for k in ("began", "ended") if plain[k] is None or not isfinite(plain[k])]

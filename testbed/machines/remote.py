@@ -25,6 +25,7 @@ from testbed.machines.microvm import Hears
 from testbed.machines.request import Request
 
 _HEADER = 1 << 20  # bytes of a line, and of what a machine says of itself
+_DIGITS = 18  # of a file's size
 _BROKEN = 255  # the exit status of ssh(1) itself, and one that a command may have
 _NOT_RUN = (126, 127)  # a shell's, for a program that it can't run or find
 # What ssh's log has beside its reasons.
@@ -114,7 +115,7 @@ def _receive(stream: IO[bytes], taken: Taken) -> bool:
         if row == b"\n":
             return True
         size, _, name = row.decode(errors="surrogateescape").rstrip("\n").partition(" ")
-        if not row.endswith(b"\n") or not size.isdecimal():
+        if not row.endswith(b"\n") or not size.isdecimal() or len(size) > _DIGITS:
             return False
         if name == collected.ABOUT:
             taken.about = stream.read(min(int(size), _HEADER))

@@ -308,7 +308,7 @@ def shell(lab: LabName, node: NodeName) -> None:
     if (place := place_of(lab)) is not None:
         raise typer.Exit(place.enter(("shell", place.lab, node)))
     os.environ["PS1"] = f"{node}@{lab}:\\w\\$ "
-    program = os.environ.get("SHELL", "/bin/sh")
+    program = os.environ.get("SHELL") or "/bin/sh"
     raise typer.Exit(enter(lab, node, (program, "--norc") if program.endswith("bash") else (program,)))
 
 

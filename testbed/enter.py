@@ -145,8 +145,11 @@ def _become(argv: tuple[str, ...], parent: int, groups: list[int]) -> NoReturn:
             signal.signal(number, signal.SIG_DFL)  # Python ignores these, and a command would inherit that
         os.environ["PATH"] = ":".join(filter(None, (os.environ.get("PATH"), sandbox.SYSTEM_PATH)))
         os.execvp(argv[0], argv)  # noqa: S606 (the user's own command)
-    except OSError as e:
-        os.write(2, f"testbed: {argv[0]}: {e.strerror}\n".encode())
-        os._exit(127 if e.errno == errno.ENOENT else 126)
+    except (OSError, ValueError) as e:  # ValueError: the program is an empty word
+        from testbed.plain import line
+
+        why = e.strerror if isinstance(e, OSError) else "the first word of a command is the program, and it is empty"
+        os.write(2, f"testbed: {line(argv[0])}: {why}\n".encode())
+        os._exit(126 if isinstance(e, OSError) and e.errno != errno.ENOENT else 127)
     finally:
         os._exit(126)  # this is a child: it must not go on as the command line

@@ -71,6 +71,19 @@ def test_a_command_that_a_signal_ended_has_128_and_its_number(lab: RunningLab) -
     assert testbed("exec", lab.name, "client", "--", "sh", "-c", "kill -KILL $$").returncode == 128 + 9
 
 
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("no\x1b[2J\u202e", r"testbed: no\x1b[2J\u202e: No such file or directory"),
+        (b"no\xff", r"testbed: no\xff: No such file or directory"),
+        ("", "testbed: : the first word of a command is the program, and it is empty"),
+    ],
+)
+def test_a_name_that_no_program_has_is_told_visibly_with_127(lab: RunningLab, program: str | bytes, said: str) -> None:
+    done = testbed("exec", lab.name, "client", "--", os.fsdecode(program))
+    assert (done.returncode, done.stderr.strip()) == (127, said)
+
+
 def test_a_command_that_is_not_there_has_127_and_one_that_can_not_run_126(lab: RunningLab) -> None:
     done = testbed("exec", lab.name, "client", "--", "no-such-command")
     assert done.returncode == 127

@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
@@ -39,6 +40,8 @@ def _verb(words: Sequence[str]) -> Callable[[], object]:
     match words:
         case ["exec", lab, node, *argv] if not any(w.startswith("-") for w in (lab, node)) and argv not in ([], ["--"]):
             return lambda: execute(lab, node, argv)
+    # What typer uses of click that will be gone is for them to mend: where warnings are errors, this would be a bug.
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="typer")
     from testbed import cli
 
     cli.narrow(*words[:1])

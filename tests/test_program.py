@@ -188,6 +188,11 @@ def test_a_limit_of_the_shell_is_said(limit: str) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody whom nobody knows")
+def test_warnings_of_libraries_are_no_bugs_of_ours() -> None:
+    done = run('"$@"', "check", TWO, PYTHONWARNINGS="error")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_user_without_a_home_is_told_what_to_set() -> None:
     unknown = 'exec env -u HOME -u XDG_CACHE_HOME -u XDG_CONFIG_HOME setpriv --reuid 54321 --clear-groups "$@"'
     for words, named in ((("machine", "ls"), "XDG_CONFIG_HOME"), (("image", "ls"), "XDG_CACHE_HOME")):

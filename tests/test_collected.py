@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -150,6 +151,26 @@ def test_names_that_a_guest_foresaw_do_not_keep_a_folder_from_being_removed(tmp_
     for n in range(20):
         (folder / f"a{n}/inner/file").mkdir(parents=True)
         (folder / f".moved-{n}-{os.getpid()}/file").mkdir(parents=True)
+    staging.discard(folder)
+    assert not folder.exists()
+
+
+def test_a_guest_that_goes_on_writing_is_not_waited_for(tmp_path: Path) -> None:
+    folder = tmp_path / "guest"
+    folder.mkdir()
+    test = os.getpid()
+    if (child := os.fork()) == 0:
+        try:
+            while os.getppid() == test:
+                with suppress(OSError):
+                    os.close(os.open(folder / "file", os.O_CREAT | os.O_WRONLY))
+        finally:
+            os._exit(0)
+    try:
+        staging.discard(folder, patience=0.1)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
     staging.discard(folder)
     assert not folder.exists()
 

@@ -28,6 +28,7 @@ from testbed.results import Folder
 Place = Target | Guest
 Progress = Callable[[], AbstractContextManager[Callable[[str, float], None]]]  # entered where something takes long
 _RESULTS = "/results"  # in a guest: what it writes of its runs
+_LEFT = 5.0  # s for the removal of what a guest, which may go on writing, has left of a case: the rest goes with it
 _REST = 2.0  # s that the end of an output may come after that of its command
 
 
@@ -158,7 +159,7 @@ def _case_in_guest(
                 collected.collect(stage / str(number), taken)
             finally:
                 case.collected(taken, told)
-                staging.discard(stage / str(number))
+                staging.discard(stage / str(number), _LEFT)
     return case.ended(status, found.name)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fcntl import LOCK_EX, LOCK_NB, flock
@@ -49,12 +50,15 @@ def _sweep(top: Path) -> None:
                 os.close(lock)
 
 
-def discard(folder: Path) -> None:
-    """Remove a folder that somebody else has written, however deep and wide it is, and follow nothing in it."""
+def discard(folder: Path, patience: float = float("inf")) -> None:
+    """Remove a folder that somebody else has written, however deep and wide it is, and follow nothing in it.
+
+    Who still writes there could go on for ever: after `patience` seconds the rest is left.
+    """
     with suppress(OSError):  # what QEMU, if it still runs, makes meanwhile goes with the next guest
         top = _opened(folder)
         try:
-            _empty(top)
+            _empty(top, time.monotonic() + patience)
         finally:
             os.close(top)
     with suppress(OSError):
@@ -71,12 +75,12 @@ def _opened(folder: Path | str, at: int | None = None) -> int:
         os.close(found)
 
 
-def _empty(top: int) -> None:
+def _empty(top: int, until: float) -> None:
     """Remove what is in a folder; folders in folders are first moved up, so that no path becomes long.
 
     They get names that nobody can have foreseen: a guest could have made others of these names.
     """
-    while names := os.listdir(top):
+    while (names := os.listdir(top)) and time.monotonic() < until:
         for name in names:
             try:
                 inner = _opened(name, top)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from testbed.drivers import nl80211
 from testbed.errors import LabError
 
 _FILE = Path("/run/testbed-country")  # of root: nobody else may change the domain
+_PATIENCE = 5.0  # seconds for the kernel to obey: it reads its database first
 
 
 def borrow() -> tuple[int, int]:
@@ -25,14 +27,18 @@ def borrow() -> tuple[int, int]:
 
     OSError or LabError where it can't be known or kept: then a lab leaves its own behind.
     """
-    before = current()
     while True:
         fd = os.open(_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        fcntl.flock(fd, fcntl.LOCK_SH)
-        if os.fstat(fd).st_nlink:
-            if not os.fstat(fd).st_size:
-                os.pwrite(fd, before.encode(), 0)  # who does so at this moment as well writes the same
-            return fd, os.open(_FILE.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            # What a lab that ends at this moment gives back is there before its lock goes.
+            if alone(fd) and os.fstat(fd).st_nlink and not os.fstat(fd).st_size:
+                os.pwrite(fd, current().encode(), 0)
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            if os.fstat(fd).st_nlink and os.fstat(fd).st_size:
+                return fd, os.open(_FILE.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except BaseException:
+            os.close(fd)
+            raise
         os.close(fd)  # the last lab ended at this moment, and took the file away
 
 
@@ -47,13 +53,19 @@ def alone(fd: int) -> bool:
 def give_back(fd: int, folder: int) -> None:
     """Set the domain that there was before, unless other labs with radios are there still.
 
+    The kernel takes a request and obeys it later. The lock is kept until it has, so that the next lab does not begin in
+    the middle of it: its access point would take that change for its own, and find its channel closed.
     The folder is the machine's: whoever calls this may be where a lab has a /run of its own.
     """
     if alone(fd):
         before = os.pread(fd, 8, 0).decode(errors="replace")
-        with netlink.connect(wire.NETLINK_GENERIC) as sock:
-            body = nl80211.set_country(before)
-            netlink.transact(sock, [wire.Message(0, 0, body)], _family(sock))
+        if before and before != current():
+            with netlink.connect(wire.NETLINK_GENERIC) as sock:
+                body = nl80211.set_country(before)
+                netlink.transact(sock, [wire.Message(0, 0, body)], _family(sock))
+            deadline = time.monotonic() + _PATIENCE
+            while current() != before and time.monotonic() < deadline:
+                time.sleep(0.01)
         with suppress(FileNotFoundError):
             os.unlink(_FILE.name, dir_fd=folder)
     os.close(fd)

@@ -74,6 +74,8 @@ def serve(
         try:
             _loop(holder, listener)
             labs.disconnect(lab)
+            if not holder.ending:
+                os._exit(sandbox.ABRUPT)
         except BaseException as e:
             # A bug: the lab ends with it, but whoever waits for an answer is told.
             told = faults.known(e)

@@ -35,6 +35,7 @@ _WHAT = {FAMILY: "lab", "testbed-guest": "guest"}
 NAME = re.compile(r"[a-z][a-z0-9-]*")
 PATIENCE = 15.0  # seconds in which a lab may end in its own orderly way
 ANSWERS = 5.0  # seconds in which whoever listens takes a connection, and answers what needs no work
+ABRUPT = 1  # the exit status of PID 1 when nothing in the sandbox was ended in its own way
 FOLDER = "/run/testbed"  # inside the sandbox: a lab's own files, gone with it
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -176,7 +177,7 @@ def launch(
     use: Callable[[socket.socket, FileIO], T],
     family: str = FAMILY,
     spaces: int = linux.CLONE_NEWNS | linux.CLONE_NEWNET | linux.CLONE_NEWPID | linux.CLONE_NEWUTS,
-    after: Callable[[], None] | None = None,
+    after: Callable[[bool], None] | None = None,
     keep: Sequence[int] = (),
     inside: Sequence[int] = (),
 ) -> T:
@@ -185,7 +186,7 @@ def launch(
     It has the descriptors `inside`, by the numbers that they have here, and no others.
     `use` gets the owner's end of that connection, with which the sandbox dies until `serve` has decided otherwise,
     and a pidfd. `after` is called when the sandbox has ended, in a process outside of it that waits for that and
-    has the descriptors `keep`. Raise
+    has the descriptors `keep`; it is told whether PID 1 ended with status 0. Raise
     LabError when a lab of that name exists, Unsupported when the kernel allows no namespaces.
     Whatever is raised, by `use` or by the handler of a signal at any moment, is raised when nothing is left of it.
     """
@@ -333,7 +334,7 @@ def _first(
     serve: Callable[[socket.socket, socket.socket], None],
     family: str,
     spaces: int,
-    after: Callable[[], None] | None,
+    after: Callable[[bool], None] | None,
     keep: Sequence[int],
     inside: Sequence[int],
 ) -> None:
@@ -349,6 +350,7 @@ def _first(
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     if after is not None and os.fork():
         return  # the launcher waits for this one; a child after unshare(2) would be in the sandbox
+    status = 0
     try:
         first = _unshared(name, owner, serve, family, spaces, inside)
         if after is not None:
@@ -357,10 +359,10 @@ def _first(
             # Nobody must wait for this process: the name and the caller's files are not its own.
             for low, high in zip([-1, *sorted(keep)], [*sorted(keep), 1 << 20], strict=True):
                 os.closerange(low + 1, high)
-            os.waitpid(first, 0)
+            status = os.waitpid(first, 0)[1]
     finally:
         if after is not None:
-            after()
+            after(status == 0)
 
 
 def _unshared(

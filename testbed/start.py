@@ -60,9 +60,11 @@ def up(
     keep = borrowed or ()
     places = cgroups.find() if plan.bounds() else None
 
-    def after() -> None:
+    stations = any(node.station is not None for node in plan.topology.nodes.values())
+
+    def after(orderly: bool) -> None:
         if borrowed is not None:
-            country.give_back(*borrowed)
+            country.give_back(*borrowed, orderly or not stations)
         if places is not None:
             cgroups.sweep(places, patience=5.0)
 

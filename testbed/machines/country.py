@@ -50,14 +50,17 @@ def alone(fd: int) -> bool:
     return False
 
 
-def give_back(fd: int, folder: int) -> None:
+def give_back(fd: int, folder: int, free: bool) -> None:
     """Set the domain that there was before, unless other labs with radios are there still.
 
+    Without `free` that is left to the next lab with radios. Where stations went without leaving their networks, the
+    kernel would not obey, but join what the user asks for with what their access points said, for all labs to come
+    (net/wireless/reg.c: __reg_process_hint_user); the stations of that lab will leave.
     The kernel takes a request and obeys it later. The lock is kept until it has, so that the next lab does not begin in
     the middle of it: its access point would take that change for its own, and find its channel closed.
     The folder is the machine's: whoever calls this may be where a lab has a /run of its own.
     """
-    if alone(fd):
+    if free and alone(fd):
         before = os.pread(fd, 8, 0).decode(errors="replace")
         if before and before != current():
             with netlink.connect(wire.NETLINK_GENERIC) as sock:

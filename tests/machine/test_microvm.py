@@ -224,7 +224,7 @@ def test_edited_sources_are_what_runs(begin: Callable[..., Guest], tmp_path: Pat
     assert output(guest, "testbed", "--version")[1] == "testbed edited\n"
     (tmp_path / "testbed/units.py").write_text("nonsense here\n")
     status, said = output(guest, "testbed", "check", "/testbed/x.yaml")
-    assert (status, "SyntaxError" in said) == (1, True), said
+    assert (status, "SyntaxError" in said) == (70, True), said
 
 
 CALL = """

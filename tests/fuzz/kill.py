@@ -50,6 +50,10 @@ def once(line: Driver, name: str, verb: str, who: str, chance: random.Random, lo
     if "Traceback" in line.said():
         return f"{told}{line.said()}"
     wrong = labs.settle(line, name)
+    if wrong and who == "two":
+        # Where a lab and what waits for its end are both killed, its cgroup goes with the next lab.
+        ends = [line.run(*words["up"]), line.run("down", name)]
+        wrong = labs.settle(line, name) or ("" if ends == [0, 0] else f"up and down: {ends}: {line.said()}")
     return f"{told}{wrong}" if wrong else ""
 
 

@@ -66,6 +66,13 @@ class Recorded(Struct, frozen=True):
         if (text := f"{name}: {why}: {lost}") not in self.broken:
             self.broken.append(text)
 
+    def _unread(self, place: str, why: OSError | BrokenError, lost: str) -> None:
+        """Keep why a file was not read; one that is not there is broken only in a run that came to its end."""
+        if not isinstance(why, FileNotFoundError):
+            self.note(place, why.strerror if isinstance(why, OSError) else why, lost)
+        elif self.complete:
+            self.note(place, "it is not there", lost)
+
     def data(self, name: str, most: int, lost: str) -> bytes | None:
         """Return a file's bytes; None when it is not there, or broken: longer than `most`, for example."""
         try:
@@ -73,13 +80,8 @@ class Recorded(Struct, frozen=True):
                 if len(found := file.read(most + 1)) > most:
                     raise BrokenError(f"longer than {most} bytes")
                 return found
-        except FileNotFoundError:
-            if self.complete:
-                self.note(name, "it is not there", lost)
-        except OSError as e:
-            self.note(name, e.strerror, lost)
-        except BrokenError as e:
-            self.note(name, e, lost)
+        except (OSError, BrokenError) as e:
+            self._unread(name, e, lost)
         return None
 
     def text(self, name: str, most: int, lost: str) -> list[str]:
@@ -135,13 +137,9 @@ class Recorded(Struct, frozen=True):
                 number += 1
                 if len(text) > MIB + line:
                     raise BrokenError(f"longer than {MIB + line} bytes")
-        except FileNotFoundError:
-            if self.complete:
-                self.note(name, "it is not there", lost)
-        except OSError as e:
-            self.note(name, e.strerror, lost)
-        except BrokenError as e:
-            self.note(f"{name}, line {number}" if number else name, e, lost)
+        except (OSError, BrokenError) as e:
+            place = f"{name}, line {number}" if number and isinstance(e, BrokenError) else name
+            self._unread(place, e, lost)
         else:
             return found
         return []

@@ -37,6 +37,7 @@ def tshark(file: Path, what: str) -> int:
     return len(done.stdout.splitlines())
 
 
+@pytest.mark.quiet
 def test_two_paths_carry_nearly_twice_what_one_does(tmp_path: Path, name: str, need: Need) -> None:
     need(*_NEEDED)
     status, metrics, folder = run("mptcp-aggregation", name, tmp_path)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import Need, testbed
 
-pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("measure")]  # one at a time: they measure
+pytestmark = [pytest.mark.kernel, pytest.mark.quiet]
 
 FRAME_TCP, PAYLOAD_TCP = 1514, 1448  # Ethernet header, IPv4, TCP with time stamps
 FRAME_UDP, PAYLOAD_UDP = 1490, 1448

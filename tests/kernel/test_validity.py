@@ -107,6 +107,7 @@ def test_the_time_in_which_a_receiver_did_not_run_is_its_gap_as_the_interface_sa
     assert metrics["mc.b.gap_s"]["value"] == pytest.approx(_STOP, abs=0.5)
 
 
+@pytest.mark.quiet
 def test_a_run_in_which_nothing_was_stopped_has_no_such_doubt(tmp_path: Path, name: str) -> None:
     (tmp_path / "quiet.yaml").write_text(TOPOLOGY.replace("seconds: 15", "seconds: 3"))
     done = testbed("run", "quiet.yaml", "--name", name, cwd=tmp_path)

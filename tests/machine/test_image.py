@@ -230,7 +230,7 @@ def test_a_source_that_no_suite_has_is_named_with_what_each_said(edited: Path) -
     text = (edited / "sources.txt").read_text()
     (edited / "sources.txt").write_text(re.sub(r"[0-9a-f]{64}", "0" * 64, text))
     with pytest.raises(
-        LabError, match=r"wpa_2.11.orig.tar.xz is not to be had; forky: E: .*; sid: E: .*; resolute: "
+        LabError, match=r"cannot download source wpa_2.11.orig.tar.xz; forky: E: .*; sid: E: .*; resolute: "
     ) as e:
         image.build(lambda *_: None)
     assert "sources.txt" in str(e.value)

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Make the image of a guest in a folder: vmlinuz, initrd.gz, root.squashfs, and lists of what is in them.
+# Build the image of a guest in a folder: vmlinuz, initrd.gz, root.squashfs, and lists of the packages in them.
 #
-#   image.sh FOLDER      as root of its own mount and PID namespaces (and user namespace): they are the cleanup
+#   image.sh FOLDER      run as root of new mount and PID namespaces (and a user namespace): they clean up when it ends
 #
-# SUITE is Debian's suite, MIRROR another mirror than mmdebstrap's, LOCK a file of `name version architecture`,
-# PYTHON a Python with pip, SOURCES as in provision.sh. Lines that begin with `testbed:` are for people.
+# SUITE is Debian's suite, MIRROR a mirror to use instead of mmdebstrap's, LOCK a file of `name version architecture`,
+# PYTHON a Python with pip, SOURCES as in provision.sh. Output lines that begin with `testbed:` are for people.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 work=$1
@@ -21,7 +21,7 @@ versions() { dpkg-query --admindir="$1/var/lib/dpkg" -W -f '${Package} ${Version
 umask 022
 mkdir -p "$out"
 
-# The Python packages come while Debian's do. Wheels only, by their sums: nothing of them runs here.
+# Download the Python packages in parallel with Debian's. Only wheels with known sums: none of their code runs here.
 "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-input --root-user-action ignore --no-deps --no-compile \
     --target "$work/python" --python-version 3.14 --only-binary=:all: --require-hashes -r "$here/python.txt" \
     --platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64 >"$work/pip.log" 2>&1 &
@@ -30,7 +30,7 @@ pip=$!
 sh "$here/provision.sh" sources
 
 if [ -n "${LOCK:-}" ]; then
-    say "the lock: what of it is to be had"
+    say "the lock: checking that its versions are available"
     # shellcheck disable=SC2016
     mmdebstrap --quiet --mode=root --variant=custom --format=directory --setup-hook='sh "$here/provision.sh" apt_as_here "$1"' \
         --customize-hook='export APT_CONFIG=$MMDEBSTRAP_APT_CONFIG
@@ -57,7 +57,7 @@ export SOURCE_DATE_EPOCH
 versions "$root" >"$out/packages"
 echo "$kernel" >"$out/kernel"
 
-# The toolchain is installed in a copy, which is thrown away: nothing of it is in the image.
+# The toolchain goes into a copy that is thrown away, so that the image has no part of it.
 say "packages for building"
 cp -a "$root" "$build"
 cp /etc/resolv.conf "$build/etc/"
@@ -79,16 +79,16 @@ inside sh /mnt/recipe/provision.sh amt
 say "kernel modules"
 modules=$root/usr/lib/modules/$kernel
 grep -v '^#' "$here/modules.txt" | sed 's,^,^kernel/,' >"$work/patterns"
-# A line of modules.dep is a module and everything that it needs.
+# A line of modules.dep is a module and its dependencies.
 sed 's/:.*//' "$modules/modules.dep" | grep -E -f "$work/patterns" |
     awk 'NR == FNR { keep[$1]; next } { name = $1; sub(":$", "", name) } name in keep { sub(":", ""); for (i = 1; i <= NF; i++) print $i }' \
         - "$modules/modules.dep" | sort -u >"$work/kept"
 find "$modules/kernel" -name '*.ko*' -printf 'kernel/%P\n' | sort | comm -23 - "$work/kept" | sed "s,^,$modules/," | xargs rm -f
-# squashfs compresses them, too, and the guest need not. Not every host has unxz.
+# squashfs compresses the modules anyway, and uncompressed ones load faster. Not every host has unxz.
 # shellcheck disable=SC2016
 inside sh -c 'find "/mnt/root/usr/lib/modules/$KERNEL" -name "*.ko.xz" -print0 | xargs -0 -r -P "$(nproc)" -n 64 unxz'
-# A kernel of Debian's demands no signatures, and an emulated processor takes some 50 ms to check one. What follows an ELF
-# file, as they do, strip(1) drops.
+# Debian's kernels do not require signatures, and an emulated processor takes some 50 ms to check one. strip(1) removes
+# what follows an ELF file, and thereby the signature.
 # shellcheck disable=SC2016
 inside sh -c 'find "/mnt/root/usr/lib/modules/$KERNEL" -name "*.ko" -print0 | xargs -0 -r -P "$(nproc)" -n 64 strip --strip-debug'
 find "$modules/kernel" -depth -type d -empty -delete
@@ -103,28 +103,28 @@ cp -a "$work/python/." "$site/"
 find "$site" -name tests -type d -prune -exec rm -rf {} +
 mkdir -p "$root/dev/shm"
 mount -t tmpfs shm "$root/dev/shm" # compileall's semaphores
-# No time stamps are compared when a module is imported: what is in the image does not change.
+# The image never changes, so imports need not compare time stamps.
 inside chroot /mnt/root /usr/bin/python3 -m compileall -q -f -j 0 --invalidation-mode unchecked-hash /usr/lib/python3.14 \
     /usr/local/lib/python3.14
 inside chroot /mnt/root /usr/bin/python3 -I -c 'import pydantic, yaml, typer, rich, pyroute2' ||
-    fail "the guest's Python can't import what python.txt names"
+    fail "the guest's Python cannot import the packages of python.txt"
 
 umount "$root/dev/shm"
 
-say "what a guest does not need"
+say "removing what a guest does not need"
 rm -rf "${root:?}"/boot/* "$root"/vmlinuz* "$root"/initrd* "$root"/var/cache/* "$root"/var/lib/apt/lists/* "$root"/var/log/* \
     "$root"/usr/share/doc/* "$root"/usr/share/man/* "$root"/usr/share/locale/* "$root"/usr/share/info/* \
     "$root"/usr/lib/x86_64-linux-gnu/gconv "$root"/usr/lib/firmware/[!r]* "$root"/etc/ssh/ssh_host_* \
     "$root"/etc/apt/preferences.d/lock "$root"/etc/apt/apt.conf.d/99host "$root"/var/lib/dpkg/*-old "$root"/run/* "$root"/tmp/* "${root:?}"/dev/*
 cp "$build/boot/vmlinuz-$kernel" "$out/vmlinuz"
 : >"$root/etc/machine-id"
-sed -i '/^root:/s,:[^:]*$,:/bin/sh,' "$root/etc/passwd" # the ssh server runs commands by it, and it starts in half of bash's time
+sed -i '/^root:/s,:[^:]*$,:/bin/sh,' "$root/etc/passwd" # the ssh server's shell: starts in half of bash's time
 echo testbed >"$root/etc/hostname"
 echo "127.0.0.1 localhost" >"$root/etc/hosts"
 : >"$root/etc/resolv.conf"
 ram=$build/tmp/ram
 mkdir -p "$ram/m" "$ram/proc" "$ram/sys" "$ram/dev" "$ram/lower" "$ram/rw" "$ram/root"
-# Static, because an emulated processor takes longer to link a program than to run these.
+# Static: an emulated processor takes longer to link these programs than to run them.
 compiled() { inside gcc -static -O2 -s -Wall -Wextra -Werror -Wl,--build-id=none -o "$2" "/mnt/recipe/$1"; }
 compiled testbed-guest.c /tmp/ram/init
 compiled testbed-call.c /mnt/root/usr/sbin/testbed-call
@@ -148,7 +148,7 @@ find "$ram" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 inside sh -c 'cd /tmp/ram && find . | LC_ALL=C sort | cpio --quiet --reproducible -o -H newc | gzip -9n >/mnt/out/initrd.gz'
 
 say "root file system"
-# lz4 takes half as much room again as zstd, and an emulated processor a second less from boot to a first command.
+# lz4 makes the image half as large again as zstd, but an emulated processor reaches the first command a second sooner.
 inside env -u SOURCE_DATE_EPOCH mksquashfs /mnt/root /mnt/out/root.squashfs -noappend -comp lz4 -b 128K -no-xattrs -quiet -no-progress \
     -all-time "$SOURCE_DATE_EPOCH" -mkfs-time "$SOURCE_DATE_EPOCH"
 say "done"

@@ -1,11 +1,11 @@
-/* Run a command on this process's standard streams, and end with its exit status (128 + n for signal n).
+/* Run a command on this process's standard streams, and exit with its status (128 + n for signal n).
  *
  *   testbed-call ID DIGEST FOLDER NAME=VALUE... -- WORD...
  *
- * The host has it run by ssh. The command gets a session of its own, and this process's terminal if it has one. ID names
- * it for signals of the host's. When who called hangs up, it gets SIGHUP, and SIGKILL when it is still there after that;
- * the end of the output's pipe or terminal tells, or SIGTERM or SIGHUP to this process.
- * `testbed` as the first word is what testbed-warm forks, if the guest has it; DIGEST is that of the host's sources.
+ * The host runs this program by ssh. The command gets its own session, and this process's terminal if there is one.
+ * The host refers to it by ID when it sends signals. When the caller hangs up (the output's pipe or terminal closes, or
+ * this process gets SIGTERM or SIGHUP), the command gets SIGHUP, and SIGKILL if it still runs after a while.
+ * If the first word is `testbed`, testbed-warm forks the command where it runs; DIGEST is that of the host's sources.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -34,7 +34,7 @@ static _Noreturn void end(const char *what)
     exit(255);
 }
 
-/* Leave a command's process id where signals of the host's find it, or take it away again (0). */
+/* Record a command's process id for the host's signals; 0 removes the record. */
 static void name(const char *id, pid_t pid)
 {
     char path[300], part[310];
@@ -51,7 +51,7 @@ static void name(const char *id, pid_t pid)
     close(fd);
 }
 
-/* Be the command. */
+/* Become the command. */
 static _Noreturn void become(char **words, const char *folder, char **environment)
 {
     char **argv = words;
@@ -64,7 +64,7 @@ static _Noreturn void become(char **words, const char *folder, char **environmen
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     if (isatty(0))
-        ioctl(0, TIOCSCTTY, 1); /* from the ssh server's child: job control is this command's */
+        ioctl(0, TIOCSCTTY, 1); /* take it from the ssh server's child, for this command's job control */
     close_range(3, ~0U, 0);
     plain_environment();
     for (; strcmp(*environment, "--"); environment++)
@@ -87,7 +87,7 @@ static _Noreturn void become(char **words, const char *folder, char **environmen
     _exit(errno == ENOENT ? 127 : 126);
 }
 
-/* Ask testbed-warm for a command: its words and our streams. Return the connection, or -1 without a testbed-warm. */
+/* Send a command's words and our streams to testbed-warm. Return the connection, or -1 if testbed-warm does not run. */
 static int ask(char **words)
 {
     struct sockaddr_un where = {.sun_family = AF_UNIX, .sun_path = WARM};
@@ -123,7 +123,7 @@ static int ask(char **words)
     return -1;
 }
 
-/* Return a number that testbed-warm says: the command's process id, later its status; -1 when it says no more. */
+/* Return the next number from testbed-warm: the command's process id, later its status; -1 after the last one. */
 static int heard(int connection)
 {
     char text[16] = "";
@@ -137,10 +137,10 @@ static int heard(int connection)
     return n && !*end && number >= 0 && number <= INT_MAX ? (int)number : -1;
 }
 
-/* Wait for a command, and end it when nobody is there any more who would read its output. */
+/* Wait for a command, and end it once nobody reads its output any more. */
 static void attend(pid_t pid, int ended, int signals)
 {
-    /* No event of the output is asked for, and POLLHUP or POLLERR come. */
+    /* poll(2) reports POLLHUP and POLLERR of the output without being asked to. */
     struct pollfd sources[] = {{.fd = ended, .events = POLLIN}, {.fd = 1}, {.fd = signals, .events = POLLIN}};
 
     while (poll(sources, 3, -1) <= 0)
@@ -153,7 +153,7 @@ static void attend(pid_t pid, int ended, int signals)
         kill(-pid, SIGKILL);
 }
 
-/* Return where the words of the command begin, -1 when there are none. */
+/* Return the index of the command's first word, -1 if there is none. */
 static int command_at(int count, char **words)
 {
     int at = 4;
@@ -190,7 +190,7 @@ int main(int count, char **words)
             }
             return status;
         }
-        close(warm); /* it ended before it began this one, which can be run without it */
+        close(warm); /* it ended before it started this command: run it without testbed-warm */
     }
     if ((pid = fork()) < 0)
         end("fork");

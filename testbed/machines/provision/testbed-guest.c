@@ -1,19 +1,19 @@
-/* PID 1 of a guest: makes the image its root, and then does what the host says.
+/* PID 1 of a guest: makes the image its root file system, then carries out the host's requests.
  *
- * It is the only program of the initramfs. A program of its own and not a shell or Python, because an emulated processor
- * takes 20 ms to start a program of busybox and a second to start Python.
+ * It is the only program of the initramfs. It is written in C because an emulated processor takes 20 ms to start each
+ * program of busybox, and a second to start Python.
  *
- * The host's words come through a virtio-serial port, a line each: words between tabs, with %XX for what is none of
+ * Requests come through a virtio-serial port, one per line: words separated by tabs, with %XX for all characters but
  * letters, digits and "_.-~/". The answers are lines of JSON.
  *
- *   ping                          also loads, once, what labs take
- *   settle                        returns when that is loaded
+ *   ping                          also starts to load the modules that labs need
+ *   settle                        answers when these are loaded
  *   activate TIME SEED MACHINE-ID HOSTNAME HOST-KEY AUTHORIZED      SEED and HOST-KEY in hexadecimal digits
- *   mount TAG FOLDER WRITABLE     a folder of the host; WRITABLE is 0 or 1
+ *   mount TAG FOLDER WRITABLE     mount a folder of the host; WRITABLE is 0 or 1
  *   unmount FOLDER
- *   warm DIGEST FOLDER            have testbed-warm import testbed
- *   signal ID NUMBER              to the command of a testbed-call
- *   hangup ID                     who called has gone: ssh does not always tell
+ *   warm DIGEST FOLDER            make testbed-warm import testbed
+ *   signal ID NUMBER              send a signal to the command of a testbed-call
+ *   hangup ID                     the caller has gone: ssh does not always notice
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -43,7 +43,7 @@
 #include <unistd.h>
 #include "testbed-guest.h"
 
-#define PATIENCE 10 /* s that a signal waits for its command to begin */
+#define PATIENCE 10 /* s that a signal waits for its command to start */
 
 struct signal_due {
     char id[64];
@@ -54,16 +54,16 @@ struct signal_due {
 struct guest {
     int port;                             /* to the host */
     int ended;                            /* a signalfd of SIGCHLD */
-    int ssh;                              /* listens; -1 before `activate` */
-    pid_t modules;                        /* what loads modules; 0 before, and when it has ended */
-    int told, said;                       /* pipes to testbed-warm and from it; -1 without one */
-    int due;                              /* how many */
+    int ssh;                              /* the listening socket; -1 before `activate` */
+    pid_t modules;                        /* the process that loads modules; 0 before it starts and after it ended */
+    int told, said;                       /* pipes to and from testbed-warm; -1 if it does not run */
+    int due;                              /* the number of signals */
     struct signal_due signals[64];
 };
 
 /* --- set-up ---------------------------------------------------------------------------------------------------- */
 
-/* Say on the console what can't be, and wait: the host reads it and ends the guest. */
+/* Report a fatal error on the console, and wait: the host reads it and ends the guest. */
 static _Noreturn void fault(const char *format, ...)
 {
     int why = errno;
@@ -108,7 +108,7 @@ static void load(const char *list)
     fclose(names);
 }
 
-/* Start a program with these as its standard streams, and a fourth descriptor unless that is -1. */
+/* Start a program with these standard streams, and a fourth descriptor unless that is -1. */
 static pid_t start(char *const *words, int in, int out, int err, int more)
 {
     posix_spawn_file_actions_t files;
@@ -140,7 +140,7 @@ static int written(const char *path, const void *content, size_t length, mode_t 
     return failed ? -1 : 0;
 }
 
-/* Make the image, read-only with a RAM overlay, the root file system. */
+/* Make the image the root file system: read-only, with an overlay in memory. */
 static void enter_image(void)
 {
     static const char *const moved[] = {"/proc", "/sys", "/dev"};
@@ -164,7 +164,7 @@ static void enter_image(void)
         fault("the image can't be the root");
 }
 
-/* Bring an interface up, with an address of QEMU's user network if one is given: known, so that there is no DHCP. */
+/* Bring an interface up; give it an address, unless that is NULL: QEMU's user network has known ones, without DHCP. */
 static void up(const char *name, const char *address)
 {
     struct ifreq request = {0};
@@ -192,7 +192,7 @@ static void set_up(void)
     char *dropbear[] = {"/usr/sbin/dropbear", "-V", NULL};
 
     enter_image();
-    /* A word `testbed_init=PROGRAM` of the kernel's command line is in our environment: for a look into an image. */
+    /* The kernel puts `testbed_init=PROGRAM` of its command line into our environment: use it to look into an image. */
     const char *instead = getenv("testbed_init");
     if (instead) {
         execl(instead, instead, (char *)NULL);
@@ -208,14 +208,14 @@ static void set_up(void)
     mounted("shm", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777");
     mounted("tmp", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777");
     mount("debugfs", "/sys/kernel/debug", "debugfs", 0, NULL);
-    /* For the bounds of a lab: the controllers of what is made below the root cgroup. */
+    /* The bounds of a lab need these controllers below the root cgroup. */
     if (!mount("cgroup2", "/sys/fs/cgroup", "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL))
         written("/sys/fs/cgroup/cgroup.subtree_control", "+memory +cpu", 12, 0644);
-    /* A guest without memory is to kill what takes it, and not to read its programs from the image again and again
+    /* A guest that runs out of memory must kill the process that takes it, instead of thrashing on its programs
      * (Documentation/admin-guide/mm/multigen_lru.rst, "Thrashing prevention"). */
     written("/sys/kernel/mm/lru_gen/min_ttl_ms", "1000", 4, 0644);
     int nowhere = open("/dev/null", O_RDWR | O_CLOEXEC);
-    /* What was read and translated once costs half as much, and the other processor has nothing to do yet. */
+    /* A program that has run once starts in half the time, and the other processor is idle here. */
     start(dropbear, nowhere, nowhere, nowhere, -1);
     load("/usr/lib/testbed/ready-modules");
     up("lo", NULL);
@@ -223,9 +223,9 @@ static void set_up(void)
     close(nowhere);
 }
 
-/* --- what the host asks for ------------------------------------------------------------------------------------ */
+/* --- requests of the host -------------------------------------------------------------------------------------- */
 
-/* Return the value of a hexadecimal digit, -1 for what is none. */
+/* Return the value of a hexadecimal digit, -1 for any other character. */
 static int digit(char c)
 {
     if (c >= '0' && c <= '9')
@@ -234,7 +234,7 @@ static int digit(char c)
     return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
 }
 
-/* Decode pairs of digits; return how many bytes that is, -1 for anything else and for more than there is room for. */
+/* Decode pairs of hexadecimal digits; return the number of bytes, -1 for other characters and for too many digits. */
 static ssize_t from_hex(const char *digits, unsigned char *bytes, size_t room)
 {
     size_t n = 0;
@@ -250,7 +250,7 @@ static ssize_t from_hex(const char *digits, unsigned char *bytes, size_t room)
     return (ssize_t)n;
 }
 
-/* Return a whole number from 0 to `most`, -1 for anything else. */
+/* Parse a whole number from 0 to `most`; return -1 for anything else. */
 static long number(const char *text, long most)
 {
     char *end;
@@ -264,7 +264,7 @@ static long number(const char *text, long most)
     return found;
 }
 
-/* Have random numbers depend on bytes that only this guest is given: copies of a saved one have the same state. */
+/* Reseed the random number generator with bytes for this guest alone: copies of a saved guest share its state. */
 static int reseed(const char *seed)
 {
     union {
@@ -286,13 +286,13 @@ static int reseed(const char *seed)
     return failed ? -1 : 0;
 }
 
-/* Read seconds since 1970; what no clock shows is refused. */
+/* Parse seconds since 1970, in the range of a clock. */
 static int moment(const char *text, struct timespec *when)
 {
     char *end;
     double seconds = strtod(text, &end);
 
-    if (end == text || *end || !(seconds >= 0 && seconds < 1e11)) { /* NaN, too, fails the comparisons */
+    if (end == text || *end || !(seconds >= 0 && seconds < 1e11)) { /* NaN fails the comparisons, too */
         errno = EINVAL;
         return -1;
     }
@@ -301,7 +301,7 @@ static int moment(const char *text, struct timespec *when)
     return 0;
 }
 
-/* Become this guest and no other: clock, random numbers, names, keys. */
+/* Turn a copy of a saved guest into a guest of its own: clock, random numbers, names, keys. */
 static int activate(struct guest *guest, char **words)
 {
     unsigned char key[1024];
@@ -330,7 +330,7 @@ static int activate(struct guest *guest, char **words)
     return bind(guest->ssh, (struct sockaddr *)&here, sizeof(here)) || listen(guest->ssh, 128) ? -1 : 0;
 }
 
-/* Give a connection its own Dropbear, which then is there sooner than one that would listen first. */
+/* Start a Dropbear for a connection: that answers sooner than a Dropbear that listens and forks. */
 static void answer_ssh(struct guest *guest)
 {
     char *words[] = {"/usr/sbin/dropbear", "-i", "-E", "-s", "-m", "-W", "1048576", "-r", RUN "/host_key", "-D", RUN, NULL};
@@ -343,7 +343,7 @@ static void answer_ssh(struct guest *guest)
     close(log);
 }
 
-/* Mount a folder of the host. Nothing is cached: the host edits it, or reads what we wrote. */
+/* Mount a folder of the host, without a cache: the host edits files in it, or reads what the guest wrote. */
 static int mount_share(char **words)
 {
     char path[4096];
@@ -366,7 +366,7 @@ static int mount_share(char **words)
     return mount(words[0], words[1], "9p", flags, "trans=virtio,version=9p2000.L,cache=none,msize=512000");
 }
 
-/* Begin, once, to load what labs take; commands of testbed's wait for that. */
+/* Start, once, to load the modules that labs need; commands of testbed wait for them. */
 static void load_modules(struct guest *guest)
 {
     static int begun;
@@ -376,7 +376,7 @@ static void load_modules(struct guest *guest)
         guest->modules = start(words, 0, 1, 2, -1);
 }
 
-/* Have testbed-warm, and start it first if there is none, import what is in a folder. */
+/* Make testbed-warm import testbed from a folder; start it first if it does not run. */
 static int warm(struct guest *guest, char **words)
 {
     char *python[] = {"/usr/bin/python3", "-I", "-S", "/usr/lib/testbed/warm.pyc", NULL};
@@ -405,7 +405,7 @@ static int warm(struct guest *guest, char **words)
     return dprintf(guest->told, "%s %s\n", words[0], words[1]) < 0 ? -1 : 0;
 }
 
-/* Send a signal to the command of a call; say whether that is done, or can't be any more. */
+/* Send a signal to the command of a call; return whether it was sent or has expired. */
 static int delivered(const struct signal_due *due)
 {
     char path[128];
@@ -414,19 +414,19 @@ static int delivered(const struct signal_due *due)
 
     snprintf(path, sizeof(path), CALLS "/%s.pid", due->id);
     if (!(file = fopen(path, "re")))
-        return time(NULL) > due->until; /* it has not begun yet */
+        return time(NULL) > due->until; /* it has not started yet */
     if (fscanf(file, "%d %d", &pid, &call) != 2 || pid <= 0 || call <= 0)
         ;
     else if (!due->number)
         kill(call, SIGTERM);
     else
-        /* A terminal sends these to the whole process group, kill(1) the others to one process. */
+        /* A terminal sends these two to the whole process group; kill(1) sends the others to one process. */
         kill(due->number == SIGINT || due->number == SIGQUIT ? -pid : pid, due->number);
     fclose(file);
     return 1;
 }
 
-/* --- the conversation ------------------------------------------------------------------------------------------ */
+/* --- messages -------------------------------------------------------------------------------------------------- */
 
 static int open_port(void)
 {
@@ -451,12 +451,12 @@ static int open_port(void)
         }
         if (ports)
             closedir(ports);
-        usleep(5000); /* QEMU tells of its ports after the driver is there */
+        usleep(5000); /* QEMU announces its ports after the driver has started */
     }
     fault("there is no virtio-serial port named testbed");
 }
 
-/* Copy a text as it may stand between the quotes of JSON, as far as there is room. */
+/* Copy a text, escaped for a JSON string, as far as there is room. */
 static void quoted(const char *text, char *clean, size_t room)
 {
     size_t n = 0;
@@ -469,7 +469,7 @@ static void quoted(const char *text, char *clean, size_t room)
     clean[n] = 0;
 }
 
-/* Say one thing of us, and one more unless that is NULL: {"KEY": "VALUE", "AND": "TEXT"}. */
+/* Send one key and value to the host, and a second pair unless its text is NULL: {"KEY": "VALUE", "AND": "TEXT"}. */
 static void say(struct guest *guest, const char *key, const char *value, const char *and, const char *text)
 {
     char first[256], second[512];
@@ -508,7 +508,7 @@ static void obey(struct guest *guest, char **words, int count)
     else if (!strcmp(verb, "warm") && count == 3)
         failed = warm(guest, words + 1);
     else if (!strcmp(verb, "ping") && count == 1)
-        load_modules(guest); /* not before: a guest that was booted answers its first command sooner */
+        load_modules(guest); /* only now: so a guest that was booted answers its first command sooner */
     else if (!strcmp(verb, "settle") && count == 1) {
         load_modules(guest);
         while (guest->modules > 0 && waitpid(guest->modules, NULL, 0) < 0 && errno == EINTR)
@@ -523,7 +523,7 @@ static void obey(struct guest *guest, char **words, int count)
     say(guest, "done", verb, "error", failed ? error : NULL);
 }
 
-/* Cut a line at its tabs into at most `most` words, and decode these where they are; return how many there are. */
+/* Split a line at tabs into at most `most` words, and decode them in place; return their number. */
 static int cut(char *line, char **words, int most)
 {
     char *next = line;
@@ -554,12 +554,12 @@ static void hear(struct guest *guest)
 {
     static char inbox[1 << 16];
     static size_t length;
-    static int skips; /* the rest of a line that was too long */
+    static int skips; /* discard the rest of a line that is too long */
     char *begin = inbox, *end;
     ssize_t got = read(guest->port, inbox + length, sizeof(inbox) - length);
 
     if (got <= 0) {
-        usleep(10000); /* nobody is at the host's end of the port */
+        usleep(10000); /* the host's end of the port is closed */
         return;
     }
     length += (size_t)got;
@@ -578,7 +578,7 @@ static void hear(struct guest *guest)
     }
 }
 
-/* Pass on what testbed-warm says; when it has ended, commands are run without it. */
+/* Pass on a message of testbed-warm; after its end, commands run without it. */
 static void hear_warm(struct guest *guest)
 {
     char digest[128] = "";
@@ -594,7 +594,7 @@ static void hear_warm(struct guest *guest)
     }
 }
 
-/* What labs and commands leave behind is PID 1's to reap. */
+/* Reap the processes that labs and commands leave behind. */
 static void reap(struct guest *guest)
 {
     struct signalfd_siginfo about;
@@ -609,7 +609,7 @@ static void reap(struct guest *guest)
 int main(void)
 {
     struct guest guest = {.ssh = -1, .told = -1, .said = -1};
-    /* A lab may keep every processor busy, and the host must not take the guest for dead. */
+    /* Answer the host even if a lab keeps every processor busy: otherwise it would take the guest for dead. */
     const struct sched_param first = {.sched_priority = 1};
     sigset_t children;
 

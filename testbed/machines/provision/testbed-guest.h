@@ -1,9 +1,9 @@
-/* What the two programs of a guest share: where they leave things for each other, and the environment of commands. */
+/* Shared by the two programs of a guest: paths of the files that they exchange, and the environment of commands. */
 #pragma once
 #define RUN "/run/testbed"
 #define WARM RUN "/warm"       /* the socket of testbed-warm */
-#define MODULES RUN "/modules" /* there when what labs take is loaded */
-#define CALLS RUN "/call"      /* ID.pid: the process of a command, and its testbed-call's */
+#define MODULES RUN "/modules" /* exists once the modules that labs need are loaded */
+#define CALLS RUN "/call"      /* ID.pid: the process ids of a command and of its testbed-call */
 
 #include <stdlib.h>
 

@@ -10,7 +10,7 @@ MACHINE_TOOLS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap debian
   newuidmap:uidmap cc:gcc unsquashfs:squashfs-tools zstd:zstd ssh:openssh-client sshd:openssh-server
 PEERS := cc:gcc mn:mininet brctl:bridge-utils
 
-.PHONY: setup tools peers machine demo demo-mptcp test lint bench fuzz soak clean
+.PHONY: setup tools peers machine demo demo-mptcp test lint lint-python lint-shell lint-c lint-words bench fuzz soak clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -64,10 +64,26 @@ test: machine ## every test
 	@$(BIN)/pytest -q -m "quiet and not machine" -p no:rerunfailures
 	@$(BIN)/pytest -q -n 1 -m "machine and quiet" --reruns 2 --durations 12
 
-lint: setup ## ruff and mypy --strict
+lint: lint-python lint-shell lint-c lint-words ## check Python, shell scripts, C and spelling, without running anything
+
+lint-python: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+# Every file of the tree that says so in its name or in its first line.
+lint-shell: setup
+	@find .ci benchmarks docs testbed tests -type f \( -name '*.sh' -print0 -o -exec \
+	  awk 'FNR == 1 && /^#!.*[\/ ](ba|da)?sh( |$$)/ { printf "%s%c", FILENAME, 0 } { nextfile }' {} + \) \
+	  | xargs -0 $(BIN)/shellcheck
+
+lint-c:
+	$(call install,gcc:gcc)
+	@find benchmarks testbed tests -name '*.c' -print0 | xargs -0 -P 2 -I FILE \
+	  gcc -std=gnu17 -O2 -Wall -Wextra -Werror -fanalyzer -I testbed/machines/provision -c -o /dev/null FILE
+
+lint-words: setup
+	@$(BIN)/codespell .
 
 bench: setup peers ## side by side with Mininet, ip -batch and a C program
 	@$(BIN)/python benchmarks/bringup.py

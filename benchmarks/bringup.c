@@ -48,7 +48,7 @@ static void write_file(const char *path, const char *text) {
 /* ---- encoding: one growing batch ------------------------------------------------------------------------------- */
 
 static void append(const void *data, size_t size) {
-    memcpy(batch.bytes + batch.length, data, size);
+    if (size) memcpy(batch.bytes + batch.length, data, size); /* a nest has no content of its own, and no `data` */
     batch.length += NLMSG_ALIGN(size);
     batch.last->nlmsg_len = batch.bytes + batch.length - (char *)batch.last;
 }
@@ -291,6 +291,7 @@ int main(int count, char **arguments) {
     size_t planned;
     struct route *routes = read_routes(arguments[3], &planned);
     struct node *nodes = calloc(size + 1, sizeof *nodes), *hubs = calloc(size + 1, sizeof *hubs);
+    if (!nodes || !hubs) die("nodes");
     setvbuf(stdout, NULL, _IOLBF, 0);
 
     double start = now();

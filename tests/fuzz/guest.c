@@ -33,6 +33,8 @@ static char *copied(const char *text)
 {
     char *copy = malloc(strlen(text) + 1);
 
+    if (!copy)
+        wrong("no memory", text);
     strcpy(copy, text);
     return copy;
 }

@@ -17,8 +17,8 @@ from statistics import median
 from uuid import uuid4
 
 from testbed.drivers import wpa_supplicant
-from testbed.machines import image, microvm
-from testbed.machines.qemu import Share, Size
+from testbed.machines.guest import image, microvm
+from testbed.machines.guest.qemu import Share, Size
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = """

@@ -165,7 +165,7 @@ def topology(shape: str, size: int) -> str:
 def routes(file: Path) -> str:
     """Write the routes that testbed plans, one a row: node, destination, next hop, interface."""
     testbed = importlib.import_module("testbed")
-    steps = importlib.import_module("testbed.plan").plan(testbed.load(file)).steps
+    steps = importlib.import_module("testbed.plan.lab").plan(testbed.load(file)).steps
     rows = (str(step).split() for step in steps if " ip route add " in str(step))
     return "".join(f"{row[0][1:-1]} {row[4]} {row[6]} {row[8]}\n" for row in rows)
 
@@ -261,7 +261,7 @@ def ip_batch(shape: str, size: int, path: str) -> Worker:
 def in_process(shape: str, size: int, path: str) -> Worker:
     """Perform a plan, in this process."""
     testbed = importlib.import_module("testbed")
-    plan = importlib.import_module("testbed.plan").plan(testbed.load(Path(path)))
+    plan = importlib.import_module("testbed.plan.lab").plan(testbed.load(Path(path)))
     up = testbed.up  # imports its module
     yield None
     lab = up(plan, name=LAB)

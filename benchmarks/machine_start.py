@@ -37,8 +37,8 @@ GUEST = """
 import os, sys
 from pathlib import Path
 from types import SimpleNamespace
-from testbed.machines import microvm
-from testbed.machines.qemu import Share, Size
+from testbed.machines.guest import microvm
+from testbed.machines.guest.qemu import Share, Size
 folder, digest, how, code = sys.argv[1:]
 guest = microvm.start(SimpleNamespace(folder=Path(folder), digest=digest), Size(2, 2048), f"bench-{os.getpid()}",
                       {"code": Share(Path(code), "/testbed")}, restore=how != "cold", accel="tcg")
@@ -85,7 +85,7 @@ def image(folder: Path | None) -> tuple[Path, str]:
     """Return the folder and the name of the image."""
     if folder is not None:
         return folder, json.loads((folder / "manifest.json").read_text())["digest"]
-    found = importlib.import_module("testbed.machines.image").find()
+    found = importlib.import_module("testbed.machines.guest.image").find()
     if found is None:
         raise SystemExit("there is no image: `testbed image build` makes one")
     return found.folder, found.digest

@@ -18,11 +18,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from testbed import addressing, consistency, units  # noqa: E402
+from testbed import units  # noqa: E402
 from testbed.errors import InputError  # noqa: E402
-from testbed.experiment import read  # noqa: E402
-from testbed.plan import plan  # noqa: E402
-from testbed.schedule import run_steps  # noqa: E402
+from testbed.language.experiment import read  # noqa: E402
+from testbed.plan import addressing  # noqa: E402
+from testbed.plan.lab import plan  # noqa: E402
+from testbed.plan.run import run_steps  # noqa: E402
+from testbed.rules import whole as consistency  # noqa: E402
 from tests.test_bounds import GROWING  # noqa: E402
 
 GOAL = 2.0  # times the CPU time for a node of a file that is ten times as large; a quadratic part makes it ten

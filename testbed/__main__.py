@@ -1,6 +1,6 @@
 """The program: `testbed`, and `python -m testbed`."""
 
-from testbed.program import script
+from testbed.cli.program import script
 
 if __name__ == "__main__":
     script()

@@ -359,13 +359,13 @@ def _options(sets: Sequence[str]) -> Iterator[str]:
 
 
 def _is_up(name: str) -> bool:
-    from testbed import sandbox
+    from testbed.lab import sandbox
 
     return name in sandbox.names() or name in _guests()
 
 
 def _guests() -> list[str]:
-    from testbed.machines import microvm
+    from testbed.machines.guest import microvm
 
     return microvm.guests()
 
@@ -405,7 +405,7 @@ def _line(done: CompletedProcess[str]) -> str:
 
 def _close(word: str, known: Iterable[str]) -> str:
     """Return " (did you mean ...?)" when a known word is close, else ""."""
-    from difflib import get_close_matches  # testbed.explain's, without its models
+    from difflib import get_close_matches  # testbed.language.explain's, without its models
 
     found = get_close_matches(word, list(known), 1, 0.6)
     return f" (did you mean {found[0]!r}?)" if found else ""

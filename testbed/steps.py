@@ -9,8 +9,8 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from testbed.linux.wire import Here, Message
 from testbed.plain import line, word, words
-from testbed.wire import Here, Message
 
 LAB = "-"  # the place of what belongs to no node: the sandbox itself
 
@@ -45,7 +45,7 @@ class Delete(Struct, frozen=True, tag=True):
 
 
 class Probe(Protocol):
-    """An observable fact, printed as a condition; `testbed.probes` knows how each is observed."""
+    """An observable fact, printed as a condition; `testbed.lab.probes` knows how each is observed."""
 
     def __str__(self) -> str: ...
 

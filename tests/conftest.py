@@ -51,8 +51,8 @@ def name() -> Iterator[str]:
     """A lab's name that no other test has; the lab is taken down at the end if the test left it up."""
     chosen = f"t{uuid4().hex[:10]}"
     yield chosen
-    from testbed import control, sandbox
-    from testbed.machines import microvm
+    from testbed.lab import control, sandbox
+    from testbed.machines.guest import microvm
 
     if chosen in sandbox.names():
         control.find(chosen).down()
@@ -67,7 +67,7 @@ Need = Callable[..., None]
 def need() -> Need:
     """A function that skips with the probe's words when a feature is missing, and fails if CI requires it."""
     from testbed import features
-    from testbed.machines import here
+    from testbed.machines.probe import here
 
     def check(*names: str) -> None:
         wanted = [f for f in features.ALL if f.name in names]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed import cli
+from testbed.cli import app as cli
 
 Say = Callable[..., tuple[int, str, str]]
 

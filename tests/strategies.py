@@ -10,9 +10,9 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from testbed.document import get
-from testbed.explain import fields_at
-from testbed.topology import EXPERIMENT, Topology
+from testbed.language.document import get
+from testbed.language.explain import fields_at
+from testbed.language.topology import EXPERIMENT, Topology
 
 Data = dict[str, Any]
 TIMES = int(os.environ.get("TESTBED_EXAMPLES", "0"))

@@ -6,15 +6,20 @@ import struct
 
 import pytest
 
-from testbed import addressing, consistency, plan, schedule, trees, validity, wire
-from testbed.addressing import Network
-from testbed.document import parse
 from testbed.drivers import amt, smcroute
 from testbed.drivers.amt import Amt, AmtAdd, RelayFound
 from testbed.drivers.link import LinkSet
 from testbed.errors import InputError, Unsupported
+from testbed.language.document import parse
+from testbed.language.topology import Topology, build
+from testbed.linux import wire
+from testbed.plan import addressing, trees
+from testbed.plan import lab as plan
+from testbed.plan import run as schedule
+from testbed.plan.addressing import Network
+from testbed.report import doubts as validity
+from testbed.rules import whole as consistency
 from testbed.steps import Configure, Wait, Write
-from testbed.topology import Topology, build
 
 MAC = "02:00:00:00:00:0a"
 GATEWAY = AmtAdd("amt0", MAC, "gateway", "eth1", "10.0.2.1", 2268, 2268, "10.0.2.2")

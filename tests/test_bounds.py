@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 
-from testbed import addressing, consistency, explain, units
+from testbed import units
 from testbed.errors import SHOWN, InputError
-from testbed.experiment import read
-from testbed.plan import plan
-from testbed.schedule import run_steps
+from testbed.language import explain
+from testbed.language.experiment import read
+from testbed.plan import addressing
+from testbed.plan.lab import plan
+from testbed.plan.run import run_steps
+from testbed.rules import whole as consistency
 from tests.kept import Say, say
 
 __all__ = ["say"]

@@ -8,13 +8,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-from testbed import cases
 from testbed.errors import BugError, CheckFailed, InputError, LabError, TestbedError, Unsupported
-from testbed.experiment import Case
-from testbed.report import Outcome as Judged
-from testbed.report import Report
-from testbed.runner import Outcome
-from testbed.topology import load
+from testbed.language.experiment import Case
+from testbed.language.topology import load
+from testbed.report.report import Outcome as Judged
+from testbed.report.report import Report
+from testbed.runs import cases
+from testbed.runs.case import Outcome
 
 TOPOLOGY = load(Path(__file__).parent.parent / "topologies/two-hosts.yaml")
 WORST_FIRST = (70, 3, 4, 2, 1, 0)

@@ -15,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.errors import LabError
-from testbed.machines import case, collected, remote, request, staging
+from testbed.machines import case, collected
 from testbed.machines.collected import Taken, collect
+from testbed.machines.guest import staging
+from testbed.machines.ssh import remote, request
 from testbed.results import Folder
 from tests.kernel.others import NOBODY, as_other
 

@@ -6,7 +6,7 @@ import os
 import socket
 from pathlib import Path
 
-from testbed.machines import console
+from testbed.machines.guest import console
 
 
 def test_a_flood_leaves_its_beginning_its_end_and_how_much_was_dropped(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ from pathlib import Path
 import pytest
 
 from testbed import __version__, features
-from testbed.experiment import read
-from testbed.topology import Work, schema
+from testbed.language.experiment import read
+from testbed.language.topology import Work, schema
 from tests.conftest import RACE, ROOT, Need, testbed
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

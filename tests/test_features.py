@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from testbed import features, present
+from testbed import features
+from testbed.cli import present
 from testbed.features import Feature
 from testbed.machines import choose
-from testbed.machines.here import Finding, refusal
+from testbed.machines.probe.here import Finding, refusal
 
 NETEM, VETH, IPERF3 = features.QDISCS["netem"], features.VETH, features.IPERF3
 LONG = "the kernel refuses it: " + "No such file or directory, and " * 9 + "/a/path/" + "x" * 90

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from testbed.machines import recipe
+from testbed.machines.guest import recipe
 from tests.fuzz import guest
 
 

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.errors import InputError
-from testbed.machines import building, image, recipe
-from testbed.machines.recipe import Lock, Package
+from testbed.machines.guest import building, image, recipe
+from testbed.machines.guest.recipe import Lock, Package
 from tests.conftest import testbed
 
 ROOT = Path(__file__).parent.parent
@@ -206,6 +206,6 @@ def test_the_recipe_says_the_steps_that_progress_is_told_by() -> None:
 
 
 def test_the_command_line_starts_without_what_images_need() -> None:
-    tree = ast.parse((ROOT / "testbed" / "cli.py").read_text())
+    tree = ast.parse((ROOT / "testbed/cli/app.py").read_text())
     top = [ast.unparse(n) for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
     assert not [row for row in top if "machines" in row]

@@ -15,12 +15,16 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from msgspec import convert
 
-from testbed import consistency, metrics, records, sampler, units
-from testbed.document import _BREAK, Document, Mark, Source, get, merge, override, parse
+from testbed import units
 from testbed.errors import InputError, Problem, TestbedError
-from testbed.experiment import Experiment, read
-from testbed.plan import Plan, plan
-from testbed.schedule import requires, run_steps
+from testbed.language.document import _BREAK, Document, Mark, Source, get, merge, override, parse
+from testbed.language.experiment import Experiment, read
+from testbed.metrics import nodes as metrics
+from testbed.metrics import records
+from testbed.plan.lab import Plan, plan
+from testbed.plan.run import requires, run_steps
+from testbed.programs.sampler import main as sampler
+from testbed.rules import whole as consistency
 from tests.strategies import KEYS, Data, examples, mutants, places, scalars, topologies, values
 
 ROOT = Path(__file__).parent.parent
@@ -150,7 +154,7 @@ def test_the_same_file_gives_the_same_plan(file: Path, data: Data) -> None:
 
 
 def test_a_plan_does_not_depend_on_the_order_of_sets() -> None:
-    program = "import sys, testbed.cli as c\nfor f in sys.argv[1:]: c.plan(f)"
+    program = "import sys, testbed.cli.app as c\nfor f in sys.argv[1:]: c.plan(f)"
     files = [str(f) for f in sorted([*ROOT.glob("topologies/*.yaml"), *ROOT.glob("experiments/*.yaml")])]
     plans = {
         subprocess.run(

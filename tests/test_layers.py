@@ -11,62 +11,120 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "testbed"
-TREES = {
-    ".".join(f.relative_to(PACKAGE).with_suffix("").parts): ast.parse(f.read_text()) for f in PACKAGE.rglob("*.py")
-}
-# What makes a plan of a file, lowest first: a module imports of its own layer and of those before it.
-PURE = (
-    (
-        *("errors", "plain", "words", "wire", "features", "spec", "units", "files"),
-        *("multicast.records", "recorded", "records"),
-    ),
-    ("steps", "document", "drivers", "travel"),
-    ("explain", "nodes", "workloads"),
-    ("topology",),
-    ("experiment", "addressing", "routing", "tunnels"),
-    ("trees", "naming"),
-    ("groups",),
-    ("consistency",),
-    ("plan",),
-    ("schedule",),
+FILES = {".".join(f.relative_to(PACKAGE).with_suffix("").parts): f for f in PACKAGE.rglob("*.py")}
+TREES = {m.removesuffix(".__init__"): ast.parse(f.read_text()) for m, f in FILES.items()}
+# Every module of the tree, lowest floor first: a module imports from its own floor and from those below it.
+FLOORS: tuple[dict[str, str], ...] = (
+    {"": "errors plain words features spec units files faults"},
+    {"linux": "calls cgroups inet_diag netlink unix_diag wire"},
+    {"": "steps"},
+    {
+        "drivers": "amt bound channels facts hostapd hwsim link membership mptcp nl80211 route smcroute sysctl tc "
+        "wpa_ctrl wpa_supplicant"
+    },
+    {
+        "programs": "",
+        "programs.multicast": "packets receiver sender",
+        "programs.sampler": "air main wlans",
+        "nodes": "access_point amt_gateway amt_relay bridge mptcp node place router station",
+    },
+    {"metrics": "nodes reception recorded records wifi"},
+    {"workloads": "command iperf3 multicast ping place"},
+    {"language": "document experiment explain topology"},
+    {"plan": "addressing lab routes run trees tunnels"},
+    {"rules": "multicast names whole"},
+    {"": "results"},
+    {
+        "lab": "answers asking bounds changes control enter forked holder listening look messages perform probes "
+        "sandbox timeline travel",
+        "report": "doubts effects report",
+    },
+    {
+        "machines": "case choose collected country elsewhere home trusted",
+        "machines.probe": "here kernel programs radios regulatory remembered scratch",
+        "machines.guest": "asking building confined console image keeper kvm lent microvm qemu recipe saved shared "
+        "staging",
+        "machines.ssh": "known relayed remote request",
+    },
+    {"runs": "bring_up case cases"},
+    {"cli": "app present program screen"},
+    {"": "__main__ pytest_plugin"},
 )
-# A file is an experiment, a topology is checked as a whole: both are above the models, whose functions call them.
-LATE = {("topology", "experiment"), ("topology", "consistency")}
-# What performs steps knows nothing of where they come from.
-LINUX = {
-    *("bounds", "cgroups", "linux", "netlink", "lab", "forked", "probes", "timeline", "sampler", "holder"),
-    *("sandbox", "control", "messages", "answers", "asking", "listening", "names", "enter"),
-    *("mptcp", "multicast", "wifi"),
+# The doors, which open late so that `testbed exec` does not wait for what is behind them.
+LATE = {("__init__", "language.topology"), ("__init__", "runs.bring_up")}
+# What still runs back up. Nothing is added here.
+UPWARD = {
+    ("drivers.bound", "metrics.records"),
+    ("language.topology", "rules.whole"),
+    ("linux.netlink", "drivers.nl80211"),
+    ("linux.netlink", "drivers.link"),
+    ("linux.netlink", "steps"),
+    ("linux.unix_diag", "lab.sandbox"),
+    ("machines.ssh.request", "cli.program"),
+    ("metrics.nodes", "plan.addressing"),
+    ("metrics.nodes", "workloads.place"),
+    ("metrics.reception", "workloads.place"),
+    ("metrics.wifi", "workloads.place"),
+    ("plan.run", "rules.whole"),
+    ("report.doubts", "machines.guest.qemu"),
+    ("report.report", "machines.guest.qemu"),
 }
-# What reads results is no part of a lab, whatever folder it is in.
-READS = {"wifi.metrics"}
+# Planning asks nothing of the machine; and what performs steps knows nothing of where they come from.
+PURE = {"drivers", "nodes", "metrics", "workloads", "language", "plan", "rules"}
+PURE_MODULES = {"errors", "plain", "words", "features", "spec", "units", "files", "steps", "linux.wire", "lab.travel"}
 NO_LINUX = {"subprocess", "socket", "select", "selectors", "signal", "ctypes", "time", "threading", "pyroute2"}
 
 
+def named() -> dict[str, int]:
+    """Every module of the table with its floor; a room is the module that its __init__ makes."""
+    found = {"__init__": len(FLOORS)}
+    for floor, rooms in enumerate(FLOORS):
+        for room, modules in rooms.items():
+            for package in (room, room.partition(".")[0]) if room else ():
+                found.setdefault(package, floor)
+            found |= {f"{room}.{m}".removeprefix("."): floor for m in modules.split()}
+    return found
+
+
+FLOOR = named()
+
+
 def imported(tree: ast.AST) -> Iterator[str]:
-    """Every module that is imported, ours without `testbed.`; also each name of `from testbed import x`."""
+    """Every module that is imported, ours without `testbed.`; also each name of `from testbed.room import x`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name.removeprefix("testbed.") for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module == "testbed":
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module.removeprefix("testbed.")
+            home = node.module.removeprefix("testbed.")
+            inside = [f"{home}.{alias.name}" for alias in node.names if f"{home}.{alias.name}" in TREES]
+            yield from inside or [home]
 
 
-def layer(module: str) -> int | None:
-    return next((n for n, names in enumerate(PURE) if {module, module.partition(".")[0]} & set(names)), None)
+def test_the_table_names_every_module_and_no_other() -> None:
+    assert set(TREES) == set(FLOOR)
 
 
-@pytest.mark.parametrize("module", sorted(m for m in TREES if layer(m) is not None))
+def test_each_room_says_what_it_is() -> None:
+    assert not [
+        m for m, f in FILES.items() if m.endswith("__init__") and not ast.get_docstring(ast.parse(f.read_text()))
+    ]
+
+
+@pytest.mark.parametrize("module", sorted(TREES))
 def test_imports_go_one_way(module: str) -> None:
-    mine = layer(module)
-    ours = [m for m in imported(TREES[module]) if m in TREES or layer(m) is not None]
-    wrong = [m for m in ours if (module, m) not in LATE and (layer(m) is None or (layer(m) or 0) > (mine or 0))]
+    ours = {m for m in imported(TREES[module]) if m in FLOOR}
+    wrong = {m for m in ours if FLOOR[m] > FLOOR[module] and (module, m) not in LATE | UPWARD}
     assert not wrong, f"{module} imports {wrong}"
 
 
-@pytest.mark.parametrize("module", sorted(m for m in TREES if layer(m) is not None))
+def test_nothing_is_excused_that_is_not_there() -> None:
+    there = {(m, other) for m, tree in TREES.items() for other in imported(tree)}
+    assert not (LATE | UPWARD) - there - {pair for pair in LATE if pair[0] == "__init__"}
+
+
+@pytest.mark.parametrize("module", sorted(m for m in TREES if m.partition(".")[0] in PURE or m in PURE_MODULES))
 def test_planning_asks_nothing_of_the_machine(module: str) -> None:
     # Drivers take the numbers of address families from `socket`, and only those.
     allowed = {"socket"} if module.startswith("drivers.") else set()
@@ -77,15 +135,16 @@ def test_planning_asks_nothing_of_the_machine(module: str) -> None:
     assert set(calls) <= {"AF_INET", "AF_INET6", "AF_UNSPEC", "inet_pton"}
 
 
-@pytest.mark.parametrize("module", sorted(m for m in TREES if m.partition(".")[0] in LINUX and m not in READS))
+@pytest.mark.parametrize("module", sorted(m for m in TREES if m.partition(".")[0] in {"linux", "lab", "programs"}))
 def test_what_performs_steps_knows_no_topology(module: str) -> None:
-    above = {m for m in imported(TREES[module]) if (layer(m) or 0) >= 2}
-    assert not above
+    above = {"nodes", "workloads", "language", "plan", "rules"}
+    assert not {m for m in imported(TREES[module]) if m.partition(".")[0] in above}
 
 
 def test_planning_does_not_wait_for_libraries_of_other_verbs() -> None:
     code = (
-        "import sys; from pathlib import Path; from testbed.plan import plan; from testbed.topology import load\n"
+        "import sys; from pathlib import Path\n"
+        "from testbed.plan.lab import plan; from testbed.language.topology import load\n"
         "plan(load(Path('topologies/tree.yaml'))); print(sys.modules.keys() & {'rich', 'pyroute2', 'typer'})"
     )
     done = subprocess.run((sys.executable, "-c", code), cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
@@ -105,14 +164,14 @@ def test_planning_does_not_wait_for_libraries_of_other_verbs() -> None:
     ],
 )
 def test_a_command_in_a_node_does_not_wait_for_the_parser_of_the_other_verbs(words: str, waits: str) -> None:
-    code = f"import sys, testbed.program as p; p._verb({words.split()}); print(sys.modules.keys() & {{'typer'}})"
+    code = f"import sys, testbed.cli.program as p; p._verb({words.split()}); print(sys.modules.keys() & {{'typer'}})"
     done = subprocess.run((sys.executable, "-c", code), cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
     assert done.stdout == f"{waits}\n"
 
 
 def test_a_command_in_a_node_waits_for_nothing_but_the_standard_library() -> None:
     code = (
-        "import sys, testbed.program as p; p._verb(['exec', 'lab', 'a', 'ls'])\n"
+        "import sys, testbed.cli.program as p; p._verb(['exec', 'lab', 'a', 'ls'])\n"
         "print({m.partition('.')[0] for m in sys.modules} - set(sys.stdlib_module_names) - {'__main__'})"
     )
     done = subprocess.run(
@@ -133,31 +192,31 @@ def users(*words: str) -> set[str]:
 
 def test_processes_are_started_in_few_places() -> None:
     assert users("os.fork", "os.execvp", "os.posix_spawn", "os.posix_spawnp", "subprocess.run", "subprocess.Popen") == {
-        "lab",  # the lab's own
-        "forked",  # the same, of our own code
-        "sandbox",  # the holder
-        "enter",  # a command in a node
-        "machines.programs",  # what programs say of themselves
-        "machines.scratch",  # where a kernel is probed
-        "machines.building",  # the image
-        "machines.confined",  # QEMU, without privileges
-        "machines.keeper",  # ssh
-        "machines.lent",  # a child that tries what QEMU is to do
-        "machines.kvm",  # QEMU, to see whether KVM serves
-        "machines.microvm",  # ssh to a guest
-        "machines.remote",  # ssh to a machine
-        "machines.relayed",  # what is said there, made visible
+        "lab.perform",  # the lab's own
+        "lab.forked",  # the same, of our own code
+        "lab.sandbox",  # the holder
+        "lab.enter",  # a command in a node
+        "machines.probe.programs",  # what programs say of themselves
+        "machines.probe.scratch",  # where a kernel is probed
+        "machines.guest.building",  # the image
+        "machines.guest.confined",  # QEMU, without privileges
+        "machines.guest.keeper",  # ssh
+        "machines.guest.lent",  # a child that tries what QEMU is to do
+        "machines.guest.kvm",  # QEMU, to see whether KVM serves
+        "machines.guest.microvm",  # ssh to a guest
+        "machines.ssh.remote",  # ssh to a machine
+        "machines.ssh.relayed",  # what is said there, made visible
         "pytest_plugin",  # the command line
-        "machines.request",  # the command line that another machine asked for
+        "machines.ssh.request",  # the command line that another machine asked for
     }
 
 
 def test_two_modules_open_netlink_sockets() -> None:
-    assert users("socket.AF_NETLINK") == {"netlink", "names"}
+    assert users("socket.AF_NETLINK") == {"linux.netlink", "linux.unix_diag"}
 
 
 def test_one_module_reads_yaml() -> None:
-    assert users("yaml") == {"document"}
+    assert users("yaml") == {"language.document"}
 
 
 def test_two_modules_print_and_one_is_what_they_print_on() -> None:
@@ -166,4 +225,4 @@ def test_two_modules_print_and_one_is_what_they_print_on() -> None:
         for m, tree in TREES.items()
         if any(isinstance(n, ast.Call) and ast.unparse(n.func) == "print" for n in ast.walk(tree))
     }
-    assert prints | users("sys.stdout", "sys.stderr") == {"cli", "program", "screen"}
+    assert prints | users("sys.stdout", "sys.stderr") == {"cli.app", "cli.program", "cli.screen"}

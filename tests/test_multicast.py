@@ -10,20 +10,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed import plan, trees
-from testbed.addressing import Network, network
-from testbed.document import parse
 from testbed.drivers import membership, smcroute
 from testbed.drivers.membership import Joined
 from testbed.drivers.smcroute import Entry, Forwarding
-from testbed.multicast import receiver, records
-from testbed.multicast.records import MAGIC, PACKET, RECORD, SENT, Arrival
-from testbed.recorded import Recorded
+from testbed.language.document import parse
+from testbed.language.topology import build
+from testbed.metrics.reception import METRICS, Listening, measure
+from testbed.metrics.recorded import Recorded
+from testbed.plan import lab as plan
+from testbed.plan import trees
+from testbed.plan.addressing import Network, network
+from testbed.plan.trees import End, Hop
+from testbed.programs.multicast import packets as records
+from testbed.programs.multicast import receiver
+from testbed.programs.multicast.packets import MAGIC, PACKET, RECORD, SENT, Arrival
 from testbed.steps import Spawn, Wait, Write
-from testbed.topology import build
-from testbed.trees import End, Hop
 from testbed.workloads.multicast import misfit, source_specific
-from testbed.workloads.reception import METRICS, Listening, measure
 
 MS = 1_000_000
 ORIGIN = 1_000_000 * MS  # t = 0 of a run, ns
@@ -425,8 +427,8 @@ def test_a_run_without_its_files_measures_nothing(tmp_path: Path) -> None:
 
 
 def test_many_receivers_are_few_lines() -> None:
-    from testbed import present
-    from testbed.report import Report
+    from testbed.cli import present
+    from testbed.report.report import Report
     from testbed.workloads.place import Measured
 
     hosts = "".join(f"  h{n}: {{}}\n" for n in range(50))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from testbed import plain
 from testbed.drivers.sysctl import SysctlSet
 from testbed.errors import InputError, Problem
-from testbed.machines.relayed import relayed
+from testbed.machines.ssh.relayed import relayed
 from testbed.steps import Configure, Run, Spawn, Step
 from tests.kept import Say, say
 from tests.strategies import examples
@@ -172,7 +172,7 @@ def test_a_plan_shows_what_a_command_hides(say: Say, tmp_path: Path) -> None:
 def test_what_is_said_of_progress_comes_at_once_where_errors_go_to_a_file(tmp_path: Path) -> None:
     code = """
 import os, sys
-from testbed.screen import screens
+from testbed.cli.screen import screens
 with screens():
     print("first", file=sys.stderr)
     os.write(2, b"second\\n")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.machines import recipe
+from testbed.machines.guest import recipe
 from tests.conftest import ROOT
 
 PATCHES = sorted(recipe.FOLDER.glob("hostapd-*.patch"))

@@ -7,8 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from testbed.machines import microvm, saved
-from testbed.machines.qemu import Boot, Memory, Share, Size, Wires, argv, digest, frames_without_channel, kernel_faults
+from testbed.machines.guest import microvm, saved
+from testbed.machines.guest.qemu import (
+    Boot,
+    Memory,
+    Share,
+    Size,
+    Wires,
+    argv,
+    digest,
+    frames_without_channel,
+    kernel_faults,
+)
 
 BOOT = Boot(Path("/i/vmlinux"), Path("/i/initrd.gz"), Path("/i/root.squashfs"), "tcg")
 WIRES = Wires(5, 7, 9, "/run/empty")

@@ -16,10 +16,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from testbed import present, results
+from testbed import results
+from testbed.cli import present
 from testbed.errors import InputError, LabError
-from testbed.recorded import Recorded
-from testbed.report import report
+from testbed.metrics.recorded import Recorded
+from testbed.report.report import report
 from testbed.workloads.place import Measured
 from tests.conftest import ROOT
 from tests.fuzz import report as fuzz
@@ -349,7 +350,7 @@ def test_what_a_log_holds_does_not_spoil_the_xml(folder: Path) -> None:
 
 
 def test_metrics_that_are_not_finite_are_missing_and_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from testbed import metrics
+    from testbed.metrics import nodes as metrics
 
     monkeypatch.setattr(metrics, "machine", lambda rows, origin: {"machine.steal_pct": Measured(float("nan"), "%")})
     found = report(folder)
@@ -384,8 +385,8 @@ def test_files_full_of_small_things_take_little_memory() -> None:
 
 def test_samples_of_many_nodes_take_time_in_proportion() -> None:
     """Counted, not timed: what is read of a sample is read once for each of its interfaces and queues."""
-    from testbed import metrics
-    from testbed.records import Counters, Qdisc, Sample
+    from testbed.metrics import nodes as metrics
+    from testbed.metrics.records import Counters, Qdisc, Sample
 
     class Counting(list):  # type: ignore[type-arg]
         reads = 0

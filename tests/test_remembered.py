@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from testbed import features
 from testbed.features import Feature
-from testbed.machines import here, programs, remembered
+from testbed.machines.probe import here, programs, remembered
 
 
 @pytest.fixture

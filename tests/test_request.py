@@ -10,9 +10,9 @@ import pytest
 from msgspec.structs import asdict
 
 from testbed.errors import InputError
-from testbed.machines import request
-from testbed.machines.request import Request
-from testbed.messages import LONGEST
+from testbed.lab.messages import LONGEST
+from testbed.machines.ssh import request
+from testbed.machines.ssh.request import Request
 
 GOOD = Request(("check", "lab.yaml"), "0" * 16, {"lab.yaml": "name: x\n"}, {"A": "\udcff"})
 

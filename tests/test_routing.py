@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from testbed.drivers.route import MAIN, RouteAdd
 from testbed.errors import InputError
-from testbed.plan import Plan, plan
-from testbed.routing import Known, merged
+from testbed.language.topology import load
+from testbed.plan.lab import Plan, plan
+from testbed.plan.routes import Known, merged
 from testbed.steps import Configure
-from testbed.topology import load
 from tests import unmerged
 from tests.strategies import Data, examples, topologies
 

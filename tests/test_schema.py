@@ -9,10 +9,10 @@ from typing import Any
 import jsonschema
 import pytest
 
-from testbed import document
 from testbed.errors import InputError
-from testbed.experiment import read
-from testbed.topology import schema
+from testbed.language import document
+from testbed.language.experiment import read
+from testbed.language.topology import schema
 from tests.kept import Say, compare, say
 
 __all__ = ["say"]

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
-from testbed import wire
 from testbed.drivers import tc
 from testbed.drivers.tc import GilbertElliott, Shape
+from testbed.linux import wire
 
 
 class Here:

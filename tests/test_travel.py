@@ -11,10 +11,12 @@ import msgspec
 import pytest
 from msgspec import Struct
 
-from testbed import answers, asking, drivers, schedule, steps, travel
+from testbed import drivers, steps
 from testbed.errors import InputError, LabError, Problem, TestbedError, Unsupported
-from testbed.experiment import read
-from testbed.plan import plan
+from testbed.lab import answers, asking, travel
+from testbed.language.experiment import read
+from testbed.plan import run as schedule
+from testbed.plan.lab import plan
 from testbed.steps import Configure, Delete
 from tests.conftest import ROOT
 

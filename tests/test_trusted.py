@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from testbed.errors import InputError, LabError
-from testbed.machines import image, known, microvm, recipe, saved, trusted
+from testbed.machines import trusted
+from testbed.machines.guest import image, microvm, recipe, saved
+from testbed.machines.ssh import known
 from tests.conftest import testbed
 from tests.test_image import put
 

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from testbed import metrics, sampler, validity
-from testbed.multicast import receiver
-from testbed.multicast.records import PACKET
-from testbed.recorded import Recorded
-from testbed.records import Happened, Machine, Manifest, Run, Softnet
-from testbed.topology import Topology
-from testbed.validity import Seen
+from testbed.language.topology import Topology
+from testbed.metrics import nodes as metrics
+from testbed.metrics.recorded import Recorded
+from testbed.metrics.records import Happened, Machine, Manifest, Run, Softnet
+from testbed.programs.multicast import receiver
+from testbed.programs.multicast.packets import PACKET
+from testbed.programs.sampler import main as sampler
+from testbed.report import doubts as validity
+from testbed.report.doubts import Seen
 from testbed.workloads.iperf3 import Part, _gap
 from testbed.workloads.ping import Ping
 from testbed.workloads.place import Measured

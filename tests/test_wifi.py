@@ -11,16 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import convert
 
-from testbed import wire
 from testbed.drivers import hostapd, hwsim, nl80211, wpa_supplicant
 from testbed.drivers.channels import channel
 from testbed.drivers.nl80211 import Link, LinksAre, Wlan
-from testbed.machines import regulatory
-from testbed.plan import plan
-from testbed.records import Air, Sample, Told
+from testbed.language.topology import load
+from testbed.linux import wire
+from testbed.machines.probe import regulatory
+from testbed.metrics import wifi as metrics
+from testbed.metrics.records import Air, Sample, Told
+from testbed.plan.lab import plan
 from testbed.steps import Wait, Write
-from testbed.topology import load
-from testbed.wifi import metrics
 from tests.conftest import ROOT
 from tests.kept import compare
 from tests.strategies import examples

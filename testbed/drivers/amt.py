@@ -20,7 +20,7 @@ from testbed.drivers.link import (
     IFLA_LINKINFO,
     RTM_NEWLINK,
 )
-from testbed.wire import Here, Message, attr, attributes, decoder, nest, text, u32
+from testbed.linux.wire import Here, Message, attr, attributes, decoder, nest, text, u32
 
 PORT = 2268  # IANA's, RFC 7450 section 7
 HEADERS = 40  # what the driver takes off the stream interface's MTU: IPv4 20, UDP 8, AMT 12 (of a Membership Update)

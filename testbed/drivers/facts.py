@@ -1,4 +1,4 @@
-"""Facts about processes that a Wait may await; each is observed in the kernel or on disk, by `testbed.probes`."""
+"""Facts about processes that a Wait may await; each is observed in the kernel or on disk, by `testbed.lab.probes`."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import struct
 
 from msgspec import Struct
 
-from testbed.wire import Here, Message, attr, text, u32
+from testbed.linux.wire import Here, Message, attr, text, u32
 
 FAMILY = "MAC80211_HWSIM"
 NEW_RADIO, DEL_RADIO = 4, 5

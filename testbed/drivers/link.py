@@ -7,8 +7,8 @@ import struct
 
 from msgspec import Struct
 
-from testbed import wire
-from testbed.wire import Here, Message, attr, nest, text, u8, u32
+from testbed.linux import wire
+from testbed.linux.wire import Here, Message, attr, nest, text, u8, u32
 
 RTM_NEWLINK, RTM_NEWADDR, RTM_DELADDR = 16, 20, 21
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 10, 18

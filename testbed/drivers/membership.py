@@ -11,7 +11,7 @@ from ipaddress import ip_address
 
 from msgspec import Struct
 
-from testbed.wire import decoder
+from testbed.linux.wire import decoder
 
 TABLES = {4: ("igmp", "mcfilter"), 6: ("igmp6", "mcfilter6")}
 

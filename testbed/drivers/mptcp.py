@@ -8,7 +8,7 @@ from ipaddress import ip_address
 
 from msgspec import Struct
 
-from testbed.wire import Here, Message, attr, nest, u8, u16, u32
+from testbed.linux.wire import Here, Message, attr, nest, u8, u16, u32
 
 FAMILY = "mptcp_pm"
 ADD_ADDR, GET_ADDR, SET_LIMITS, GET_LIMITS, SET_FLAGS = 1, 3, 5, 6, 7

@@ -10,7 +10,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from testbed.wire import Here, Message, attr, attributes, decoder, text, u32
+from testbed.linux.wire import Here, Message, attr, attributes, decoder, text, u32
 
 FAMILY = "nl80211"
 GET_WIPHY, SET_WIPHY, GET_INTERFACE, NEW_INTERFACE, GET_STATION = 1, 2, 5, 7, 17

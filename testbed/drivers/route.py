@@ -8,8 +8,8 @@ from ipaddress import ip_address
 
 from msgspec import Struct
 
-from testbed import wire
-from testbed.wire import Here, Message, attr, u32
+from testbed.linux import wire
+from testbed.linux.wire import Here, Message, attr, u32
 
 RTM_NEWROUTE, RTM_NEWRULE = 24, 32
 MAIN = 254

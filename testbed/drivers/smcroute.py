@@ -13,8 +13,8 @@ from ipaddress import ip_address
 
 from msgspec import Struct
 
+from testbed.linux.wire import decoder
 from testbed.steps import Spawn, Step, Wait, Write
-from testbed.wire import decoder
 
 MOST = 32  # include/uapi/linux/mroute.h: MAXVIFS, and mroute6.h: MAXMIFS
 _WORD = re.compile(r"[A-Za-z0-9_.-]+")

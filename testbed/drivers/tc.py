@@ -9,8 +9,8 @@ from typing import Protocol
 from msgspec import Struct
 from msgspec.structs import replace
 
-from testbed import wire
-from testbed.wire import Here, Message, attr, nest, text, u32, u64
+from testbed.linux import wire
+from testbed.linux.wire import Here, Message, attr, nest, text, u32, u64
 
 RTM_NEWQDISC, RTM_DELQDISC = 36, 37
 ROOT = 0xFFFFFFFF

@@ -10,10 +10,10 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from testbed.errors import InputError, LabError, TestbedError, Unsupported
+from testbed.lab.messages import BROKEN
 from testbed.machines.collected import Taken
-from testbed.messages import BROKEN
+from testbed.metrics.records import Held
 from testbed.plain import line
-from testbed.records import Held
 from testbed.results import Folder
 
 Told = Callable[[str], None]

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from msgspec import Struct
 
 from testbed.features import USERNS, Feature
-from testbed.machines import here
-from testbed.machines.here import Finding
+from testbed.machines.probe import here
+from testbed.machines.probe.here import Finding
 
 AUTO, HERE, MICROVM = "auto", "here", "microvm"
 

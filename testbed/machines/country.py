@@ -14,9 +14,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from testbed import netlink, wire
 from testbed.drivers import nl80211
 from testbed.errors import LabError
+from testbed.linux import netlink, wire
 
 _FILE = Path("/run/testbed-country")  # of root: nobody else may change the domain
 _PATIENCE = 5.0  # seconds for the kernel to obey: it reads its database first

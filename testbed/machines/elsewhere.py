@@ -13,16 +13,18 @@ from msgspec import Struct
 
 from testbed import __version__, results
 from testbed.errors import LabError, Unsupported
-from testbed.machines import collected, console, known, microvm, remote, request, staging, trusted
+from testbed.machines import collected, trusted
 from testbed.machines.case import Begin, Case, Perform, Performed, Say, Told
 from testbed.machines.choose import MICROVM, Choice
 from testbed.machines.collected import Taken
-from testbed.machines.known import Known
-from testbed.machines.microvm import Guest, Hears
-from testbed.machines.qemu import Share, Size, kernel_faults
-from testbed.machines.relayed import relayed
-from testbed.machines.remote import Target
-from testbed.machines.request import Request
+from testbed.machines.guest import console, microvm, staging
+from testbed.machines.guest.microvm import Guest, Hears
+from testbed.machines.guest.qemu import Share, Size, kernel_faults
+from testbed.machines.ssh import known, remote, request
+from testbed.machines.ssh.known import Known
+from testbed.machines.ssh.relayed import relayed
+from testbed.machines.ssh.remote import Target
+from testbed.machines.ssh.request import Request
 from testbed.results import Folder
 
 Place = Target | Guest
@@ -259,7 +261,7 @@ def _below(files: dict[Path, str]) -> dict[Path, tuple[str, str]]:
 @contextmanager
 def guest(name: str, size: Size, told: Told, progress: Progress, stage: Path | None = None) -> Iterator[Guest]:
     """Yield a guest for one lab; it is gone afterwards unless it was kept."""
-    from testbed.machines import image
+    from testbed.machines.guest import image
 
     if (made := image.find()) is None:
         with progress() as say:
@@ -283,7 +285,7 @@ def guest(name: str, size: Size, told: Told, progress: Progress, stage: Path | N
 
 def about(found: Guest) -> dict[str, object]:
     """Return what a manifest says of a guest."""
-    from testbed.machines import image
+    from testbed.machines.guest import image
 
     made = image.find()
     return {
@@ -305,7 +307,7 @@ def _keep_console(found: Guest, folder: Folder) -> None:
 
 def require_guest() -> None:
     """Raise Unsupported when no guest can be had here, as far as that is known without starting one."""
-    from testbed.machines import building, image
+    from testbed.machines.guest import building, image
 
     microvm.require_programs()
     if image.find() is None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pydantic import Field
 
 from testbed.features import Feature
-from testbed.recorded import Recorded
+from testbed.metrics.recorded import Recorded
 from testbed.spec import Spec
 from testbed.steps import Spawn, Step
 from testbed.units import Argv, Time

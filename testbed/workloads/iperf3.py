@@ -12,7 +12,7 @@ from pydantic import Field
 
 from testbed import features
 from testbed.drivers.facts import Listening
-from testbed.recorded import KIB, Count, Real, Recorded
+from testbed.metrics.recorded import KIB, Count, Real, Recorded
 from testbed.spec import Spec
 from testbed.steps import START, Spawn, Step, Wait
 from testbed.units import Rate, Size, Time, Word

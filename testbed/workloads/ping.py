@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from testbed import features
-from testbed.recorded import KIB, Recorded
+from testbed.metrics.recorded import KIB, Recorded
 from testbed.spec import Spec
 from testbed.steps import Spawn, Step
 from testbed.units import Size, Time

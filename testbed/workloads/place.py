@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from testbed.features import Feature
-from testbed.recorded import Recorded
+from testbed.metrics.recorded import Recorded
 from testbed.steps import Step
 
 STALL = 0.5  # seconds that a program may be late before a report says so

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from testbed.machines import image
+from testbed.machines.guest import image
 
 # How many take some seconds; those of `MANY` may run beside themselves, the others look at the whole machine.
 COUNTS: Mapping[str, int] = {

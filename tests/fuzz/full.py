@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from testbed import linux
+from testbed.linux import calls as linux
 from tests.fuzz import labs
 from tests.kernel.remains import Driver
 

@@ -12,8 +12,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from testbed import sandbox
-from testbed.program import GUESTS
+from testbed.cli.program import GUESTS
+from testbed.lab import sandbox
 from tests.fuzz import labs
 from tests.kernel.remains import Driver, Process, settled
 

@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-from testbed import control, sandbox
 from testbed.errors import LabError
+from testbed.lab import control, sandbox
 from tests.kernel.remains import Driver, Process, driver
 
 LAB = """

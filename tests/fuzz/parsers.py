@@ -15,12 +15,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from testbed import look, netlink, sampler, wire
 from testbed.drivers import amt, membership, nl80211, smcroute
 from testbed.errors import LabError
-from testbed.mptcp import diag
-from testbed.multicast import records
-from testbed.wifi import state
+from testbed.lab import look
+from testbed.linux import inet_diag as diag
+from testbed.linux import netlink, wire
+from testbed.programs.multicast import packets as records
+from testbed.programs.sampler import main as sampler
+from testbed.programs.sampler import wlans as state
 from tests.fuzz import found
 
 KIND = "parsers"

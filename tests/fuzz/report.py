@@ -184,9 +184,9 @@ class TooLongError(BaseException):
 
 def one(files: dict[str, bytes], number: int, seed: int, work: Path, broken: bool = True) -> Outcome:
     """Damage one folder, unless it is broken as it is, and make its report."""
-    from testbed import present
+    from testbed.cli import present
     from testbed.errors import TestbedError
-    from testbed.report import report
+    from testbed.report.report import report
 
     folder = work / str(number)
     folder.mkdir()
@@ -240,8 +240,8 @@ def batch(numbers: range, seed: int, runs: list[dict[str, bytes]], broken: bool 
 
 def campaign(count: int, seed: int) -> Iterator[Batch]:
     """Try that many folders."""
-    import testbed.present
-    import testbed.report  # noqa: F401 (before the processes are copied)
+    import testbed.cli.present
+    import testbed.report.report  # noqa: F401 (before the processes are copied)
 
     runs = [content(run) for run in sorted(RUNS.iterdir())]
     for start in range(0, count, _BATCH):

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import testbed
-from testbed.plan import plan
+from testbed.plan.lab import plan
 from tests.fuzz import labs
 
 _SLABS = ("net_namespace", "pid_namespace", "mnt_cache", "task_struct", "sock_inode_cache")

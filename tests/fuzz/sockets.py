@@ -17,11 +17,13 @@ from contextlib import contextmanager, suppress
 from typing import Any
 from uuid import uuid4
 
-from testbed import __version__, control, load, sandbox, schedule, travel, up
+from testbed import __version__, load, up
 from testbed.errors import LabError
-from testbed.machines import microvm
-from testbed.messages import LONGEST
-from testbed.plan import plan
+from testbed.lab import control, sandbox, travel
+from testbed.lab.messages import LONGEST
+from testbed.machines.guest import microvm
+from testbed.plan import run as schedule
+from testbed.plan.lab import plan
 from tests.conftest import ROOT
 from tests.kernel.others import GUEST, as_other, connected, frame, without_qemu
 

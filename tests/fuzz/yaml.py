@@ -22,11 +22,11 @@ from typing import Any
 import yaml
 from msgspec import Struct
 
-from testbed import schedule
 from testbed.errors import InputError, TestbedError
-from testbed.experiment import read
-from testbed.plan import plan
-from testbed.topology import schema
+from testbed.language.experiment import read
+from testbed.language.topology import schema
+from testbed.plan import run as schedule
+from testbed.plan.lab import plan
 
 ROOT = Path(__file__).parents[2]
 FOUND = Path(__file__).parent / "found/yaml"  # inputs that went wrong once: tests/test_fuzz_yaml.py tries each again

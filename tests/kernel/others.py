@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
-from testbed import sandbox
-from testbed.machines import asking, keeper, microvm
-from testbed.machines.console import opened
-from testbed.machines.keeper import Keeper, Order, Talk
-from testbed.machines.microvm import Guest
-from testbed.machines.qemu import Boot, Size
-from testbed.messages import Line
+from testbed.lab import sandbox
+from testbed.lab.messages import Line
+from testbed.machines.guest import asking, keeper, microvm
+from testbed.machines.guest.console import opened
+from testbed.machines.guest.keeper import Keeper, Order, Talk
+from testbed.machines.guest.microvm import Guest
+from testbed.machines.guest.qemu import Boot, Size
 
 NOBODY = 65534
 GUEST = microvm.FAMILY

@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from testbed import cgroups, netlink, sandbox, wire
-from testbed.control import RunningLab
+from testbed.lab import sandbox
+from testbed.lab.control import RunningLab
+from testbed.linux import cgroups, netlink, wire
 
 MARK = "TESTBED_MARK"
-COPIES = ("sampler", "sender", "receiver")  # of the holder, with its command line (testbed/forked.py)
+COPIES = ("sampler", "sender", "receiver")  # of the holder, with its command line (testbed/lab/forked.py)
 _RTM_NEWNSID, _RTM_GETNSID, _NETNSA_NSID, _NETNSA_FD = 88, 90, 1, 3
 _PLACES = tuple(map(Path, ("/run", "/run/netns", "/tmp", "/var/tmp", "/dev/shm", "/sys/class/net")))
 Remains = dict[str, list[str]]
@@ -54,7 +55,7 @@ def marked(mark: str) -> list[Process]:
 
 _SOCKET = """
 import socket, sys
-from testbed import netlink, wire
+from testbed.linux import netlink, wire
 there, made = socket.socket(fileno=int(sys.argv[1])), netlink.connect(wire.NETLINK_ROUTE)
 socket.send_fds(there, [b"socket"], [made.fileno()])
 """
@@ -176,7 +177,12 @@ class Driver:
 
 _FORKS = """
 import os, sys
-from testbed import changes, cli, experiment, report, runner, schedule, start
+from testbed.lab import changes
+from testbed.cli import app as cli
+from testbed.language import experiment
+from testbed.report import report
+from testbed.runs import case as runner, bring_up as start
+from testbed.plan import run as schedule
 print("ready", flush=True)
 for line in sys.stdin:
     child = os.fork()

@@ -18,7 +18,7 @@ A, B, GROUP = "02:00:00:00:00:0a", "02:00:00:00:00:0b", "01:00:5e:01:01:01"
 # In a namespace of its own: a pair, the ring on one end, and what is to be sent by the other.
 PROGRAM = """
 import json, socket, subprocess, sys
-from testbed.wifi import air
+from testbed.programs.sampler import air
 
 for words in ("link add ear type veth peer name mouth", "link set ear up", "link set mouth up"):
     subprocess.run(("ip", *words.split()), check=True)

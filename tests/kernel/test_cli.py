@@ -169,7 +169,7 @@ def test_a_kernel_refusal_names_node_command_and_reason(tmp_path: Path, name: st
 def test_an_interruption_that_a_library_takes_for_an_error_of_its_own_is_one_all_the_same() -> None:
     code = """
 import os, signal
-from testbed import program
+from testbed.cli import program
 def verb():
     try:
         os.kill(os.getpid(), signal.SIGINT)

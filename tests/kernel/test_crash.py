@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from testbed import control, sandbox
 from testbed.errors import LabError
+from testbed.lab import control, sandbox
 from tests.kernel.remains import Driver, Process, awaited, driver, tag
 
 pytestmark = pytest.mark.kernel
@@ -138,7 +138,7 @@ def test_a_signal_during_up_leaves_nothing_and_after_it_a_lab_that_says_so(
 
 STRIKES = """
 import select, signal, sys, time
-from testbed import sandbox
+from testbed.lab import sandbox
 name = sys.argv[1]
 class Struck(Exception): pass
 def strike(number, frame): raise Struck

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from testbed import control, load, up
-from testbed.control import RunningLab
+from testbed import load, up
 from testbed.errors import LabError
+from testbed.lab import control
+from testbed.lab.control import RunningLab
 from tests.conftest import ROOT, testbed
 
 pytestmark = pytest.mark.kernel
@@ -180,7 +181,7 @@ def test_commands_beside_it_are_not_touched(lab: RunningLab) -> None:
 def test_a_command_ends_with_the_program_that_asked_for_it_and_so_do_its_daemons(lab: RunningLab) -> None:
     mine = str(random.randrange(10**5, 10**6))
     asking = (
-        "import sys; from testbed import control\n"
+        "import sys; from testbed.lab import control\n"
         "script = 'setsid sleep $0 & (sleep $0 &); touch /run/testbed/on-$0; wait'\n"
         "control.find(sys.argv[1]).exec('client', ['sh', '-c', script, sys.argv[2]])"
     )

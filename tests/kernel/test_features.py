@@ -13,7 +13,8 @@ import pytest
 
 from testbed import features
 from testbed.errors import Unsupported
-from testbed.machines import choose, here, remembered
+from testbed.machines import choose
+from testbed.machines.probe import here, remembered
 from tests.conftest import ROOT, testbed
 
 pytestmark = pytest.mark.kernel
@@ -92,7 +93,7 @@ def test_programs_are_judged_by_what_is_in_them() -> None:
 
 def test_a_hostapd_is_asked_what_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that reads a configuration as hostapd does, with 802.11be and without."""
-    from testbed.machines import programs
+    from testbed.machines.probe import programs
 
     program = tmp_path / "hostapd"
     monkeypatch.setattr(programs, "_PATH", f"{tmp_path}:/usr/bin:/bin")
@@ -111,7 +112,7 @@ _LOOK = """
 import json, os, subprocess
 from pathlib import Path
 from testbed import features
-from testbed.machines import here, scratch  # now: libffi keeps a descriptor of itself open once it is loaded
+from testbed.machines.probe import here, scratch  # now: libffi keeps a descriptor of itself open once it is loaded
 
 def seen():
     return {

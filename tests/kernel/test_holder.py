@@ -16,14 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from testbed import __version__, asking, control, listening, load, messages, sandbox, travel, up
-from testbed.control import RunningLab
+from testbed import __version__, load, up
 from testbed.drivers.facts import Listening
 from testbed.drivers.link import AddressAdd, LinkSet, LinksUp, VethAdd
 from testbed.drivers.route import RouteAdd
 from testbed.drivers.sysctl import SysctlSet
 from testbed.drivers.tc import Qdisc, Tbf
 from testbed.errors import BugError, InputError, LabError
+from testbed.lab import asking, control, listening, messages, sandbox, travel
+from testbed.lab.control import RunningLab
 from testbed.steps import Configure, Run, Spawn, Step, Wait, Write
 from tests.conftest import ROOT
 from tests.kernel.others import as_other, eventually, evil, frame, refused
@@ -130,7 +131,8 @@ def test_steps_that_no_plan_has_fail_and_the_lab_lives(lab: RunningLab, step: St
 def test_what_nobody_foresaw_in_a_holder_ends_the_command_line_with_70_and_its_traceback(lab: RunningLab) -> None:
     code = """
 import sys
-from testbed import asking, control, program, travel
+from testbed.lab import asking, control, travel
+from testbed.cli import program
 from testbed.drivers.link import AddressAdd
 from testbed.steps import Configure
 odd = travel.encode([Configure("client", AddressAdd("1.2.3.4/x", "eth0"))])
@@ -265,7 +267,7 @@ def test_a_lab_of_another_version_says_so_and_can_be_taken_down(lab: RunningLab)
 
 def test_a_command_ends_with_the_program_that_asked_for_it(lab: RunningLab) -> None:
     asking = (
-        "import sys; from testbed import control\n"
+        "import sys; from testbed.lab import control\n"
         "control.find(sys.argv[1]).exec('client', ['sh', '-c', 'sleep 1000 & touch /run/testbed/began; wait'])"
     )
     process = subprocess.Popen((sys.executable, "-c", asking, lab.name))

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from testbed import sandbox
-from testbed.machines import microvm
-from testbed.messages import LONGEST
+from testbed.lab import sandbox
+from testbed.lab.messages import LONGEST
+from testbed.machines.guest import microvm
 from tests.kernel.others import GUEST, as_other, connected, eventually, evil, frame, refused, without_qemu
 
 pytestmark = [

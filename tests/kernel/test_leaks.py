@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed import control
+from testbed.lab import control
 from tests.conftest import ROOT
 from tests.kernel.remains import driver, tag
 

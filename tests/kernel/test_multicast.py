@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from testbed.multicast import records
+from testbed.programs.multicast import packets as records
 from tests.conftest import ROOT, Need, testbed
 from tests.kernel.test_rootless import User, left, user
 

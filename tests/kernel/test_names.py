@@ -12,8 +12,10 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from testbed import __version__, asking, control, load, messages, names, sandbox, up
+from testbed import __version__, load, up
 from testbed.errors import LabError
+from testbed.lab import asking, control, messages, sandbox
+from testbed.linux import unix_diag as names
 from tests.conftest import ROOT, testbed
 from tests.kernel.others import NOBODY, as_other
 

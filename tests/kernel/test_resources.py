@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from testbed import cgroups, control
+from testbed.lab import control
+from testbed.linux import cgroups
 from tests.conftest import ROOT, testbed
 from tests.kernel.remains import MARK, marked, settled
 from tests.kernel.remains import remains as remaining

@@ -61,7 +61,7 @@ def user(name: str) -> Iterator[User]:
     try:
         if (done := found.does("unshare", "--user", "--net", "true")).returncode:
             pytest.skip(f"user {found.uid} may not make user namespaces: {done.stderr.strip()}")
-        check = ("-c", f"import testbed.start; open({TWO!r})")
+        check = ("-c", f"import testbed.runs.bring_up; open({TWO!r})")
         if (done := found.does(found.python, *check)).returncode:
             # This interpreter may be in a folder that is closed to others; the system's of the same version never is.
             path = os.pathsep.join((str(ROOT), sysconfig.get_path("platlib")))
@@ -143,7 +143,7 @@ def test_kill_9_of_the_holder_of_a_user_leaves_nothing(user: User, name: str) ->
 _FORBIDDEN = f"""
 import os, sys
 from pathlib import Path
-from testbed import linux
+from testbed.linux import calls as linux
 uid, gid = os.geteuid(), os.getegid()
 linux.unshare(linux.CLONE_NEWUSER)
 Path("/proc/self/setgroups").write_text("deny")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import testbed as api
-from testbed.plan import plan
-from testbed.topology import load
+from testbed.language.topology import load
+from testbed.plan.lab import plan
 from tests import unmerged
 from tests.conftest import Need
 from tests.strategies import Data

@@ -196,7 +196,7 @@ def test_a_command_that_does_not_end_is_killed_and_named(tmp_path: Path, name: s
 
 def test_a_missing_feature_is_named_with_its_cure_and_nothing_is_created(tmp_path: Path, name: str) -> None:
     from testbed import features
-    from testbed.machines import here
+    from testbed.machines.probe import here
 
     (netem,) = here.probe([features.QDISCS["netem"]])
     if netem.present:

@@ -10,8 +10,8 @@ from threading import Thread
 import pytest
 
 import testbed as api
-from testbed import control, sandbox
-from testbed.topology import load
+from testbed.lab import control, sandbox
+from testbed.language.topology import load
 from tests.conftest import testbed
 
 pytestmark = pytest.mark.kernel

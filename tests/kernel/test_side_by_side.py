@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from testbed import control, load, sandbox, up
+from testbed import load, up
+from testbed.lab import control, sandbox
 from tests.conftest import Need, testbed
 from tests.kernel.remains import Driver, awaited, driver
 

@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 
 from testbed.errors import Unsupported
-from testbed.machines import image
+from testbed.machines.guest import image
 from tests.conftest import REQUIRED, ROOT, testbed
 
 IN_A_GUEST = {"netem", "amt", "mlo"}  # what CI asks for and only a guest has everywhere

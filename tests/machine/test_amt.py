@@ -128,7 +128,7 @@ def test_multicast_interfaces_routes_and_address_outlive_a_restart(guests: None,
 # In a guest's lab a lab of its own: killed there, it leaves the guest behind to look at.
 INNER = """
 import os, signal, sys
-from testbed import control
+from testbed.lab import control
 import remains
 lab = control.find("inner")
 tags = remains.tag(lab)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from testbed import sandbox
-from testbed.machines import microvm, staging
+from testbed.lab import sandbox
+from testbed.machines.guest import microvm, staging
 from tests.conftest import ROOT, testbed
 
 pytestmark = [pytest.mark.machine, pytest.mark.xdist_group("lab")]

@@ -18,8 +18,8 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from testbed.errors import LabError, Unsupported
-from testbed.machines import image, recipe
-from testbed.machines.image import Image
+from testbed.machines.guest import image, recipe
+from testbed.machines.guest.image import Image
 
 pytestmark = [pytest.mark.machine, pytest.mark.xdist_group("image")]
 REQUIRED = "image" in os.environ.get("TESTBED_REQUIRE", "").split(",")
@@ -244,7 +244,7 @@ def test_a_user_without_subordinate_ids_is_told_so() -> None:
     python = f"/usr/bin/python{sysconfig.get_python_version()}"
     if not Path(python).exists():
         pytest.skip(f"there is no {python}, which another user could run")
-    asked = "import pathlib; from testbed.machines import building; building.require(pathlib.Path())"
+    asked = "import pathlib; from testbed.machines.guest import building; building.require(pathlib.Path())"
     become = ("setpriv", "--reuid=60123", "--regid=60123", "--clear-groups", "env", "-i", "PATH=/usr/bin:/bin")
     with TemporaryDirectory() as folder:  # pytest's own is its user's alone
         for package in ("testbed", "msgspec"):

@@ -16,8 +16,11 @@ from uuid import uuid4
 
 import pytest
 
-from testbed import features, sandbox
-from testbed.machines import here, image, microvm, trusted
+from testbed import features
+from testbed.lab import sandbox
+from testbed.machines import trusted
+from testbed.machines.guest import image, microvm
+from testbed.machines.probe import here
 from tests.conftest import ROOT, testbed
 
 pytestmark = [pytest.mark.machine, pytest.mark.xdist_group("lab")]

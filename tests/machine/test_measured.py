@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from testbed import sandbox
-from testbed.machines import microvm
+from testbed.lab import sandbox
+from testbed.machines.guest import microvm
 from tests.conftest import ROOT, testbed
 from tests.machine.test_lab import PATIENCE, has_netem, results
 

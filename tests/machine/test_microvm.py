@@ -22,11 +22,11 @@ from uuid import uuid4
 
 import pytest
 
-from testbed import sandbox
 from testbed.errors import LabError
-from testbed.machines import console, keeper, kvm, microvm, qemu
-from testbed.machines.microvm import Guest
-from testbed.machines.qemu import Boot, Share, Size
+from testbed.lab import sandbox
+from testbed.machines.guest import console, keeper, kvm, microvm, qemu
+from testbed.machines.guest.microvm import Guest
+from testbed.machines.guest.qemu import Boot, Share, Size
 from tests.conftest import ROOT
 from tests.kernel.others import as_other, evil, frame, refused
 
@@ -47,7 +47,7 @@ def image() -> microvm.Image:
     """The image of the present recipe, or the one in the folder TESTBED_IMAGE."""
     if named := os.environ.get("TESTBED_IMAGE"):
         return Folder(Path(named), str(os.stat(f"{named}/root.squashfs").st_mtime_ns))
-    images = pytest.importorskip("testbed.machines.image")
+    images = pytest.importorskip("testbed.machines.guest.image")
     found: microvm.Image | None = images.find()
     if found is None:
         pytest.skip("there is no image: `testbed image build` makes one")
@@ -229,7 +229,7 @@ def test_edited_sources_are_what_runs(begin: Callable[..., Guest], tmp_path: Pat
 
 CALL = """
 import sys
-from testbed.machines import microvm
+from testbed.machines.guest import microvm
 sys.exit(microvm.call(microvm.find(sys.argv[1]), sys.argv[2:]))
 """
 

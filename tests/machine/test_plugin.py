@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from testbed.machines import microvm
+from testbed.machines.guest import microvm
 from tests.conftest import ROOT
 from tests.machine.test_ssh import Place, place, server, topology
 

@@ -21,7 +21,8 @@ from uuid import uuid4
 
 import pytest
 
-from testbed import __version__, linux
+from testbed import __version__
+from testbed.linux import calls as linux
 from tests.conftest import ROOT
 from tests.kernel.remains import MARK, marked
 
@@ -465,7 +466,7 @@ def test_another_version_there_is_refused(server: Place) -> None:
     # It was replaced after it had been added.
     (server.folder / "testbed").write_text(
         f"#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -c "
-        """'import testbed; testbed.__version__ = "9.9.9"; from testbed import cli; cli.main()' "$@"\n"""
+        """'import testbed; testbed.__version__ = "9.9.9"; from testbed.cli import app as cli; cli.main()' "$@"\n"""
     )
     done = server.run("up", TWO, "--machine", "server")
     assert (done.status, f"you run testbed {__version__}, this machine has 9.9.9" in done.err) == (4, True), done.err
@@ -478,8 +479,8 @@ def test_another_version_there_is_refused(server: Place) -> None:
 @pytest.mark.machine
 @pytest.mark.xdist_group("microvm")
 def test_a_guest_is_a_machine_that_ssh_reaches(tmp_path: Path) -> None:
-    from testbed.machines import image, microvm
-    from testbed.machines.qemu import Share, Size
+    from testbed.machines.guest import image, microvm
+    from testbed.machines.guest.qemu import Share, Size
 
     made = Image(Path(named)) if (named := os.environ.get("TESTBED_IMAGE")) else image.find()
     if made is None:

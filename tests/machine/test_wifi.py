@@ -18,8 +18,8 @@ from uuid import uuid4
 
 import pytest
 
-from testbed.machines import image, microvm
-from testbed.machines.qemu import Share, Size
+from testbed.machines.guest import image, microvm
+from testbed.machines.guest.qemu import Share, Size
 from tests.conftest import ROOT
 from tests.machine.conftest import Run
 

@@ -1,0 +1,235 @@
+"""What the command line shows, as text: columns, the report of a run, what is where (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
+from typing import TYPE_CHECKING
+
+from testbed.plain import line
+
+if TYPE_CHECKING:
+    from testbed.lab.look import Seen
+    from testbed.machines.guest.image import Image
+    from testbed.machines.probe.here import Finding
+    from testbed.report.effects import Effect
+    from testbed.report.report import Outcome as Judged
+    from testbed.report.report import Report
+    from testbed.runs.case import Outcome
+    from testbed.workloads.multicast import Multicast
+
+_ROWS = 30  # nodes that fit on one screen
+_RECEIVERS = 10  # of one multicast workload
+_SHOWN = ("received_packets", "loss_pct", "delay_p50_ms", "delay_max_ms", "gap_s", "goodput_mbps")
+_SCREEN, _EVENTS = 60, 16  # rows of a report that shows every metric of its workloads, and of events
+_BRIEF = ("goodput_mbps", "loss_pct", "gap_s", "gap_at_s", "rtt_p50_ms", "rtt_p99_ms", "jitter_ms", "retransmits")
+_WIDTH, _PURPOSE = 100, 34  # columns of the table of features, and those of what a feature is for
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as lines with aligned columns; each row is one line, whatever its cells have."""
+    rows = [tuple(map(line, row)) for row in rows]
+    widths = [max((len(r[n]) for r in rows if n < len(r)), default=0) for n in range(max(map(len, rows), default=0))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def where(found: Mapping[str, Iterable[tuple[str, str]]]) -> str:
+    """Return the nodes with their interfaces and addresses; of a large lab the first ones."""
+    rows = [(f"  {node}", "  ".join(f"{i} {a or '-'}" for i, a in interfaces)) for node, interfaces in found.items()]
+    more = f"\n  ... and {len(rows) - _ROWS} more nodes (`--json` has all)" if len(rows) > _ROWS else ""
+    return columns(rows[:_ROWS]) + more
+
+
+def links(seen: Iterable[Seen]) -> str:
+    """Return the links of wireless interfaces, a line each; those of a station with what it hears of them."""
+    rows: list[tuple[str, ...]] = []
+    for i in seen:
+        heard = {b.link_id if i.mld else 0: b for b in i.heard}
+        for link in i.links:
+            what = f"{'mlo_link' if i.mld else 'link'} {link.id}"
+            state = f"{link.freq} MHz" if link.freq else "not active"
+            row: tuple[str, ...] = (
+                f"  {i.name}",
+                what,
+                state,
+                f"{link.width} MHz wide" if link.freq else "",
+                f"address {link.mac}",
+            )
+            if (bss := heard.get(link.id)) is not None:
+                row = (*row, f"bssid {bss.bssid}", f"{bss.signal:g} dBm", f"beacon {bss.seen_ms} ms ago")
+            rows.append(row)
+    return f"{columns(rows)}\n" if rows else ""
+
+
+def features(found: Iterable[Finding]) -> str:
+    """Return a table of features in groups: there or not, what for, how that is known; and the cure of what is not."""
+    groups: dict[str, list[Finding]] = {}
+    for f in found:
+        groups.setdefault(f.feature.group, []).append(f)
+    every = [f for members in groups.values() for f in members]
+    name = max((len(f.feature.name) for f in every), default=0)
+    purpose = min(_PURPOSE, max((len(f.feature.purpose) for f in every), default=0))
+    rows = []
+    for group, members in groups.items():
+        rows.append(group)
+        rows += [row for f in members for row in _feature(f, name, purpose)]
+    return "\n".join(rows)
+
+
+def _feature(found: Finding, name: int, purpose: int) -> Iterator[str]:
+    indent = f"  {'':3}  {'':{name}}  "
+    rest = _WIDTH - len(indent) - purpose - 2
+    what = _wrapped(found.feature.purpose, purpose)
+    first = f"  {'yes' if found.present else 'NO':3}  {found.feature.name:{name}}  "
+    for n, (left, right) in enumerate(zip_longest(what, _wrapped(found.known, rest), fillvalue="")):
+        yield f"{indent if n else first}{left:{purpose}}  {right}".rstrip()
+    if not found.present:
+        cure = _wrapped(f"to get it: {found.feature.cure}", _WIDTH - len(indent) - 2)
+        yield from (f"{indent}  {row}" for row in cure)
+
+
+def paragraph(text: str) -> str:
+    """Return a sentence in lines as wide as the table."""
+    return "\n".join(_wrapped(text, _WIDTH))
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    from textwrap import wrap
+
+    return wrap(text, width, break_on_hyphens=False)
+
+
+def images(found: Iterable[Image], current: str) -> str:
+    """Return a table of a guest's images; a star marks the current recipe's."""
+    rows = []
+    for image in found:
+        size = sum(file["bytes"] for file in image.manifest["files"].values()) / (1 << 20)
+        mark = "*" if image.digest == current else " "
+        packages = f"{len(image.manifest['packages'])} packages"
+        rows.append(
+            (mark, image.digest, image.manifest["built"], image.manifest["kernel"], packages, f"{size:.0f} MiB")
+        )
+    return columns(rows)
+
+
+def outcome(found: Outcome, place: str) -> str:
+    """Return what came of a case: its report, or why there is none."""
+    if found.report is not None:
+        return report(found.report, place)
+    name = f"{found.case.topology.name} {found.case.label}".strip()
+    return f"{name}: error\n\nfailed: {found.error}"
+
+
+def report(found: Report, place: str) -> str:
+    """Return the outcome of a run; `place` is its results folder as the user would write it."""
+    whole = "\n\n".join(_sections(found, place))
+    return whole if whole.count("\n") < _SCREEN else "\n".join(_sections(found, place, brief=True))
+
+
+def _sections(found: Report, place: str, brief: bool = False) -> Iterator[str]:
+    measured: list[Sequence[str]] = []
+    tables: list[str] = []
+    for name, work in found.topology.workloads.items():
+        if work.multicast is not None:
+            tables.append(_receivers(found, name, work.multicast))
+            continue
+        for key in work.workload().metrics():
+            if (metric := found.metrics.get(f"{name}.{key}")) is not None:
+                measured.append((f"  {name}.{key}", _number(metric.value), metric.unit, metric.note))
+    yield f"{found.topology.name}: {found.verdict}"
+    if measured and brief:
+        yield f"measured (metrics.json has all)\n{_briefly(found)}"
+    elif measured:
+        yield f"measured\n{columns(measured)}"
+    yield from tables
+    if rows := list(_subflows(found)):
+        yield f"subflows by interface\n{columns(rows)}"
+    if rows := list(_links(found)):
+        yield f"data frames by link\n{columns(rows)}"
+    if found.events:
+        yield f"events\n{columns([_event(e) for e in found.events[:_EVENTS]])}"
+    if found.outcomes:
+        yield f"checks\n{columns([_check(o) for o in found.outcomes])}"
+    if found.doubts:
+        yield f"validity\n{columns([(f'  {d.what}', d.seen) for d in found.doubts])}"
+    for failure in found.failures:
+        yield f"failed: {failure}"
+    yield f"results in {place}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def _briefly(found: Report) -> str:
+    """Return a line a workload, with the columns that any of them has."""
+    names = [n for n, w in found.topology.workloads.items() if w.multicast is None]
+    keys = [k for k in _BRIEF if any(f"{n}.{k}" in found.metrics for n in names)]
+
+    def cell(name: str) -> str:
+        return _number(found.metrics[name].value) if name in found.metrics else "-"
+
+    return columns([("", *keys), *((f"  {n}", *(cell(f"{n}.{k}") for k in keys)) for n in names)])
+
+
+def _subflows(found: Report) -> Iterator[tuple[str, ...]]:
+    """Yield what the subflows of each interface of an MPTCP host carried."""
+    for name, metric in found.metrics.items():
+        node, mark, rest = name.partition(".subflow.")
+        ifname, _, field = rest.rpartition(".")
+        if not mark or field != "bytes_received":
+            continue
+        sent = found.metrics[f"{node}.subflow.{ifname}.bytes_acked"].value
+        if not (metric.value or sent) or not found.seconds:
+            continue
+        rates = [
+            f"{way} {8e-6 * size / found.seconds:.3f} Mbit/s" for way, size in (("in", metric.value), ("out", sent))
+        ]
+        rtt = found.metrics.get(f"{node}.subflow.{ifname}.rtt_p50_ms")
+        yield (f"  {node}.{ifname}", *rates, f"rtt {rtt.value:.1f} ms" if rtt is not None else "")
+
+
+def _links(found: Report) -> Iterator[tuple[str, ...]]:
+    """Yield the data frames of each link of a wireless interface in both directions."""
+    for name, metric in found.metrics.items():
+        if not name.endswith(".tx_frames"):
+            continue
+        base = name.removesuffix(".tx_frames")
+        mhz, share = found.metrics.get(f"{base}.freq_mhz"), found.metrics.get(f"{base}.share_pct")
+        yield (
+            f"  {base}",
+            f"{mhz.value:.0f} MHz" if mhz is not None else "",
+            f"tx {metric.value:.0f}",
+            f"rx {found.metrics[f'{base}.rx_frames'].value:.0f}",
+            f"{share.value:.0f} %" if share is not None else "",
+        )
+
+
+def _event(e: Effect) -> tuple[str, ...]:
+    if e.effect is None:
+        return (f"  {e.at:g} s", e.what, "not seen to take effect" if e.performed is not None else "not performed")
+    return (f"  {e.at:g} s", e.what, f"took effect at {e.effect:.2f} s")
+
+
+def _receivers(found: Report, name: str, work: Multicast) -> str:
+    """Return a line for the source of a multicast workload and one for each receiver, those that lost most first."""
+
+    def value(key: str) -> str:
+        metric = found.metrics.get(f"{name}.{key}")
+        return "-" if metric is None else f"{metric.value:.3f}".rstrip("0").rstrip(".")
+
+    def loss(node: str) -> float:
+        metric = found.metrics.get(f"{name}.{node}.loss_pct")
+        return -101.0 if metric is None else -metric.value
+
+    head = f"{name}: {value('sent_packets')} packets from {work.source} to {work.group}"
+    nodes = sorted((r.node for r in work.receivers), key=loss)
+    rows = [("", *_SHOWN), *((f"  {n}", *(value(f"{n}.{key}") for key in _SHOWN)) for n in nodes[:_RECEIVERS])]
+    more = f"\n  ... and {len(nodes) - _RECEIVERS} more receivers (metrics.json has all)"
+    return f"{head}\n{columns(rows)}{more if len(nodes) > _RECEIVERS else ''}"
+
+
+def _check(o: Judged) -> tuple[str, ...]:
+    value = "-" if o.value is None else f"{o.value:.6g} {o.unit}".strip()
+    return ("  pass" if o.passed else "  FAIL", o.metric, o.expected, value, o.why)

@@ -1,0 +1,1 @@
+"""The sandbox of a lab, and what happens in it."""

@@ -1,0 +1,119 @@
+"""How each awaited fact is observed from inside a node's namespace: the kernel is asked, never a clock."""
+
+from __future__ import annotations
+
+import struct
+from ipaddress import ip_address
+from pathlib import Path
+
+from testbed.drivers import amt, link, membership, mptcp, nl80211, smcroute
+from testbed.drivers.facts import Capturing, FileHas, Listening
+from testbed.drivers.wpa_ctrl import Controlled
+from testbed.errors import LabError
+from testbed.linux import netlink, wire
+from testbed.linux.netlink import Namespace
+from testbed.steps import Probe
+
+_LISTEN = "0A"  # include/net/tcp_states.h
+
+
+def holds(probe: Probe, here: Namespace, home: int, folder: Path) -> str:
+    """Return "" when the fact holds in the namespace `here`, else what is seen instead; `home` is where we are."""
+    match probe:
+        case link.LinksUp(names):
+            down = [n for n in names if not netlink.running(here.route, n)]
+            return f"not up: {' '.join(down)}" if down else ""
+        case amt.RelayFound(name):
+            found = filter(None, map(amt.parse_link, netlink.link_entries(here.route)))
+            return probe.unmet(next((a for a in found if a.name == name), None))
+        case FileHas(path):
+            file = folder / path
+            return "" if file.exists() and file.stat().st_size else f"{path} is empty"
+        case Controlled(tool, control, ifname):
+            return "" if Path(control, ifname).is_socket() else f"{tool}: no control socket in {control}"
+        case nl80211.LinksAre(name):
+            unmet = probe.unmet(wlan(here, name), netlink.running(here.route, name))
+            return unmet or (
+                probe.unknown(_stations(here.peers[probe.there[0]], probe.there[1])) if probe.there else ""
+            )
+    with netlink.inside(here.fd, home):
+        match probe:
+            case Listening(port):
+                ports = {row.split()[1].rpartition(":")[2] for row in _sockets() if row.split()[3] == _LISTEN}
+                return "" if f"{port:04X}" in ports else f"no listener on {port}"
+            case Capturing(ifname, log):
+                # Fields: sk RefCnt Type Proto Iface R(unning); until it runs for ETH_P_ALL it is still being set up.
+                rows = [row.split() for row in Path("/proc/self/net/packet").read_text().splitlines()[1:]]
+                if not any(r[3:6] == ["0003", str(here.index(ifname)), "1"] for r in rows):
+                    return f"no packet socket on {ifname}"
+                said = folder / log
+                return "" if said.exists() and "File:" in said.read_text() else "dumpcap has not opened its file"
+            case link.Silence(bridge):
+                # net/core/net-procfs.c: after the name the bytes and the packets that came.
+                rows = [row.partition(":")[2].split() for row in _net("dev").splitlines()[2:]]
+                up = netlink.flags(here.route, bridge) & link.IFF_UP
+                return "" if up else f"{sum(int(row[1]) for row in rows)} frames"
+            case mptcp.PathManagerHas(limits, endpoints):
+                return _path_manager(limits, endpoints)
+            case smcroute.Forwarding():
+                return smcroute.lacking(probe, [_multicast_routes(v) for v in probe.versions])
+            case membership.Joined(ifname=ifname):
+                groups, sources = map(_net, probe.tables())
+                return membership.lacking(probe, here.index(ifname), groups, sources)
+    raise LabError(f"no way to observe: {probe}")
+
+
+def wlan(here: Namespace, name: str) -> nl80211.Wlan | None:
+    """Return a wireless interface of a namespace as nl80211 describes it."""
+    entries = netlink.dump(here.generic(), here.family(nl80211.FAMILY), nl80211.GET_INTERFACES)
+    return next((w for w in map(nl80211.parse_interface, entries) if w.name == name), None)
+
+
+def _stations(here: Namespace, name: str) -> dict[str, bool]:
+    """Return the stations of an access point's interface, and whether each is authorized."""
+    asked = nl80211.get_stations(here.index(name))
+    return dict(map(nl80211.parse_station, netlink.dump(here.generic(), here.family(nl80211.FAMILY), asked)))
+
+
+def _sockets() -> list[str]:
+    tables = [Path("/proc/self/net", name) for name in ("tcp", "tcp6")]
+    return [row for t in tables if t.exists() for row in t.read_text().splitlines()[1:]]
+
+
+def _net(name: str) -> str:
+    path = Path("/proc/self/net", name)
+    return path.read_text() if path.exists() else ""
+
+
+def _multicast_routes(version: int) -> tuple[int, dict[int, str], tuple[smcroute.Entry, ...]]:
+    family = "ip" if version == 4 else "ip6"
+    interfaces = smcroute.parse_interfaces(_net(f"{family}_mr_vif"))
+    return version, interfaces, smcroute.parse_cache(_net(f"{family}_mr_cache"), interfaces)
+
+
+def _path_manager(limits: mptcp.LimitsSet, endpoints: tuple[mptcp.EndpointAdd, ...]) -> str:
+    # Linux 6.15 has path_manager; the older pm_type is 0 for the kernel's own.
+    for sysctl, own in (("path_manager", "kernel"), ("pm_type", "0")):
+        path = Path("/proc/sys/net/mptcp", sysctl)
+        if path.exists() and (value := path.read_text().strip()) != own:
+            return f"net.mptcp.{sysctl} is {value}"
+    with netlink.connect(wire.NETLINK_GENERIC) as sock:
+        if not (kind := netlink.family(sock, mptcp.FAMILY)):
+            return "the kernel has no mptcp_pm family"
+        body = mptcp.command(mptcp.GET_LIMITS)
+        sock.send(wire.header(len(body), kind, wire.NLM_F_REQUEST, 1) + body)
+        found = wire.attributes(wire.messages(sock.recv(65536))[0][3], 4)
+        got = tuple(struct.unpack("=I", found[a])[0] for a in (3, 2))
+        if got != (limits.subflows, limits.add_addr_accepted):
+            return f"limits are subflows {got[0]} add_addr_accepted {got[1]}"
+        seen = {_endpoint(e) for e in netlink.dump(sock, kind, mptcp.command(mptcp.GET_ADDR))}
+    wanted = {(str(ip_address(e.address)), e.id, sum(mptcp.FLAGS[f] for f in e.flags)) for e in endpoints}
+    if missing := wanted - seen:
+        return f"endpoints missing or changed: {sorted(missing)} (the kernel has {sorted(seen)})"
+    return ""
+
+
+def _endpoint(entry: bytes) -> tuple[str, int, int]:
+    fields = wire.attributes(wire.attributes(entry, 4)[1])
+    flags = struct.unpack("=I", fields[6])[0] & ~mptcp.FLAGS["implicit"]
+    return str(ip_address(fields.get(3) or fields[4])), fields[2][0], flags

@@ -1,0 +1,169 @@
+"""A run in a lab that is up: servers and captures first, then one clock for workloads and events, then the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from testbed import results
+from testbed.drivers.wpa_ctrl import Control
+from testbed.errors import LabError
+from testbed.lab import perform as labs
+from testbed.lab.perform import Lab, Process, Say, Waiting
+from testbed.results import Folder
+from testbed.steps import Configure, Spawn, Step
+
+_TICK, _LATE = 0.25, 0.1  # seconds: how often a run looks at the clock, and what is late then
+
+
+def play(lab: Lab, steps: Sequence[Step], folder: Path, seconds: float, say: Say) -> Waiting:
+    """Perform the steps without a time, then the timed ones each at its own; stop what still runs.
+
+    It lasts until every timed process has ended, and at least `seconds`.
+    Write `run.json` into `folder`: the origin of the run's clock (t = 0 on CLOCK_MONOTONIC and
+    CLOCK_REALTIME, seconds), every timed step with the time it took effect, every process with its end, what failed,
+    and `stalls`: when and for how long this process did not run although it was to.
+    """
+    first, before = len(lab.processes), len(lab.done)
+    failures: list[str] = []
+    events: list[dict[str, object]] = []
+    stalls: list[tuple[float, float]] = []
+    origin = real = 0.0
+    try:
+        yield from labs.perform(lab, [s for s in steps if getattr(s, "at", None) is None], say)
+        origin, real = time.monotonic(), time.time()
+        say({"started": real})
+        timed = sorted((s for s in steps if getattr(s, "at", None) is not None), key=_at)
+        while timed and not _lost(lab.processes[first:]):
+            now = time.monotonic() - origin
+            if (wait := _at(timed[0]) - now) > 0:
+                _overdue(lab.processes[first:])
+                yield from _rest(min(wait, _patience(lab.processes[first:])), origin, stalls)
+                continue
+            due = [s for s in timed if _at(s) <= now]
+            timed = timed[len(due) :]
+            events += _happen(lab, due, origin, failures, say)
+        while not _lost(lab.processes[first:]):
+            clients = [p for p in lab.processes[first:] if p.status is None and _bounded(p)]
+            left = origin + seconds - time.monotonic()
+            if not clients and left <= 0:
+                break
+            _overdue(clients)
+            yield from _rest(min(_patience(clients), left) if left > 0 else _patience(clients), origin, stalls)
+    except BaseException as e:
+        failures.append(str(e))
+        raise
+    finally:
+        # However it ends: first what loads the network, for only then there is an end to what captures see.
+        yield from labs.stop([p for p in lab.processes[first:] if _bounded(p)])
+        yield from labs.finish(lab.processes[first:])
+        yield from labs.drain(lab, lab.processes[first:])
+        yield from labs.stop(lab.processes[first:])
+        failures += [text for p in lab.processes[first:] if (text := _fault(p))]
+        daemons = [p for p in lab.processes[:first] if origin and p.ended > origin]  # of the lab: these outlive a run
+        failures += [text for p in daemons if (text := _fault(p))]
+        summary = {
+            "monotonic": origin,
+            "time": real,
+            "seconds": time.monotonic() - origin if origin else 0.0,
+            "events": events,
+            "stalls": stalls,
+            "processes": [_ended(p, origin) for p in lab.processes[first:]],
+            "failures": failures,
+        }
+        results.write(Folder(folder), "run.json", summary)
+        del lab.processes[first:], lab.done[before:]
+        labs.flush(lab)
+    return None
+
+
+def _rest(seconds: float, origin: float, stalls: list[tuple[float, float]]) -> Waiting:
+    """Wait no longer than that, and note when it took longer: whoever stops this process may stop others as well."""
+    due = time.monotonic() + min(seconds, _TICK)
+    yield min(seconds, _TICK)
+    if (late := time.monotonic() - due) >= _LATE:
+        stalls.append((due - origin, late))
+
+
+def _happen(lab: Lab, due: Sequence[Step], origin: float, failures: list[str], say: Say) -> list[dict[str, object]]:
+    """Perform what is due, requests as one batch, and return the time each took effect.
+
+    What Linux refuses is a failure of the run, whose rest is still worth its results.
+    """
+    events: list[dict[str, object]] = []
+    groups: list[list[Step]] = []
+    asked = True
+    for request in (s for s in due if isinstance(s, Configure)):
+        # What a daemon refuses must not keep the rest from being performed: the gate that was closed for it opens.
+        before, asked = asked, isinstance(request.request, Control)
+        if before or asked:
+            groups.append([])
+        groups[-1].append(request)
+    groups += [[s] for s in due if isinstance(s, Spawn)]
+    for group in groups:
+        try:
+            labs.configure(lab, [s for s in group if isinstance(s, Configure)])
+            for client in (s for s in group if isinstance(s, Spawn)):
+                labs.spawn(lab, client)
+                labs.note(lab, client)
+        except LabError as e:
+            failures.append(str(e))
+            continue
+        now = time.monotonic()
+        for step in group:
+            events.append({"t": now - origin, "monotonic": now, "time": time.time(), "step": str(step)})
+            say({"t": now - origin, "step": str(step)})
+    return events
+
+
+def _at(step: Step) -> float:
+    return float(getattr(step, "at", None) or 0.0)
+
+
+def _bounded(process: Process) -> bool:
+    return process.step is not None and process.step.at is not None
+
+
+def _patience(processes: Sequence[Process]) -> float:
+    ends = [p.began + p.step.within for p in processes if p.status is None and p.step and p.step.within is not None]
+    return max(0.0, min(ends, default=time.monotonic() + 1.0) - time.monotonic())
+
+
+def _overdue(processes: Sequence[Process]) -> None:
+    for p in processes:
+        if p.status is None and p.step and p.step.within is not None and time.monotonic() > p.began + p.step.within:
+            labs.kill(p, 9)
+
+
+def _lost(processes: Sequence[Process]) -> bool:
+    """Say whether something that is to live until the end of the run is dead: the rest would be worth nothing."""
+    return any(_fault(p) for p in processes if p.status is not None and not _bounded(p))
+
+
+def _fault(process: Process) -> str:
+    """Say what is wrong with how a process ended, or that it ended before it was told to.
+
+    Nothing excuses from being killed by anybody else: neither that it may end by itself nor that it was to end now.
+    """
+    if process.step is None or process.status is None:
+        return ""
+    if process.stopped and (process.status >= 0 or -process.status == process.stopped):
+        return ""
+    if process.status >= 0 and (process.step.may_end or (process.status == 0 and _bounded(process))):
+        return ""
+    late = process.step.within is not None and process.ended - process.began >= process.step.within
+    why = f"did not end within {process.step.within:g} s" if late else f"ended with {labs.describe(process.status)}"
+    return f"[{process.node}] {process.name} {why}{labs.tail(process.log)}"
+
+
+def _ended(process: Process, origin: float) -> dict[str, object]:
+    ended = process.ended or time.monotonic()
+    status = process.status
+    return {
+        "node": process.node,
+        "name": process.name,
+        "began": process.began - origin,
+        "ended": ended - origin,
+        "status": status,
+    }

@@ -1,0 +1,1 @@
+"""What a topology or experiment file may say."""

@@ -1,0 +1,274 @@
+"""Netlink sockets of namespaces: batches of requests out, errors and dumps back."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fcntl import ioctl
+
+from msgspec import Struct, field
+
+from testbed.drivers import nl80211
+from testbed.drivers.link import IFF_RUNNING, IFLA_IFNAME
+from testbed.errors import LabError
+from testbed.linux import calls as linux
+from testbed.linux import wire
+from testbed.linux.wire import Message
+from testbed.steps import LAB
+
+_NLMSG_ERROR, _NLMSG_DONE, _CTRL = 2, 3, 16
+_SOL_NETLINK, _CAP_ACK, _EXT_ACK = 270, 10, 11
+_RTM_GETLINK = 18
+# include/uapi/linux/sockios.h: the flags of an interface, and the network namespace of a socket.
+_SIOCGIFFLAGS, _SIOCGSKNS = 0x8913, 0x894C
+_IFREQ = struct.Struct("=16sH22x")
+_SPARE = 256  # descriptors for what else a lab does
+
+
+class Sockets(Struct):
+    """The rtnetlink sockets of a lab's namespaces, of which as many are open as there are descriptors to spare."""
+
+    opened: dict[str, socket.socket] = field(default_factory=dict)  # the first is the one that was opened first
+
+    def add(self, name: str, sock: socket.socket, nodes: int) -> socket.socket:
+        """Keep the socket of one of so many nodes; where there is no room, others are closed for it."""
+        while len(self.opened) >= max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - nodes - _SPARE):
+            self.opened.pop(next(iter(self.opened))).close()
+        self.opened[name] = sock
+        return sock
+
+
+class Namespace(Struct):
+    """A node's network namespace, kept alive by `fd`."""
+
+    name: str
+    fd: int
+    sockets: Sockets
+    peers: dict[str, Namespace]
+    unused: Iterator[int]  # indexes, one sequence for a whole lab
+    known: dict[str, int] = field(default_factory=lambda: {"lo": 1})
+    stale: bool = False  # the kernel may have interfaces that we did not make: look before choosing an index
+    genl: socket.socket | None = None
+    mounts: int = -1  # a mount namespace whose /sys is this node's, made when its first process starts
+    families: dict[str, int] = field(default_factory=dict)  # message types of generic netlink families
+
+    @property
+    def route(self) -> socket.socket:
+        """Return an rtnetlink socket of this namespace: any process can use one, wherever it is."""
+        if (found := self.sockets.opened.get(self.name)) is None:
+            found = self.sockets.add(self.name, self._connect(wire.NETLINK_ROUTE), len(self.peers))
+        return found
+
+    def index(self, ifname: str) -> int:
+        """Return an interface's index, looked up only where it was not chosen here."""
+        if (found := self.known.get(ifname)) is None:
+            self.look()
+            found = self.known.get(ifname)
+        if found is None:
+            raise LabError(f"{self.name}: there is no interface {ifname}; `ip link` in the node lists what is there")
+        return found
+
+    def claim(self, ifname: str, node: str | None = None) -> int:
+        """Choose the index of an interface about to be made: nothing has to be looked up later.
+
+        No two interfaces of a lab share one: where both ends of a veth pair had the same, the kernel would take
+        the pair for one device and report carrier up to a second late (net/core/link_watch.c).
+        """
+        if node is not None:
+            return self.peers[node].claim(ifname)
+        if self.stale:
+            self.look()
+        taken = set(self.known.values()) if self.stale else frozenset()
+        index = self.known[ifname] = next(n for n in self.unused if n not in taken)
+        return index
+
+    def namespace(self, node: str) -> int:
+        """Return another node's namespace."""
+        return self.peers[node].fd
+
+    def generic(self) -> socket.socket:
+        """Return a generic netlink socket of this namespace, made when it is first needed; we stay where we are."""
+        if self.genl is None:
+            self.genl = self._connect(wire.NETLINK_GENERIC)
+        return self.genl
+
+    def _connect(self, protocol: int) -> socket.socket:
+        back = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with inside(self.fd, back):
+                return connect(protocol)
+        finally:
+            os.close(back)
+
+    def family(self, name: str) -> int:
+        """Return the message type of a generic netlink family; LabError when this kernel does not have it."""
+        if not self.families.get(name):
+            self.families[name] = family(self.generic(), name)
+        if not self.families[name]:
+            raise LabError(f"{self.name}: this kernel has no generic netlink family {name}")
+        return self.families[name]
+
+    def radio(self, name: str) -> str:
+        """Return a radio's name in the kernel: a kernel has each once (net/wireless/core.c), so the lab's is in it."""
+        return f"{name}.{os.fstat(self.peers[LAB].fd).st_ino}"
+
+    def wiphy(self, radio: str) -> int:
+        """Return the number of a radio of this namespace (nl80211 names it a wiphy)."""
+        name = self.radio(radio)
+        for entry in dump(self.generic(), self.family(nl80211.FAMILY), nl80211.GET_WIPHYS):
+            if (found := nl80211.parse_wiphy(entry)).name == name:
+                return found.index
+        raise LabError(f"{self.name}: there is no radio {name}; `iw phy` lists what is there")
+
+    def look(self) -> None:
+        """Learn every interface's index from the kernel."""
+        self.known = dict(links(self.route))
+        self.stale = True
+
+    def forget(self, ifname: str) -> None:
+        """An interface could not be made, or went."""
+        self.known.pop(ifname, None)
+        self.stale = True
+
+
+class Refusal(Struct, frozen=True):
+    """The kernel refused message number `at` of a batch."""
+
+    at: int
+    errno: int
+    text: str
+
+    def __str__(self) -> str:
+        said = f": {self.text}" if self.text else ""
+        return f"{os.strerror(self.errno)} (errno {self.errno}){said}"
+
+
+def create(name: str, sockets: Sockets, peers: dict[str, Namespace], unused: Iterator[int]) -> Namespace:
+    """Make an empty namespace and leave this process in it: the caller goes home when all are made."""
+    linux.unshare(linux.CLONE_NEWNET)
+    route = sockets.add(name, connect(wire.NETLINK_ROUTE), len(peers) + 1)
+    return Namespace(name, ioctl(route, _SIOCGSKNS), sockets, peers, unused)
+
+
+@contextmanager
+def inside(fd: int, home: int) -> Iterator[None]:
+    """Be in the network namespace `fd`; this process must have one thread."""
+    linux.setns(fd, linux.CLONE_NEWNET)
+    try:
+        yield
+    finally:
+        linux.setns(home, linux.CLONE_NEWNET)
+
+
+def connect(protocol: int) -> socket.socket:
+    """Open a netlink socket in the namespace that this process is in."""
+    found = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+    found.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
+    found.setsockopt(_SOL_NETLINK, _EXT_ACK, 1)
+    return found
+
+
+def transact(sock: socket.socket, batch: Sequence[Message], kind: int = 0) -> list[Refusal]:
+    """Send a batch in one system call and return what was refused; the kernel performs the others all the same.
+
+    Only the last message asks for an acknowledgement: errors of the others are reported anyway.
+    `kind` is the message type of a generic netlink family, else each message's own.
+    """
+    last = len(batch) - 1
+    parts = []
+    for seq, m in enumerate(batch):
+        flags = wire.NLM_F_REQUEST | m.flags | (wire.NLM_F_ACK if seq == last else 0)
+        # A length is a multiple of four already: attributes and the fixed headers all are.
+        parts += [wire.header(len(m.body), kind or m.kind, flags, seq), m.body]
+    sock.send(b"".join(parts))
+    refused: list[Refusal] = []
+    while True:
+        for got, _, seq, body in wire.messages(sock.recv(65536)):
+            if got != _NLMSG_ERROR:
+                continue
+            error = parse_error(body)
+            # Above zero it is no error: hwsim answers NEW_RADIO with the radio's number (mac80211_hwsim.c).
+            if error < 0:
+                why = wire.attributes(body, 20).get(1, b"").rstrip(b"\0").decode(errors="replace")
+                refused.append(Refusal(seq, -error, why))
+            if seq == last:
+                return refused
+
+
+@wire.decoder
+def parse_error(body: bytes) -> int:
+    """Return the error number of an NLMSG_ERROR: 0 is an acknowledgement."""
+    return int(struct.unpack_from("=i", body)[0])
+
+
+def dump(sock: socket.socket, kind: int, body: bytes) -> list[bytes]:
+    """Ask for a table and return its entries' bodies; LabError when the kernel refuses."""
+    sock.send(wire.header(len(body), kind, wire.NLM_F_REQUEST | wire.NLM_F_DUMP, 1) + body)
+    found: list[bytes] = []
+    while True:
+        # The kernel sends at most 32 KiB at once (net/netlink/af_netlink.c); what malloc maps anew costs 0.1 ms a node.
+        for got, _, _, entry in wire.messages(sock.recv(1 << 16)):
+            if got == _NLMSG_DONE:
+                return found
+            if got == _NLMSG_ERROR:
+                raise LabError(f"netlink dump {kind}: {os.strerror(-parse_error(entry))}")
+            found.append(entry)
+
+
+# RTM_GETLINK for a table without statistics (IFLA_EXT_MASK = RTEXT_FILTER_SKIP_STATS).
+_LINKS = struct.pack("=BxHiII", 0, 0, 0, 0, 0) + wire.u32(29, 8)
+
+
+def links(sock: socket.socket) -> Iterator[tuple[str, int]]:
+    """Yield (name, index) of every interface of the socket's namespace."""
+    yield from map(parse_link, dump(sock, _RTM_GETLINK, _LINKS))
+
+
+@wire.decoder
+def parse_link(entry: bytes) -> tuple[str, int]:
+    """Return the name and index of an interface."""
+    name = wire.attributes(entry, 16)[IFLA_IFNAME].rstrip(b"\0").decode()
+    return name, struct.unpack_from("=i", entry, 4)[0]
+
+
+def link_entries(sock: socket.socket) -> list[bytes]:
+    """Return what the kernel says of every interface, undecoded."""
+    return dump(sock, _RTM_GETLINK, _LINKS)
+
+
+def running(sock: socket.socket, ifname: str) -> bool:
+    """Say whether an interface of the socket's namespace is there and operational (IFF_RUNNING, RFC 2863)."""
+    return bool(flags(sock, ifname) & IFF_RUNNING)
+
+
+def flags(sock: socket.socket, ifname: str) -> int:
+    """Return the flags of an interface of the socket's namespace, 0 when it is not there."""
+    # net/socket.c gives this to a socket of any family; a dump of the same links takes twenty times as long.
+    try:
+        found = ioctl(sock, _SIOCGIFFLAGS, _IFREQ.pack(ifname.encode(), 0))
+    except OSError as e:
+        if e.errno != errno.ENODEV:
+            raise
+        return 0
+    return int(_IFREQ.unpack(found)[1])
+
+
+def family(sock: socket.socket, name: str) -> int:
+    """Return a generic netlink family's message type; 0 when this kernel does not have it."""
+    body = struct.pack("=BBH", 3, 1, 0) + wire.text(2, name)  # CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_NAME
+    sock.send(wire.header(len(body), _CTRL, wire.NLM_F_REQUEST, 1) + body)
+    return parse_family(sock.recv(65536))
+
+
+@wire.decoder
+def parse_family(data: bytes) -> int:
+    """Return the message type that an answer of the controller tells; 0 when it is a refusal."""
+    for got, _, _, entry in wire.messages(data):
+        if got == _CTRL:
+            return int(struct.unpack("=H", wire.attributes(entry, 4)[1])[0])
+    return 0

@@ -1,0 +1,189 @@
+"""What a guest's keeper is asked and tells, and what QEMU and the guest say to it: all of it decoded by type."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, TypeAlias, TypeVar
+
+from msgspec import Meta, Raw, Struct, field
+from msgspec.json import Decoder, Encoder
+
+from testbed.errors import LabError, TestbedError
+from testbed.lab import answers, messages
+from testbed.lab.answers import Dead, Done, Failed
+from testbed.lab.messages import BROKEN, Line
+from testbed.machines.guest.qemu import Share, Size
+
+LONGEST = 1 << 16  # bytes of a request
+_ANSWER = 1 << 20  # bytes of an answer: it may have the end of a console
+T = TypeVar("T")
+_Name = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
+
+
+class BrokenStateError(LabError):
+    """A saved guest could not be restored; a cold boot may do."""
+
+
+class PanicError(LabError):
+    """A guest's kernel panicked before its init was there; another boot may do."""
+
+
+ERRORS = {**answers.ERRORS, "BrokenStateError": BrokenStateError, "PanicError": PanicError}
+
+
+class Asked(Struct, frozen=True, tag_field="verb", tag=str.lower):
+    """A request; each is answered with About."""
+
+
+class Status(Asked, frozen=True):
+    """Tell what the guest is."""
+
+
+class Keep(Asked, frozen=True):
+    """Let the guest outlive the program that started it."""
+
+
+class Stop(Asked, frozen=True):
+    """End the guest."""
+
+
+class Call(Asked, frozen=True):
+    """This connection is that of a command in the guest: if it closes, the command hangs up."""
+
+    name: _Name
+
+
+class Ended(Asked, frozen=True):
+    """The command of this connection has ended."""
+
+
+class Signal(Asked, frozen=True):
+    """Send a signal to a command."""
+
+    name: _Name
+    number: Annotated[int, Meta(ge=1, le=64)]
+
+
+class ShareRow(Struct, frozen=True):
+    """A folder that the guest has; a path may be bytes that are no text."""
+
+    folder: bytes
+    at: str
+    writable: bool
+
+
+class About(Struct, frozen=True):
+    """What a keeper tells of its guest."""
+
+    name: str
+    size: Size
+    accel: str
+    port: int
+    shared: bool  # the connection that ssh commands share stands
+    restored: bool
+    phases: dict[str, float]
+    shares: dict[str, ShareRow]
+    qemu: int
+
+    def folders(self) -> dict[str, Share]:
+        """Return the shared folders."""
+        return {
+            n: Share(Path(str(s.folder, errors="surrogateescape")), s.at, s.writable) for n, s in self.shares.items()
+        }
+
+
+def rows(shares: Mapping[str, Share]) -> dict[str, ShareRow]:
+    """Return shared folders as they travel."""
+    return {n: ShareRow(bytes(s.folder), s.at, s.writable) for n, s in shares.items()}
+
+
+Question: TypeAlias = Status | Keep | Stop | Call | Ended | Signal
+
+_ENCODER = Encoder()
+_QUESTION: Decoder[Question] = Decoder(Question)
+_TOLD = Decoder(About)
+
+
+def ask(connection: socket.socket, question: Asked) -> None:
+    """Send a request."""
+    messages.send(connection, _ENCODER.encode(question))
+
+
+def decode(data: bytes) -> Question:
+    """Return a request that came; LabError when it can't be understood."""
+    try:
+        return _QUESTION.decode(data)
+    except BROKEN as e:
+        raise LabError(f"a request that can't be understood: {e}") from e
+
+
+def answer(line: Line, value: object) -> None:
+    """Answer a request, or tell an error or the end of the guest."""
+    if isinstance(value, TestbedError):
+        value = answers.failed(value, ERRORS)
+    line.send(answers.encode(value if isinstance(value, Dead | Failed) else answers.done(value)))
+
+
+def heard(connection: socket.socket) -> Raw:
+    """Return the value of the next answer; raise the error that it is, LabError when the guest is dead.
+
+    EOFError when the keeper is gone.
+    """
+    came = answers.decode(messages.receive(connection, _ANSWER)[0])
+    match came:
+        case Done(value):
+            return value
+        case Failed():
+            answers.throw(came, ERRORS)
+        case Dead(text):
+            raise LabError(text)
+    raise LabError(f"an answer that is none to this: {came}")
+
+
+def told(value: Raw) -> About:
+    """Return what a keeper tells, from the value of its answer."""
+    return understood(_TOLD, value)
+
+
+def understood(decoder: Decoder[T], value: Raw) -> T:
+    """Return a value by its type; LabError when it is of another."""
+    try:
+        return decoder.decode(bytes(value))
+    except BROKEN as e:
+        raise LabError(f"an answer that can't be understood: {e}") from e
+
+
+class Refusal(Struct):
+    """Why QEMU does not do what it was told."""
+
+    desc: str
+
+
+class QemuSaid(Struct):
+    """A line of QEMU's (docs/interop/qmp-spec): an answer, its greeting or an event."""
+
+    id: str = ""
+    error: Refusal | None = None
+    result: Raw = field(default=Raw(b"null"), name="return")
+
+
+class QemuStatus(Struct):
+    """The answer to `query-status` and `query-migrate`."""
+
+    status: str = ""
+
+
+class GuestSaid(Struct):
+    """A line of the guest's PID 1 (provision/testbed-guest.c): something happened, or is done or failed."""
+
+    event: str = ""
+    done: str = ""
+    error: str | None = None
+
+
+QEMU: Decoder[QemuSaid] = Decoder(QemuSaid)
+GUEST: Decoder[GuestSaid] = Decoder(GuestSaid)
+TEXT = Decoder(str)
+STATUS: Decoder[QemuStatus] = Decoder(QemuStatus)

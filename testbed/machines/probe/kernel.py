@@ -1,0 +1,220 @@
+"""How a kernel is asked for each feature: by doing it, in a scratch namespace that goes with its one process.
+
+Modules that a request names are loaded by the kernel as for any user; nothing else changes outside.
+Sources: include/uapi/linux/pkt_sched.h, amt.h, mroute.h, mroute6.h, if_tun.h, mptcp_pm.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+from msgspec import Struct
+
+from testbed import features
+from testbed.drivers import mptcp, tc
+from testbed.drivers.link import BridgeAdd, VethAdd
+from testbed.features import Feature
+from testbed.linux import netlink, wire
+from testbed.linux.inet_diag import mptcp_sockets
+from testbed.linux.wire import Message, attr, nest, text, u32
+from testbed.machines.probe import programs, radios
+
+_RTM_NEWLINK, _LINKINFO, _CREATE = 16, 18, wire.NLM_F_CREATE | wire.NLM_F_EXCL
+
+
+def ask(feature: Feature) -> str:
+    """Use a feature of this kernel and return what was seen; OSError or LabError when it is not there."""
+    if feature.name.startswith(features.MPTCP_SCHEDULER.name):
+        return _scheduler(feature)
+    return _PROBES[feature.name]()
+
+
+class _Scratch(Struct, frozen=True):
+    """Stands for the scratch namespace where a request is encoded."""
+
+    def index(self, ifname: str) -> int:
+        with netlink.connect(wire.NETLINK_ROUTE) as sock:
+            return dict(netlink.links(sock))[ifname]
+
+    def claim(self, ifname: str, node: str | None = None) -> int:
+        return 0  # the kernel chooses
+
+    def namespace(self, node: str) -> int:
+        return os.open("/proc/self/ns/net", os.O_RDONLY)
+
+    def radio(self, name: str) -> str:
+        return name
+
+    def wiphy(self, radio: str) -> int:
+        raise OSError(errno.ENODEV, f"there is no radio {radio}")
+
+
+def _accepted(message: Message, what: str) -> str:
+    with netlink.connect(wire.NETLINK_ROUTE) as sock:
+        refused = netlink.transact(sock, [message])
+    if refused:
+        raise OSError(refused[0].errno, f"the kernel refuses {what}: {refused[0]}")
+    return f"the kernel accepted {what}"
+
+
+class _Htb(Struct, frozen=True):
+    """A hierarchy of token buckets without a class in it: struct tc_htb_glob, TCA_HTB_INIT."""
+
+    def __str__(self) -> str:
+        return "default 0"
+
+    def encode(self) -> bytes:
+        return attr(2, struct.pack("=IIIII", 3, 10, 0, 0, 0))
+
+
+def _qdisc(kind: str) -> Callable[[], str]:
+    def check() -> str:
+        special = {"netem": tc.Shape(delay=0.001), "tbf": tc.Shape(rate=10**6)}
+        if kind == "htb":
+            root = tc.Qdisc("lo", kind, 0x10000, tc.ROOT, _Htb())
+        elif kind == "plug":
+            root = tc.gate("lo", closed=True)
+        else:
+            root = tc.shape("lo", special.get(kind, tc.Shape(queue=kind, limit=10000)))[0]
+        known = _accepted(root.encode(_Scratch()), f"qdisc {kind}")
+        _accepted(tc.QdiscDel(root).encode(_Scratch()), f"the end of qdisc {kind}")  # the next kind has its handle
+        return known
+
+    return check
+
+
+def _pair(first: str, second: str) -> str:
+    pair = VethAdd(first, "02:00:00:00:00:01", "probe", second, "02:00:00:00:00:02")
+    return _accepted(pair.encode(_Scratch()), "a veth pair")
+
+
+def _bridge() -> str:
+    return _accepted(BridgeAdd("probe-br", "02:00:00:00:00:03").encode(_Scratch()), "a bridge")
+
+
+def _amt() -> str:
+    """Make a relay on a veth, for the driver takes no other kind that is everywhere (drivers/net/amt.c)."""
+    _pair("probe-amt0", "probe-amt1")
+    address = socket.inet_aton("192.0.2.1")
+    data = u32(1, 1) + u32(4, _Scratch().index("probe-amt0")) + attr(5, address)  # IFLA_AMT_MODE: relay, LINK, LOCAL_IP
+    info = nest(_LINKINFO, text(1, "amt"), nest(2, data))
+    body = struct.pack("=BxHiII", 0, 0, 0, 0, 0) + text(3, "probe-amt") + info
+    return _accepted(Message(_RTM_NEWLINK, _CREATE, body), "an amt relay")
+
+
+def _ipv6() -> str:
+    if not Path("/proc/net/if_inet6").exists():
+        raise OSError(errno.EAFNOSUPPORT, "there is no /proc/net/if_inet6")
+    return "/proc/net/if_inet6"
+
+
+def _tun(flag: int, what: str) -> Callable[[], str]:
+    """IFF_TUN or IFF_TAP, with IFF_NO_PI; closing the file removes the interface."""
+
+    def check() -> str:
+        with open("/dev/net/tun", "r+b", buffering=0) as device:
+            fcntl.ioctl(device, 0x400454CA, struct.pack("16sH22x", b"probe-tun", flag | 0x1000))  # TUNSETIFF
+        return f"/dev/net/tun made {what}"
+
+    return check
+
+
+def _multicast_routing(family: int, protocol: int, level: int, what: str) -> Callable[[], str]:
+    """MRT_INIT and MRT6_INIT have one number; the table is given back with the socket."""
+
+    def check() -> str:
+        with socket.socket(family, socket.SOCK_RAW, protocol) as sock:
+            sock.setsockopt(level, 200, 1)
+        return f"a socket took {what}"
+
+    return check
+
+
+def _mptcp() -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, getattr(socket, "IPPROTO_MPTCP", 262)):
+        return "an MPTCP socket opened"
+
+
+def _mptcp_diag() -> str:
+    mptcp_sockets(socket.AF_INET)
+    return "inet_diag lists MPTCP sockets"
+
+
+def _kernel_path_manager() -> str:
+    with netlink.connect(wire.NETLINK_GENERIC) as sock:
+        kind = netlink.family(sock, mptcp.FAMILY)
+        if not kind:
+            raise OSError(errno.ENOENT, f"there is no generic netlink family {mptcp.FAMILY}")
+        refused = netlink.transact(sock, [mptcp.LimitsSet(2, 2).encode(_Scratch())], kind)
+    if refused:
+        raise OSError(refused[0].errno, f"the path manager refuses limits: {refused[0]}")
+    return f"{mptcp.FAMILY} took limits"
+
+
+_MPTCP = Path("/proc/sys/net/mptcp")  # of the namespace that one is in
+
+
+def _userspace_path_manager() -> str:
+    named, numbered = _MPTCP / "path_manager", _MPTCP / "pm_type"
+    if named.exists():  # Linux 6.15 and later
+        named.write_text("userspace")
+        return f"net.mptcp.path_manager took userspace, of: {(_MPTCP / 'available_path_managers').read_text().strip()}"
+    numbered.write_text("1")
+    return "net.mptcp.pm_type took 1"
+
+
+def _scheduler(feature: Feature) -> str:
+    names = (_MPTCP / "available_schedulers").read_text().split()
+    wanted = feature.name.removeprefix(features.MPTCP_SCHEDULER.name).removeprefix("-") or names[0]
+    try:
+        (_MPTCP / "scheduler").write_text(wanted)
+    except OSError as e:
+        why = f"net.mptcp.scheduler refuses {wanted}: {e.strerror}; available_schedulers: {' '.join(names)}"
+        raise OSError(e.errno, why) from e
+    return f"net.mptcp.scheduler took {wanted}, of: {' '.join(names)}"
+
+
+# Counts nothing, drops nothing: only checked (`nft -c` sends the kernel a batch that it must abort). Subtypes are
+# numbers, for the names are younger than the option.
+_RULES = """table inet probe {
+  chain c {
+    type filter hook forward priority 0
+    tcp option mptcp subtype 1 drop
+    reset tcp option mptcp
+  }
+}
+"""
+
+
+def _nft_mptcp() -> str:
+    done = programs.output("nft", "-c", "-f", "-", said=_RULES)
+    if done.status:
+        raise OSError(errno.EOPNOTSUPP, f"nft refuses tcp option mptcp: {done.first}")
+    return "nft -c accepted tcp option mptcp"
+
+
+_PROBES: dict[str, Callable[[], str]] = {
+    "userns": lambda: "unshare(2) worked",  # or nobody would be here
+    "veth": lambda: _pair("probe0", "probe1"),
+    "bridge": _bridge,
+    "ipv6": _ipv6,
+    "tun": _tun(0x0001, "a TUN interface"),
+    "tap": _tun(0x0002, "a TAP interface"),
+    **{kind: _qdisc(kind) for kind in (*features.QDISCS, "htb")},
+    "nft-mptcp": _nft_mptcp,
+    "mptcp": _mptcp,
+    "mptcp-diag": _mptcp_diag,
+    "mptcp-kernel-pm": _kernel_path_manager,
+    "mptcp-userspace-pm": _userspace_path_manager,
+    "mroute": _multicast_routing(socket.AF_INET, socket.IPPROTO_IGMP, socket.IPPROTO_IP, "MRT_INIT"),
+    "mroute6": _multicast_routing(socket.AF_INET6, socket.IPPROTO_ICMPV6, socket.IPPROTO_IPV6, "MRT6_INIT"),
+    "amt": _amt,
+    "mac80211_hwsim": lambda: radios.made(mlo=False),
+    "mac80211_hwsim-mlo": lambda: radios.made(mlo=True),
+}

@@ -1,0 +1,170 @@
+"""Samples and captures -> metrics of nodes and of the machine (pure, from what the raw files hold)."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from math import fsum
+from typing import TypeVar
+
+from testbed.metrics.recorded import Stamped
+from testbed.metrics.records import Counters, Machine, Sample, Subflow
+from testbed.plan.addressing import Network
+from testbed.workloads.place import Measured, percentile
+
+T = TypeVar("T", bound=Stamped)
+Series = tuple[tuple[float, float], ...]
+_CAPTURED = re.compile(
+    r"Packets received/dropped on interface '(?P<dev>[^'\s]{1,15})': (?P<got>\d{1,18})/(?P<lost>\d{1,18})\b", re.ASCII
+)
+_RATES = (("rx_bytes", "rx_mbps"), ("tx_bytes", "tx_mbps"))
+_QUEUE = ("drops", "overlimits")
+_SUBFLOW = ("bytes_sent", "bytes_acked", "bytes_received", "retransmits")
+
+
+def interfaces(node: str, rows: Sequence[Sample], origin: float) -> dict[str, Measured]:
+    """Return counters since t = 0 of every interface, and the rates between samples."""
+    found: dict[str, Measured] = {}
+    during = since(rows, origin)
+    if not during:
+        return found
+    times = [r.t - origin for r in during]
+    queues = [_queues(r) for r in during]
+    queued = {dev for row in queues for dev in row}
+    for ifname, first in during[0].interfaces.items():
+        seen = [(t, r.interfaces[ifname]) for t, r in zip(times, during, strict=True) if ifname in r.interfaces]
+        for counter in Counters.__struct_fields__:
+            began = getattr(first, counter)
+            series = tuple((t, float(getattr(c, counter) - began)) for t, c in seen)
+            unit = "byte" if counter.endswith("_bytes") else "packet"
+            found[f"{node}.{ifname}.{counter}"] = Measured(series[-1][1], unit, series)
+        for counter, rate in _RATES:
+            total = found[f"{node}.{ifname}.{counter}"].series
+            pace = tuple((b[0], (b[1] - a[1]) * 8e-6 / (b[0] - a[0])) for a, b in pairwise(total) if b[0] > a[0])
+            if pace:
+                found[f"{node}.{ifname}.{rate}"] = Measured(
+                    max(v for _, v in pace), "Mbit/s", pace, "the highest between two samples"
+                )
+        if ifname in queued:
+            for n, name in enumerate(_QUEUE):
+                sums = [row.get(ifname, _NONE)[n] for row in queues]
+                series = tuple((t, float(v - sums[0])) for t, v in zip(times, sums, strict=True))
+                found[f"{node}.{ifname}.qdisc_{name}"] = Measured(series[-1][1], "packet", series)
+    return found
+
+
+_NONE = (0, 0)
+
+
+def _queues(row: Sample) -> dict[str, tuple[int, int]]:
+    """Return the drops and overlimits of all queue disciplines of each interface."""
+    found: dict[str, tuple[int, int]] = {}
+    for q in row.qdiscs:
+        drops, overlimits = found.get(q.dev, _NONE)
+        found[q.dev] = (drops + q.drops, overlimits + q.overlimits)
+    return found
+
+
+def since(rows: Sequence[T], origin: float) -> Sequence[T]:
+    """Return the samples of the run, beginning with the last before t = 0; they are in the order of time."""
+    return rows[max(0, bisect_right(rows, origin, key=lambda r: r.t) - 1) :]
+
+
+def mptcp(net: Network, node: str, rows: Sequence[Sample], origin: float) -> dict[str, Measured]:
+    """Return MPTCP counters, subflows of a connection at once, and bytes by the interface of a subflow's address."""
+    during = since(rows, origin)
+    if not during or during[0].mib is None:
+        return {}
+    found = {}
+    times = [r.t - origin for r in during]
+    for counter, first in during[0].mib.items():
+        gauge = counter == "MPCurrEstab"
+        values = [(t, r.mib[counter]) for t, r in zip(times, during, strict=True) if r.mib and counter in r.mib]
+        series = tuple((t, float(v - (0 if gauge else first))) for t, v in values)
+        value = max(v for _, v in series) if gauge else series[-1][1]
+        found[f"{node}.mptcp.{counter}"] = Measured(value, "connection" if gauge else "count", series)
+    counts = tuple((t, _most(r.subflows)) for t, r in zip(times, during, strict=True))
+    found[f"{node}.mptcp.subflows"] = Measured(
+        max(c for _, c in counts), "subflow", counts, "most of one connection at once"
+    )
+    owner = {h: i.name for i in net.interfaces[node] for h in i.hosts()}
+    latest: dict[tuple[object, ...], Subflow] = {}
+    sums = {(ifname, name): 0 for ifname in owner.values() for name in _SUBFLOW}
+    series_of: dict[tuple[str, str], list[tuple[float, float]]] = {key: [] for key in sums}
+    rtts: dict[str, list[float]] = {}
+    for t, row in zip(times, during, strict=True):
+        for s in row.subflows:
+            key = (s.token, s.local, s.local_port, s.remote, s.remote_port)
+            before, latest[key] = latest.get(key), s
+            # An idle connection, such as iperf3's control connection, would tell of the time when it was last used.
+            if s.rtt_ms and (before is None or before.bytes_acked != s.bytes_acked):
+                rtts.setdefault(owner.get(s.local, s.local), []).append(s.rtt_ms)
+            if (ifname := owner.get(s.local)) is not None:
+                for name in _SUBFLOW:
+                    sums[ifname, name] += getattr(s, name) - (getattr(before, name) if before is not None else 0)
+        for into, total in sums.items():
+            series_of[into].append((t, float(total)))
+    for (ifname, name), points in series_of.items():
+        unit = "segment" if name == "retransmits" else "byte"
+        found[f"{node}.subflow.{ifname}.{name}"] = Measured(
+            points[-1][1], unit, tuple(points), "payload" if unit == "byte" else ""
+        )
+    for ifname, measured in rtts.items():
+        found[f"{node}.subflow.{ifname}.rtt_p50_ms"] = Measured(percentile(measured, 0.5), "ms")
+    return found
+
+
+def _most(subflows: Sequence[Subflow]) -> float:
+    return float(max(Counter(s.token for s in subflows if s.state != "SYN_SENT").values(), default=0))
+
+
+def datagrams(rows: Sequence[Sample], origin: float) -> int:
+    """Return how many datagrams found a socket's buffer full, at a node that receives some."""
+    counts = [r.udp for r in since(rows, origin) if r.udp is not None]
+    return max(0, counts[-1] - counts[0]) if counts else 0
+
+
+def _growth(counts: Sequence[tuple[float, int]]) -> Series:
+    """Return a counter from 0 on; nothing when it went back."""
+    if any(b < a for (_, a), (_, b) in pairwise(counts)):
+        return ()
+    return tuple((t, float(n - counts[0][1])) for t, n in counts)
+
+
+def captures(node: str, lines: Iterable[str]) -> dict[str, Measured]:
+    """Return what dumpcap says at its end of the packets that it took and that it missed."""
+    found = {}
+    for said in filter(None, map(_CAPTURED.search, lines)):
+        found[f"{node}.{said['dev']}.captured_packets"] = Measured(float(said["got"]), "packet")
+        found[f"{node}.{said['dev']}.capture_drops"] = Measured(float(said["lost"]), "packet")
+    return found
+
+
+def machine(rows: Sequence[Machine], origin: float) -> dict[str, Measured]:
+    """Return the CPU use of the whole machine during the run, and what its queues of received packets dropped."""
+    during = [r for r in rows if r.t > origin]
+    if not during:
+        return {}
+    cpu = [(r.t - origin, 100 * r.cpu) for r in during]
+    # A single tick is too short to say anything of CPU use: take the busiest second that was seen for at least half.
+    busy: dict[int, float] = {}
+    spent: dict[int, float] = {}
+    for (before, _), (t, used) in pairwise([(0.0, 0.0), *cpu]):
+        busy[int(t)] = busy.get(int(t), 0.0) + used * (t - before)
+        spent[int(t)] = spent.get(int(t), 0.0) + t - before
+    means = [busy[second] / spent[second] for second in busy if spent[second] >= 0.5] or [cpu[-1][1]]
+    found = {
+        "machine.cpu_max_pct": Measured(max(means), "%", tuple(cpu), "busiest second, all CPUs"),
+        # A guest's Python adds otherwise than this one (since 3.12), and a report is to be the same on both.
+        "machine.cpu_mean_pct": Measured(fsum(v for _, v in cpu) / len(cpu), "%"),
+        "machine.steal_pct": Measured(100 * max(r.steal for r in during), "%"),
+    }
+    seen = [(r.t - origin, r.softnet) for r in since(rows, origin) if r.softnet is not None]
+    for name in ("dropped", "squeezed"):
+        if series := _growth([(t, getattr(counts, name)) for t, counts in seen]):
+            unit = "packet" if name == "dropped" else "count"
+            found[f"machine.softnet_{name}"] = Measured(series[-1][1], unit, series, "all CPUs, everything on them")
+    return found

@@ -1,0 +1,103 @@
+"""Samples of wireless interfaces and frames on the medium -> metrics of links (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from testbed.metrics.nodes import since
+from testbed.metrics.records import Air, Sample, Told, Wlan, WlanLink
+from testbed.workloads.place import Measured, percentile
+
+
+def wlans(
+    names: Mapping[str, dict[int, int]],
+    node: str,
+    rows: Sequence[Sample],
+    told: Sequence[Told],
+    frames: Sequence[Air],
+    origin: float,
+) -> dict[str, Measured]:
+    """Return links of wireless interfaces: which are active, how well they hear, and the data frames of each.
+
+    `names` are the planned link ids of each interface by frequency (MHz): a station without MLO has one link, which
+    the kernel does not number. `frames` are those on the medium, by address: a station has new ones at each join.
+    """
+    found: dict[str, Measured] = {}
+    states = [(r.t, r.wlans) for r in rows if r.wlans is not None]
+    first = sum(t <= origin for t, _ in states)
+    during = states[max(0, first - 1) :]
+    if not during:
+        return found
+    heard = since(frames, origin)
+    for ifname in during[0][1]:
+        ids = names.get(ifname, {})
+        seen = [(t - origin, _by_id(w.get(ifname), ids)) for t, w in during]
+        active = tuple((t, float(sum(bool(link.freq) for link in links.values()))) for t, links in seen)
+        base = f"{node}.{ifname}"
+        found[f"{base}.links"] = Measured(active[-1][1], "link", active, "active ones, at the end")
+        mine = [e for e in told if e.t > origin]
+        joined = sum(e.event == "connect" for e in mine)
+        found[f"{base}.connects"] = Measured(float(joined), "join")
+        found |= _frames(base, [w.get(ifname) for _, w in states], ids, heard)
+        for n in sorted({n for _, links in seen for n in links} | set(ids.values())):
+            there = [(t, links.get(n)) for t, links in seen]
+            on = tuple((t, float(bool(link and link.freq))) for t, link in there)
+            found[f"{base}.link{n}.active"] = Measured(on[-1][1], "", on)
+            mhz = tuple((t, float(link.freq)) for t, link in there if link and link.freq)
+            if mhz:
+                found[f"{base}.link{n}.freq_mhz"] = Measured(mhz[-1][1], "MHz", mhz)
+            for key, name, unit, pick in (
+                ("signal", "signal_dbm", "dBm", _median),
+                ("seen_ms", "seen_max_ms", "ms", max),
+            ):
+                if values := [float(v) for _, link in there if link and (v := getattr(link, key)) is not None]:
+                    found[f"{base}.link{n}.{name}"] = Measured(pick(values), unit)
+            gone = [e.t - origin for e in mine if e.event == "links_removed" and n in e.links]
+            if gone:
+                found[f"{base}.link{n}.removed_at_s"] = Measured(gone[0], "s", note="as nl80211 told the station")
+    return found
+
+
+def _by_id(wlan: Wlan | None, ids: Mapping[int, int]) -> dict[int, WlanLink]:
+    """Return the links of a sample by their planned id."""
+    links = wlan.links if wlan is not None else []
+    if wlan is None or not wlan.mlo:  # the kernel gives it no number: it is the only one that was planned
+        return {next(iter(ids.values()), 0): link for link in links}
+    return {link.id: link for link in links}
+
+
+def _median(values: list[float]) -> float:
+    return percentile(values, 0.5)
+
+
+def _frames(
+    base: str, states: Sequence[Wlan | None], ids: Mapping[int, int], heard: Sequence[Air]
+) -> dict[str, Measured]:
+    """Return data frames and bytes of each link in both directions; group addressed ones count where they are sent."""
+    owner = {link.mac: n for wlan in states for n, link in _by_id(wlan, ids).items()}
+    found: dict[str, Measured] = {}
+    if not heard:
+        return found
+    first, last = _tally(heard[0], owner), _tally(heard[-1], owner)
+    total = 0.0
+    for n in dict.fromkeys([*ids.values(), *owner.values()]):
+        for way in ("tx", "rx"):
+            for what, unit in (("frames", "frame"), ("bytes", "byte")):
+                value = last.get((n, way, what), 0) - first.get((n, way, what), 0)
+                found[f"{base}.link{n}.{way}_{what}"] = Measured(float(value), unit)
+                total += value if what == "frames" else 0
+    for n in dict.fromkeys([*ids.values(), *owner.values()]):
+        own = sum(found[f"{base}.link{n}.{way}_frames"].value for way in ("tx", "rx"))
+        if total:
+            found[f"{base}.link{n}.share_pct"] = Measured(100 * own / total, "%", note="of its data frames")
+    return found
+
+
+def _tally(row: Air, owner: Mapping[str, int]) -> dict[tuple[int, str, str], int]:
+    found: dict[tuple[int, str, str], int] = {}
+    for _, sender, receiver, frames, size in row.frames:
+        for way, address in (("tx", sender), ("rx", receiver)):
+            if (n := owner.get(address)) is not None:
+                for what, value in (("frames", frames), ("bytes", size)):
+                    found[n, way, what] = found.get((n, way, what), 0) + value
+    return found

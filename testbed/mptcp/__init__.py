@@ -1,1 +1,0 @@
-"""MPTCP seen from outside: socket statistics by inet_diag."""

@@ -1,1 +1,0 @@
-"""Multicast packets that are counted: their form, and the two programs that send and receive them in a lab."""

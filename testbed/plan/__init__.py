@@ -1,0 +1,1 @@
+"""Topology to network to steps: every name and address is decided here (pure)."""

@@ -1,0 +1,285 @@
+"""AMT tunnels: by which interface and address each gateway and relay has them, and what stands against it (pure).
+
+The tunnels are the kernel's: over IPv4, a relay has one stream interface, and answers from that address only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from testbed.drivers.amt import HEADERS, LEAST_MTU
+from testbed.language.explain import suggest
+from testbed.nodes.amt_gateway import AmtGateway
+from testbed.nodes.amt_relay import AmtRelay
+from testbed.nodes.place import Interface, Place, Tunnel
+from testbed.plan.routes import hops, search
+from testbed.units import interface_of
+
+if TYPE_CHECKING:
+    from testbed.plan.addressing import Network
+
+Path = tuple[str | int, ...]
+Fault = tuple[Path, str, str]
+_IPV6_MTU = 1280  # RFC 8200 section 5
+
+
+class Relay(Struct, frozen=True):
+    """A relay: the nodes whose gateways are to find it, its end of their tunnels, or what is wrong with that.
+
+    `ways` has the interface by which planned routes lead to each segment of these nodes.
+    """
+
+    gateways: tuple[str, ...]
+    ways: dict[int, str]
+    end: Tunnel | Fault
+
+
+def relays(net: Network) -> dict[str, Relay]:
+    """Return the relays by their nodes, each looked at once for all of its gateways."""
+    named: dict[str, list[str]] = {}
+    for name, node in net.topology.nodes.items():
+        if node.amt_gateway is not None:
+            named.setdefault(_named(node.amt_gateway), []).append(name)
+    found = {}
+    for name, node in net.topology.nodes.items():
+        if node.amt_relay is not None:
+            mine = tuple(named.get(name, ()))
+            ways = _ways(net, name, {i.segment for g in mine for i in _usable(net, g)})
+            found[name] = Relay(mine, ways, _relay(net, name, node.amt_relay, mine, ways))
+    return found
+
+
+def planned(net: Network) -> dict[str, tuple[Tunnel, ...]]:
+    """Return the ends of tunnels that each node has, without those that can't be."""
+    found: dict[str, tuple[Tunnel, ...]] = {}
+    for name in net.topology.nodes:
+        ends = [_gateway(net, name), net.relays[name].end if name in net.relays else None]
+        if mine := tuple(t for t in ends if isinstance(t, Tunnel)):
+            found[name] = mine
+    return found
+
+
+def faults(net: Network) -> Iterator[Fault]:
+    """Yield what can't work between nodes."""
+    for name, node in net.topology.nodes.items():
+        if node.amt_gateway is not None:
+            yield from _gateway_faults(net, name, node.amt_gateway)
+        if node.amt_relay is not None:
+            yield from _relay_faults(net, name)
+
+
+def _gateway_faults(net: Network, name: str, role: AmtGateway) -> Iterator[Fault]:
+    at: Path = ("nodes", name, "amt_gateway")
+    end = _gateway(net, name)
+    if isinstance(end, tuple):
+        yield end
+    elif end is not None:
+        yield from _narrow(net, end, at)
+        master = net.topology.nodes[name].bridge
+        if master is not None and end.dev == master.name and any(i.port for i in _of(net, name, role.name)):
+            yield at, f"{role.name} is a port of {end.dev}, which carries its tunnel: leave it out of `ports`", ""
+    there = net.topology.nodes.get(_named(role))
+    if there is None or there.amt_relay is None:
+        return
+    if role.relay_port != (port := there.amt_relay.port):
+        yield (*at, "relay_port"), f"relay_port {role.relay_port} is not the port of {_named(role)}, {port}", ""
+    own = net.topology.nodes[name].amt_relay
+    if own is not None and own.port == role.relay_port:
+        message = f"the node's gateway has UDP port {own.port} already: an AMT interface has one of its own"
+        yield ("nodes", name, "amt_relay"), message, "state another `port` of this relay"
+
+
+def _relay_faults(net: Network, name: str) -> Iterator[Fault]:
+    at: Path = ("nodes", name, "amt_relay")
+    node = net.topology.nodes[name]
+    assert node.amt_relay is not None
+    if node.router is None:
+        yield at, "a relay is a multicast router", "give the node `router: {multicast: true}`"
+    gateways, end = net.relays[name].gateways, net.relays[name].end
+    if isinstance(end, tuple):
+        # Which interface it is, a gateway would tell that names no relay.
+        yield from () if end[0] == at and any(_astray(net, n) for n in net.topology.nodes) else (end,)
+    elif not any(list(_narrow(net, t, at)) for g in gateways for t in _mine(net, g)):
+        yield from _narrow(net, end, at)
+    if (count := len(gateways)) > (most := node.amt_relay.max_tunnels):
+        who = ", ".join(gateways[:4]) + (", ..." if count > 4 else "")
+        yield (*at, "max_tunnels"), f"{count} gateways have {name} as their relay ({who}), and it takes {most}", ""
+
+
+def _astray(net: Network, name: str) -> bool:
+    role = net.topology.nodes[name].amt_gateway
+    there = net.topology.nodes.get(_named(role)) if role is not None else None
+    return role is not None and (there is None or there.amt_relay is None or _named(role) == name)
+
+
+def _mine(net: Network, gateway: str) -> list[Tunnel]:
+    return [t for t in net.tunnels.get(gateway, ()) if t.discovery]
+
+
+def _narrow(net: Network, end: Tunnel, at: Path) -> Iterator[Fault]:
+    [stream] = _of(net, end.node, end.dev)
+    inner = stream.mtu - HEADERS
+    what = f"{end.dev} takes packets of {stream.mtu} bytes, of which {HEADERS} are the tunnel's headers"
+    if stream.mtu < LEAST_MTU:
+        yield at, f"{what}: an AMT interface needs at least {LEAST_MTU}", ""
+    elif 6 in net.families and inner < _IPV6_MTU:
+        hint = f"an mtu of at least {_IPV6_MTU + HEADERS}, or `families: [ipv4]`"
+        yield at, f"{what}: {inner} are left, and IPv6 needs {_IPV6_MTU} (RFC 8200 section 5)", hint
+
+
+def _named(role: AmtGateway) -> str:
+    return role.discovery.partition(":")[0]
+
+
+def _relay(net: Network, name: str, role: AmtRelay, gateways: tuple[str, ...], ways: dict[int, str]) -> Tunnel | Fault:
+    """Return the relay's end of a node, or what is wrong with it."""
+    at: Path = ("nodes", name, "amt_relay")
+    mine = _usable(net, name)
+    if role.interface is not None:
+        chosen = _chosen(net, name, role.interface, at)
+        return chosen if isinstance(chosen, tuple) else _end(chosen, role.name)
+    if not mine:
+        return at, f"{name} has no interface with an IPv4 address, and the kernel's AMT tunnels are of IPv4", ""
+    asked = [net.topology.nodes[g].amt_gateway for g in gateways]
+    stated = {a.discovery.partition(":")[2] for a in asked if a is not None} & {i.name for i in mine}
+    near = {i.name for g in gateways for i in _towards(net, name, _usable(net, g), ways)}
+    for names in (stated, near, {i.name for i in mine}):
+        if len(names) == 1:
+            return _end(next(i for i in mine if i.name in names), role.name)
+    several = " and ".join(sorted(near or {i.name for i in mine}))
+    why = f"{'gateways are behind' if near else 'it has'} {several}, and a relay has one interface for its tunnels"
+    return at, f"{name}: {why}", "state its `interface`"
+
+
+def _gateway(net: Network, name: str) -> Tunnel | Fault | None:
+    """Return the gateway's end of a node, what is wrong with it, or None where there is none or the relay is wrong."""
+    role = net.topology.nodes[name].amt_gateway
+    if role is None:
+        return None
+    at: Path = ("nodes", name, "amt_gateway")
+    relay, _, ifname = role.discovery.partition(":")
+    if relay not in net.topology.nodes:
+        relays = [n for n, node in net.topology.nodes.items() if node.amt_relay is not None]
+        known = f"relays are: {', '.join(relays[:8])}" if relays else "no node has `amt_relay: {}`"
+        return (*at, "discovery"), f"there is no node {relay!r}", suggest(relay, net.topology.nodes) or known
+    if relay == name:
+        return (*at, "discovery"), f"{name} is this node itself: a gateway finds its relay at another one", ""
+    if net.topology.nodes[relay].amt_relay is None:
+        return (*at, "discovery"), f"{relay} is no AMT relay", "give that node `amt_relay: {}`"
+    there = net.relays[relay]
+    end = there.end
+    if not isinstance(end, Tunnel):
+        return None  # it is blamed there
+    if ifname and ifname != end.dev:
+        if not _of(net, relay, ifname):
+            return (*at, "discovery"), _lacks(net, relay, ifname), ""
+        message = f"{relay} has its tunnels by {end.dev}, and answers a gateway from there only"
+        return (*at, "discovery"), message, f"write {relay}:{end.dev}"
+    [far] = _of(net, relay, end.dev)
+    found = _towards(net, name, [far])
+    if role.interface is not None:
+        chosen = _chosen(net, name, role.interface, at)
+        if isinstance(chosen, tuple):
+            return chosen
+        if chosen.name not in {i.name for i in found}:
+            message = f"{name} has no way to {relay} ({far.host(4)}) by {chosen.name}"
+            return (*at, "interface"), message, f"it is {found[0].name}" if found else ""
+        found = [chosen]
+    if not _usable(net, name):
+        return at, f"{name} has no interface with an IPv4 address, and the kernel's AMT tunnels are of IPv4", ""
+    if not found:
+        return (*at, "discovery"), f"{name} has no way to {relay} ({far.host(4)}): no link and no route leads there", ""
+    if len(found) > 1:
+        several = " and ".join(i.name for i in found)
+        return at, f"{several} are both on a link to {relay}", "state the `interface` of the tunnel"
+    if far.name not in {i.name for i in _towards(net, relay, found, there.ways)}:
+        message = f"{relay} has no way back from {far.name} to {name} ({found[0].host(4)})"
+        return (*at, "discovery"), message, ""
+    return _end(found[0], role.name, far.host(4))
+
+
+def _end(stream: Interface, name: str, discovery: str = "") -> Tunnel:
+    return Tunnel(stream.node, name, stream.name, stream.host(4), discovery)
+
+
+def _chosen(net: Network, node: str, ifname: str, at: Path) -> Interface | Fault:
+    """Return the interface that the author chose, or what is wrong with it."""
+    found = _of(net, node, ifname)
+    if not found:
+        return (*at, "interface"), _lacks(net, node, ifname), suggest(ifname, [i.name for i in _usable(net, node)])
+    if found[0] not in _usable(net, node):
+        why = "the kernel's AMT tunnels are of IPv4"
+        return (*at, "interface"), f"{node}:{ifname} has no IPv4 address, and {why}", ""
+    return found[0]
+
+
+def _lacks(net: Network, node: str, ifname: str) -> str:
+    return Place(node, net.interfaces[node], net.families).lacks(ifname)
+
+
+def _of(net: Network, node: str, ifname: str) -> list[Interface]:
+    return [i for i in net.interfaces[node] if i.name == ifname and i.kind != "amt"] or [
+        i for i in net.interfaces[node] if i.name == ifname
+    ]
+
+
+def _usable(net: Network, node: str) -> list[Interface]:
+    """Return the interfaces that can carry a tunnel."""
+    return [i for i in net.interfaces[node] if not i.port and i.kind != "amt" and i.host(4)]
+
+
+def _towards(
+    net: Network, node: str, targets: Iterable[Interface], ways: dict[int, str] | None = None
+) -> list[Interface]:
+    """Return the interfaces by which packets to these leave a node: on a common link, else as routes say.
+
+    `ways` are the planned ones, where they are known already.
+    """
+    mine, targets = _usable(net, node), list(targets)
+    there = {t.segment for t in targets}
+    if near := [i for i in mine if i.segment in there]:
+        return near
+    planned = _ways(net, node, there) if ways is None else ways
+    return list(dict.fromkeys(i for t in targets for i in _routed(net, node, mine, t, planned)))
+
+
+def _routed(
+    net: Network, node: str, mine: list[Interface], target: Interface, ways: dict[int, str]
+) -> Iterator[Interface]:
+    if stated := net.topology.nodes[node].routes:
+        to = ip_address(target.host(4))
+        fits = [(length, via) for r in stated if (length := _covers(r.to, to)) >= 0 and (via := _parsed(r.via))]
+        for _, via in sorted(fits, key=lambda f: -f[0])[:1]:
+            yield from (i for i in mine if any(via in interface_of(a).network for a in i.addresses))
+    elif target.segment in ways:
+        yield next(i for i in mine if i.name == ways[target.segment])
+
+
+def _ways(net: Network, node: str, segments: set[int]) -> dict[int, str]:
+    """Return the interface by which planned routes of a node lead to each of these segments, if any do."""
+    own = {i.segment for i in net.interfaces[node] if not i.port}
+    if segments <= own or net.topology.nodes[node].routes or net.topology.routing != "static":
+        return {}
+    first = hops(net.graphs[4], _usable(net, node), 4)
+    found = search(net.graphs[4], first, own)
+    return {s: first[n].dev for s in segments if (n := found.get(s, -1)) >= 0}
+
+
+def _covers(network: str, address: IPv4Address | IPv6Address) -> int:
+    """Return the prefix length of a network that has an address, -1 when it has not (or is none)."""
+    try:
+        found = ip_network("0.0.0.0/0" if network == "default" else network)
+    except ValueError:
+        return -1  # judged where it is written
+    return found.prefixlen if address in found else -1
+
+
+def _parsed(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None

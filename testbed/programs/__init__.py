@@ -1,0 +1,1 @@
+"""Programs of ours that run inside a lab: each is a `main(words)`."""

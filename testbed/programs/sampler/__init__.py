@@ -1,0 +1,1 @@
+"""The program that reads every node's counters while a lab runs."""

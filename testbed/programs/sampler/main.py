@@ -1,0 +1,263 @@
+"""A process inside a lab that reads every node's counters at a steady interval, until SIGTERM; then once more.
+
+One line of JSON a node and tick: `t` is CLOCK_MONOTONIC and `time` CLOCK_REALTIME, in seconds. Every socket
+and /proc file is opened once, inside its namespace, so that a tick enters none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from msgspec import Struct
+from msgspec.structs import asdict
+
+from testbed.drivers import nl80211
+from testbed.linux import calls as linux
+from testbed.linux import netlink, wire
+from testbed.linux.inet_diag import subflows
+from testbed.programs.sampler import air
+from testbed.programs.sampler import wlans as state
+
+_RTM_GETLINK, _RTM_GETQDISC = 18, 38
+_STATS = struct.Struct("=8Q")  # the head of struct rtnl_link_stats64 (if_link.h)
+_CLOSE = 1e-3  # seconds between two clocks that were read at once
+_COUNTERS = (
+    "rx_packets",
+    "tx_packets",
+    "rx_bytes",
+    "tx_bytes",
+    "rx_errors",
+    "tx_errors",
+    "rx_dropped",
+    "tx_dropped",
+)
+
+
+class Node(Struct, frozen=True):
+    """What is read of one node, and where it goes."""
+
+    route: socket.socket
+    diag: socket.socket | None
+    netstat: int
+    out: TextIO
+    wlan: socket.socket | None = None  # asks nl80211
+    family: int = 0  # the message type of nl80211
+    told: socket.socket | None = None  # is told by it
+    events: TextIO | None = None
+    udp: tuple[int, ...] = ()  # /proc/net/snmp and snmp6
+
+
+def main(words: Sequence[str]) -> None:
+    """Sample until SIGTERM.
+
+    The one word is a JSON file {"every": seconds, "nodes": {name: ["mptcp", "wlan", "udp"]}, "air": {interface: MHz}}.
+    """
+    asked = json.loads(Path(words[0]).read_text())
+    ended, end = os.pipe2(os.O_NONBLOCK)
+    signal.set_wakeup_fd(end)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    ears = [air.hear(ifname, freq) for ifname, freq in asked["air"].items()]
+    nodes = [_open(name, extras) for name, extras in asked["nodes"].items()]
+    told = {n.told: n for n in nodes if n.told is not None}
+    heard = Path("air.jsonl").open("a") if ears else None  # noqa: SIM115 (open for the whole life of this process)
+    with Path("machine.jsonl").open("a") as machine:
+        before = _cpu()
+        backlog = os.open("/proc/self/net/softnet_stat", os.O_RDONLY)
+        due = time.monotonic()
+        going = True
+        while going:
+            moment = _moment()
+            for node in nodes:
+                node.out.write(json.dumps(moment | _sample(node)) + "\n")
+                node.out.flush()
+            if heard is not None:
+                heard.write(json.dumps(moment | _heard(ears)) + "\n")
+                heard.flush()
+            now = _cpu()
+            machine.write(json.dumps(moment | _usage(before, now) | softnet(_read(backlog))) + "\n")
+            machine.flush()
+            before = now
+            due = max(due + asked["every"], time.monotonic())
+            going = _pause(ended, told, due)
+        moment = _moment()
+        for node in nodes:
+            node.out.write(json.dumps(moment | _sample(node)) + "\n")
+            node.out.close()
+        if heard is not None:
+            heard.write(json.dumps(moment | _heard(ears)) + "\n")
+            heard.close()
+        machine.write(json.dumps(moment | _usage(before, _cpu()) | softnet(_read(backlog))) + "\n")
+
+
+def _moment() -> dict[str, float]:
+    """Return both clocks as they are at one moment: where this process had to wait between them, they are read again.
+
+    A report takes a change between them for a clock that was set.
+    """
+    for _ in range(5):
+        t, real = time.monotonic(), time.time()
+        if time.monotonic() - t < _CLOSE:
+            break
+    return {"t": t, "time": real}
+
+
+def _read(fd: int) -> str:
+    """Return a file of /proc as it is now; one of many records gives a page at a time."""
+    found = b""
+    while part := os.pread(fd, 65536, len(found)):
+        found += part
+    return found.decode()
+
+
+def _pause(ended: int, told: dict[socket.socket, Node], due: float) -> bool:
+    """Wait until the next tick is due, writing down what nl80211 tells meanwhile; False when this is to end."""
+    while True:
+        sources: list[int | socket.socket] = [ended, *told]
+        ready = select.select(sources, [], [], max(0.0, due - time.monotonic()))[0]
+        moment = _moment()
+        for sock in (s for s in ready if isinstance(s, socket.socket)):
+            out = told[sock].events
+            assert out is not None
+            for event in state.events(sock):
+                out.write(json.dumps(moment | event) + "\n")
+            out.flush()
+        if ended in ready or not ready:
+            return ended not in ready
+
+
+def _heard(ears: list[air.Ear]) -> dict[str, Any]:
+    for ear in ears:
+        ear.drain()
+    return {"frames": [row for ear in ears for row in ear.rows()], "drops": sum(ear.drops for ear in ears)}
+
+
+def _open(name: str, extras: list[str]) -> Node:
+    fd = os.open(f"/run/netns/{name}", os.O_RDONLY)
+    linux.setns(fd, linux.CLONE_NEWNET)
+    os.close(fd)
+    Path(name).mkdir(exist_ok=True)
+    out = Path(name, "samples.jsonl").open("a")  # noqa: SIM115 (the same)
+    diag = netlink.connect(wire.NETLINK_SOCK_DIAG) if "mptcp" in extras else None
+    # /proc/self/net/netstat belongs to the namespace that it was opened in.
+    netstat = os.open("/proc/self/net/netstat", os.O_RDONLY)
+    route = netlink.connect(wire.NETLINK_ROUTE)
+    names = ("snmp", "snmp6") if "udp" in extras else ()
+    udp = tuple(os.open(f"/proc/self/net/{n}", os.O_RDONLY) for n in names if os.path.exists(f"/proc/self/net/{n}"))
+    if "wlan" not in extras:
+        return Node(route, diag, netstat, out, udp=udp)
+    events = Path(name, "wlan-events.jsonl").open("a")  # noqa: SIM115 (the same)
+    wlan = netlink.connect(wire.NETLINK_GENERIC)
+    return Node(route, diag, netstat, out, wlan, netlink.family(wlan, nl80211.FAMILY), state.listen(), events, udp)
+
+
+def _sample(node: Node) -> dict[str, Any]:
+    names, counters = {}, {}
+    for entry in netlink.dump(node.route, _RTM_GETLINK, bytes(16)):
+        index, name, counts = parse_interface(entry)
+        names[index] = name
+        if name != "lo":
+            counters[name] = counts
+    sample: dict[str, Any] = {"interfaces": counters, "qdiscs": _qdiscs(node.route, names)}
+    if node.diag is not None:
+        sample["mib"] = mib(os.pread(node.netstat, 65536, 0).decode())
+        sample["subflows"] = [asdict(s) for s in subflows(node.diag)]
+    if node.wlan is not None:
+        sample["wlans"] = state.wlans(node.wlan, node.family)
+    if node.udp:
+        sample["udp"] = sum(buffer_errors(os.pread(fd, 65536, 0).decode()) for fd in node.udp)
+    return sample
+
+
+@wire.decoder
+def parse_interface(entry: bytes) -> tuple[int, str, dict[str, int]]:
+    """Return the index, name and counters of an interface."""
+    (index,) = struct.unpack_from("=i", entry, 4)
+    found = wire.attributes(entry, 16)
+    counts = dict(zip(_COUNTERS, _STATS.unpack_from(found[23]), strict=True))  # IFLA_STATS64
+    return index, found[3].rstrip(b"\0").decode(), counts  # IFLA_IFNAME
+
+
+def _qdiscs(route: socket.socket, names: dict[int, str]) -> list[dict[str, Any]]:
+    return parse_qdiscs(netlink.dump(route, _RTM_GETQDISC, bytes(20)), names)
+
+
+@wire.decoder
+def parse_qdiscs(entries: Sequence[bytes], names: dict[int, str]) -> list[dict[str, Any]]:
+    """Return the queueing disciplines that count something, by the names of their interfaces."""
+    found = []
+    for entry in entries:
+        index, handle, parent = struct.unpack_from("=iII", entry, 4)
+        fields = wire.attributes(entry, 20)
+        kind = fields[1].rstrip(b"\0").decode()  # TCA_KIND
+        if kind == "noqueue" or 7 not in fields:
+            continue
+        stats = wire.attributes(fields[7])  # TCA_STATS2: TCA_STATS_BASIC 1, TCA_STATS_QUEUE 3
+        size, packets = struct.unpack_from("=QI", stats[1])
+        qlen, backlog, drops, _, overlimits = struct.unpack_from("=5I", stats[3])
+        row = {
+            "dev": names.get(index, str(index)),
+            "kind": kind,
+            "handle": f"{handle >> 16:x}:",
+            "parent": f"{parent:x}",
+        }
+        row |= {
+            "bytes": size,
+            "packets": packets,
+            "qlen": qlen,
+            "backlog": backlog,
+            "drops": drops,
+            "overlimits": overlimits,
+        }
+        found.append(row)
+    return found
+
+
+@wire.decoder
+def mib(netstat: str) -> dict[str, int]:
+    """Return the MPTCP counters that this kernel has, from /proc/net/netstat: names come and go between kernels."""
+    rows = [row.split() for row in netstat.splitlines() if row.startswith("MPTcpExt:")]
+    return dict(zip(rows[0][1:], map(int, rows[1][1:]), strict=True)) if len(rows) == 2 else {}
+
+
+@wire.decoder
+def buffer_errors(snmp: str) -> int:
+    """Return the datagrams that found a socket's buffer full, from /proc/net/snmp or snmp6."""
+    rows = [row.split() for row in snmp.splitlines()]
+    udp = [row for row in rows if row and row[0] == "Udp:"]
+    if len(udp) == 2:
+        return int(dict(zip(*udp, strict=True))["RcvbufErrors"])
+    return sum(int(row[1]) for row in rows if row and row[0] == "Udp6RcvbufErrors")
+
+
+@wire.decoder
+def softnet(text: str) -> dict[str, dict[str, int]]:
+    """Return what all CPUs dropped and put off, from /proc/net/softnet_stat (net/core/net-procfs.c)."""
+    rows = [row.split() for row in text.splitlines()]
+    return {"softnet": {"dropped": sum(int(r[1], 16) for r in rows), "squeezed": sum(int(r[2], 16) for r in rows)}}
+
+
+def _cpu() -> list[int]:
+    with open("/proc/stat") as file:
+        return [int(word) for word in file.readline().split()[1:]]
+
+
+def _usage(before: list[int], now: list[int]) -> dict[str, float]:
+    """Return the shares of all CPUs since the last tick: idle and iowait (fields 4, 5) are not busy, steal (8) is."""
+    spent = [b - a for a, b in zip(before, now, strict=True)][:8]
+    total = sum(spent) or 1
+    idle = spent[3] + spent[4]  # that of iowait may go back (proc(5))
+    return {"cpu": min(1.0, max(0.0, 1 - idle / total)), "steal": min(1.0, max(0.0, spent[7] / total))}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,88 @@
+"""The links of wireless interfaces and what nl80211 tells of them, read through sockets of their namespace."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+from msgspec.structs import asdict
+
+from testbed.drivers import nl80211
+from testbed.linux import netlink, wire
+
+_SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
+_CTRL, _GETFAMILY, _NAME, _GROUPS, _GROUP_NAME, _GROUP_ID = 16, 3, 2, 7, 1, 2
+_NAMES = {
+    nl80211.CONNECT: "connect",
+    nl80211.DISCONNECT: "disconnect",
+    nl80211.CH_SWITCH_NOTIFY: "channel_switch",
+    nl80211.LINKS_REMOVED: "links_removed",
+}
+
+
+def wlans(sock: socket.socket, family: int) -> dict[str, dict[str, Any]]:
+    """Return every wireless interface with its links; those of a station with signal (dBm) and last beacon (ms)."""
+    found = {}
+    for wlan in map(nl80211.parse_interface, netlink.dump(sock, family, nl80211.GET_INTERFACES)):
+        links = [asdict(link) for link in wlan.links]
+        if wlan.station:
+            bss = {b.link_id if wlan.mlo else 0: b for b in _associated(sock, family, wlan.index)}
+            for link in links:
+                if (heard := bss.get(link["id"])) is not None:
+                    link |= {"bssid": heard.bssid, "signal": heard.signal, "seen_ms": heard.seen_ms}
+        found[wlan.name] = {"mac": wlan.mac, "mlo": wlan.mlo, "links": links}
+    return found
+
+
+def _associated(sock: socket.socket, family: int, index: int) -> Iterator[nl80211.Bss]:
+    for entry in netlink.dump(sock, family, nl80211.get_scan(index)):
+        if (bss := nl80211.parse_bss(entry)) is not None:
+            yield bss
+
+
+def listen() -> socket.socket:
+    """Open a socket in the namespace that this process is in, to which nl80211 tells what happens to links."""
+    sock = netlink.connect(wire.NETLINK_GENERIC)
+    for name, number in groups(sock, nl80211.FAMILY).items():
+        if name in ("mlme", "config"):
+            sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, number)
+    sock.setblocking(False)
+    return sock
+
+
+def groups(sock: socket.socket, family: str) -> dict[str, int]:
+    """Return the multicast groups of a generic netlink family."""
+    body = struct.pack("=BBH", _GETFAMILY, 1, 0) + wire.text(_NAME, family)
+    sock.send(wire.header(len(body), _CTRL, wire.NLM_F_REQUEST, 1) + body)
+    return parse_groups(sock.recv(65536))
+
+
+@wire.decoder
+def parse_groups(data: bytes) -> dict[str, int]:
+    """Return the multicast groups that an answer of the controller tells."""
+    for kind, _, _, entry in wire.messages(data):
+        if kind == _CTRL:
+            nests = wire.attributes(wire.attributes(entry, 4).get(_GROUPS, b"")).values()
+            fields = [wire.attributes(nest) for nest in nests]
+            return {f[_GROUP_NAME].rstrip(b"\0").decode(): struct.unpack("=I", f[_GROUP_ID])[0] for f in fields}
+    return {}
+
+
+def events(sock: socket.socket) -> Iterator[dict[str, Any]]:
+    """Yield what has come: event, index of the interface, link ids, MHz."""
+    while True:
+        try:
+            data = sock.recv(1 << 16)
+        except BlockingIOError:
+            return
+        except OSError as e:
+            if e.errno != errno.ENOBUFS:
+                raise
+            continue  # the kernel dropped some
+        for _, _, _, entry in wire.messages(data):
+            told = nl80211.parse_event(entry)
+            if (name := _NAMES.get(told.command)) is not None:
+                yield {"event": name, "index": told.index, "links": list(told.links), "freq": told.freq}

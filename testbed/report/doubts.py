@@ -1,0 +1,213 @@
+"""Which figures of a run may be the machine's and not the lab's, the worst first (pure)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+
+from msgspec import Struct
+
+from testbed.drivers import bound
+from testbed.language.topology import Topology
+from testbed.machines.guest.qemu import frames_without_channel, kernel_faults
+from testbed.metrics.records import Air, Happened, Machine, Manifest, Run
+from testbed.workloads.place import STALL, Measured
+
+BUSY = 90.0  # per cent of all CPUs: above it a figure may be the host's and not the lab's
+STEP = 0.02  # seconds by which the clocks differ more than before: somebody has set one
+_FAULTS = 20  # lines of the kernel that are shown
+_PLACES = 10  # counters of drops that are shown
+_TIMED = re.compile(r"  @(\d{1,9}(?:\.\d{1,9})?)s(?: within [\d.]{1,20}s)?$")
+
+
+class Doubt(Struct, frozen=True):
+    """A figure that the host limited: what it affects, and what was seen."""
+
+    what: str
+    seen: str
+
+
+class Seen(Struct, frozen=True):
+    """What doubts are taken from.
+
+    `udp` are datagrams that found a buffer full, by node; `works` the doubts of workloads: how bad, what they affect,
+    what was seen.
+    """
+
+    topology: Topology
+    metrics: Mapping[str, Measured]
+    manifest: Manifest
+    run: Run
+    machine: Sequence[Machine]
+    air: Sequence[Air]
+    udp: Mapping[str, int]
+    works: Sequence[tuple[float, str, str]]
+    kernel: Sequence[str]
+
+
+Ranked = Iterator[tuple[float, str, str]]  # how bad, what it affects, what was seen
+
+
+def doubts(seen: Seen) -> Iterator[Doubt]:
+    """Yield all doubts: first what makes every figure doubtful, of one kind the worst first."""
+    kinds: tuple[Iterable[tuple[float, str, str]], ...] = (
+        _kernel(seen),
+        _still(seen),
+        _clocks(seen),
+        _late(seen.run.events),
+        _processors(seen),
+        _bounds(seen),
+        seen.works,
+        _queues(seen),
+        _dropped(seen),
+        _missed(seen),
+    )
+    for kind in kinds:
+        yield from (Doubt(what, text) for _, what, text in sorted(kind, key=lambda d: -d[0]))
+
+
+def shared(manifest: Manifest) -> bool:
+    """Say whether others use that kernel as well: then its faults need not be of this run."""
+    return manifest.machine != "microvm"
+
+
+def _kernel(seen: Seen) -> Ranked:
+    faults = kernel_faults(seen.kernel) if shared(seen.manifest) else []
+    yield from ((0.0, "everything", f"the kernel says: {row}") for row in faults[:_FAULTS])
+    if len(faults) > _FAULTS:
+        yield -1.0, "everything", f"the kernel says more of this kind: {len(faults) - _FAULTS} lines of dmesg.log"
+
+
+def _bounds(seen: Seen) -> Ranked:
+    yield from ((0.0, what, text) for what, text in bound.doubts(seen.manifest.resources))
+
+
+def _still(seen: Seen) -> Ranked:
+    """Yield when the sampler, the holder, or both at once did not run: then nothing on this machine may have."""
+    every, origin = seen.topology.samples.every, seen.run.monotonic
+    during = [r.t - origin for r in seen.machine if -every <= r.t - origin <= seen.run.seconds]
+    gaps = [(a + every, b - a - every) for a, b in pairwise(during) if b - a - every >= STALL]
+    held = [(t, length) for t, length in seen.run.stalls if length >= STALL]
+    both = [gap for gap in gaps if _meets(gap, held)]
+    kinds = (
+        (both, "every rate, delay and gap", "the machine stood still: neither sampler nor holder ran"),
+        ([g for g in gaps if g not in both], "counters and rates by the sample", "the sampler did not run"),
+        ([h for h in held if not _meets(h, both)], "what begins or ends at a time", "the holder did not run"),
+    )
+    for n, (stalls, what, text) in enumerate(kinds):
+        if stalls:
+            began, longest = max(stalls, key=lambda s: s[1])
+            total = sum(length for _, length in stalls)
+            more = f" (and {len(stalls) - 1} times more, {total:.1f} s in all)" if stalls[1:] else ""
+            yield float(-n), what, f"{text} for {longest:.1f} s from {began:.1f} s on{more}"
+
+
+def _meets(stall: tuple[float, float], others: Iterable[tuple[float, float]]) -> bool:
+    """Say whether one of the others was at the same time, for at least half a stall."""
+    began, length = stall
+    return any(min(began + length, t + n) - max(began, t) >= STALL / 2 for t, n in others)
+
+
+def clock_steps(machine: Sequence[Machine], origin: float) -> list[tuple[float, float]]:
+    """Return when CLOCK_REALTIME was set, and by how much (s): it then is otherwise ahead of CLOCK_MONOTONIC."""
+    ahead = [(r.t - origin, r.time - r.t) for r in machine]
+    return [(t, after - before) for (_, before), (t, after) in pairwise(ahead) if abs(after - before) > STEP]
+
+
+def _clocks(seen: Seen) -> Ranked:
+    for t, step in clock_steps(seen.machine, seen.run.monotonic):
+        what = "times of captures and logs, and ping's RTT at that moment"
+        way = "forward" if step > 0 else "back"
+        yield abs(step), what, f"somebody set the clock {way} by {abs(step):.3g} s at {t:.1f} s"
+
+
+def _late(events: Sequence[Happened]) -> Ranked:
+    """Yield how late workloads and events began, if they did."""
+    times = [(e.t - float(found[1]), e.step[: found.start()]) for e in events if (found := _TIMED.search(e.step))]
+    late = [x for x in times if x[0] >= STALL]
+    if late:
+        worst, step = max(late)
+        seen = f"{len(late)} of {len(times)} steps began late, most of all, {worst:.1f} s: {step:.80}"
+        yield worst, "what begins at a time", seen
+
+
+def _processors(seen: Seen) -> Ranked:
+    cpu = seen.metrics.get("machine.cpu_max_pct")
+    if cpu is not None and cpu.value > BUSY:
+        yield cpu.value, "every rate and delay", f"the CPUs were {cpu.value:.0f} % busy in the busiest second"
+    if seen.manifest.accelerator == "tcg":
+        text = "the processor was emulated (TCG): what it limits is not the network"
+        yield 0.0, "every rate and delay", text
+
+
+def _queues(seen: Seen) -> Ranked:
+    """Yield what the kernel itself dropped for want of time or room, wherever it was going."""
+    lost = seen.metrics.get("machine.softnet_dropped")
+    if lost is not None and lost.value:
+        text = f"{lost.value:.0f} packets found the kernel's queue of received packets full (netdev_max_backlog)"
+        yield lost.value, "every flow of the machine", text
+    for node, drops in seen.udp.items():
+        if drops:
+            text = f"{drops} datagrams found the buffer of a receiving program full"
+            yield float(drops), f"the loss of UDP flows to {node}", text
+
+
+def _dropped(seen: Seen) -> Ranked:
+    """Yield where packets were dropped that the file does not drop: by a queue, or by the interface itself."""
+    shaped, down, told = _shaped(seen.topology), _down(seen.topology), _told_as_drops(seen.topology)
+    found = []
+    for name, metric in seen.metrics.items():
+        where, _, what = name.rpartition(".")
+        if not metric.value or name in told or where in down:
+            continue
+        if what == "qdisc_drops" and where not in shaped:
+            found.append((metric.value, where, "packets dropped (qdisc_drops) where no shaping was asked for"))
+        elif what in ("rx_dropped", "tx_dropped"):
+            found.append((metric.value, where, f"packets dropped ({what}), and by no queue of the interface"))
+    found.sort(reverse=True)
+    yield from ((count, f"flows through {where}", f"{count:.0f} {text}") for count, where, text in found[:_PLACES])
+    if rest := found[_PLACES:]:
+        total = sum(count for count, _, _ in rest)
+        yield -1.0, "flows through other interfaces", f"{total:.0f} packets more dropped, in {len(rest)} counters"
+
+
+def _missed(seen: Seen) -> Ranked:
+    """Yield what captures and the monitors of channels missed."""
+    for name, metric in seen.metrics.items():
+        if name.endswith(".capture_drops") and metric.value:
+            where = name.removesuffix(".capture_drops")
+            yield metric.value, f"the capture of {where}", f"{metric.value:.0f} packets were not captured"
+    if seen.air and seen.air[-1].drops:
+        lost = seen.air[-1].drops
+        yield float(lost), "frames by link", f"{lost} frames on the medium were not counted"
+    if copies := frames_without_channel("\n".join(seen.kernel)):
+        what = "group addressed frames of one link"
+        text = f"the kernel warned of {copies} that hwsim dropped while that link was being stopped"
+        yield float(copies), what, text
+
+
+def _told_as_drops(topology: Topology) -> set[str]:
+    """Return counters that count something else: AMT's messages as they are sent (drivers/net/amt.c: amt_dev_xmit)."""
+    roles = [(n, role) for n, node in topology.nodes.items() for role in (node.amt_gateway, node.amt_relay)]
+    ways = ("tx", "rx") if any(e.restart for e in topology.events) else ("tx",)  # what comes after is not expected
+    return {f"{name}.{role.name}.{way}_dropped" for name, role in roles if role is not None for way in ways}
+
+
+def _down(topology: Topology) -> set[str]:
+    """Return the interfaces (node.interface) of links that events take down."""
+    names = {e.link for e in topology.events if e.down is not None}
+    links = [link for link in topology.links if link.name in names or names & set(link.ends)]
+    return {end.replace(":", ".") for link in links for end in link.ends}
+
+
+def _shaped(topology: Topology) -> set[str]:
+    """Return the interfaces where queues may drop: by a rate, loss or queue of the link, or of an event."""
+    changing = {e.link for e in topology.events if e.set is not None}
+    found: set[str] = set()
+    for link in topology.links:
+        ways = (link.shape("forward"), link.shape("reverse"))
+        lossy = any(w.rate or w.loss or w.queue or w.limit for w in ways)
+        if lossy or link.name in changing or changing & set(link.ends):
+            found |= {end.replace(":", ".") for end in link.ends}
+    return found

@@ -1,0 +1,277 @@
+"""Results folder -> metrics.json, verdict.json, junit.xml: from the raw files alone, as often as one likes."""
+
+from __future__ import annotations
+
+from math import isfinite
+from pathlib import Path
+from xml.etree import ElementTree
+
+from msgspec import Struct
+from msgspec.structs import asdict, replace
+
+from testbed import results
+from testbed.errors import InputError, Problem
+from testbed.language.experiment import read
+from testbed.language.topology import Check, Topology
+from testbed.machines.guest.qemu import kernel_faults
+from testbed.metrics import nodes as derive
+from testbed.metrics import wifi as links
+from testbed.metrics.recorded import KIB, MIB, Recorded
+from testbed.metrics.records import Air, Machine, Manifest, Run, Sample, Told
+from testbed.plain import shown
+from testbed.plan.addressing import AIR, network
+from testbed.plan.lab import plan
+from testbed.report.doubts import Doubt, Seen, clock_steps, doubts, shared
+from testbed.report.effects import Effect, effects
+from testbed.results import Folder
+from testbed.rules.whole import captured, link_ids
+from testbed.workloads.place import Measured
+
+_PATIENCE = 600.0  # seconds that a run may take longer than its workloads, events and `duration`
+_FAULTS = 20  # of a guest's kernel, which are failures
+_OTHERS, _RADIOS = 200, 16  # interfaces of a node that its own commands may make, and those of radios
+_TOLD, _TOLD_EVERY = 1000, 0.01  # events of nl80211 that may come at once, and seconds between others
+
+
+class Outcome(Struct, frozen=True):
+    """One check and what came of it; `value` is None when the metric was not measured, and `why` says so."""
+
+    metric: str
+    expected: str
+    value: float | None
+    unit: str
+    passed: bool
+    why: str = ""
+
+
+class Report(Struct, frozen=True):
+    """Everything derived from a results folder."""
+
+    folder: Path
+    topology: Topology
+    metrics: dict[str, Measured]
+    outcomes: tuple[Outcome, ...]
+    doubts: tuple[Doubt, ...]
+    failures: tuple[str, ...]
+    events: tuple[Effect, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def verdict(self) -> str:
+        """Return `error` (the run itself failed), `failed`, `passed`, or `no checks`."""
+        if self.failures:
+            return "error"
+        if not self.outcomes:
+            return "no checks"
+        return "passed" if all(o.passed for o in self.outcomes) else "failed"
+
+
+def report(path: Path) -> Report:
+    """Derive metrics, verdict and JUnit from a results folder and write them into it.
+
+    A file that is broken is a failure that says so, and what it has is left out; the rest is there.
+    """
+    folder = Recorded(path)
+    manifest, topology = _circumstances(folder)
+    run, folder = _run(folder, topology)
+    net = network(topology)
+    metrics: dict[str, Measured] = {}
+    failures = list(run.failures)
+    for name, work in topology.workloads.items():
+        failures += filter(None, [work.workload().failure(name, folder)])
+        metrics |= {f"{name}.{key}": value for key, value in work.workload().read(name, folder).items()}
+    origin, every = run.monotonic, topology.samples.every
+    air = folder.rows("air.jsonl", Air, every, _line(topology, AIR), "frames by link are missing") if net.air else []
+    told: dict[str, list[Told]] = {}
+    udp: dict[str, int] = {}
+    for name in topology.nodes:
+        rows = _samples(folder, topology, name, len(net.interfaces[name]))
+        metrics |= derive.interfaces(name, rows, origin) | derive.mptcp(net, name, rows, origin)
+        udp[name] = derive.datagrams(rows, origin)
+        if net.wireless(name):
+            told[name] = folder.rows(
+                f"{name}/wlan-events.jsonl", Told, 0.0, 4 * KIB, f"events of {name} are missing", 1000
+            )
+            metrics |= links.wlans(link_ids(net, name), name, rows, told[name], air, origin)
+    taken = {place: None for capture in topology.capture for place in captured(net, capture.interfaces)}
+    for node, ifname in taken:
+        log = f"{ifname}.dumpcap.log" if node == AIR else f"{node}/{ifname}.dumpcap.log"
+        metrics |= derive.captures(node, folder.text(log, MIB, "what the capture missed is not known"))
+    machine = folder.rows("machine.jsonl", Machine, every, KIB, "the metrics of the machine are missing")
+    metrics |= derive.machine(machine, origin)
+    kernel = folder.text("dmesg.log", 8 * MIB, "what the kernel said is missing")
+    # A clock that was set makes ping's times differ, and nothing else.
+    works = [
+        found
+        for name, work in topology.workloads.items()
+        if work.ping is None or not clock_steps(machine, origin)
+        for found in work.workload().doubts(name, folder)
+    ]
+    for name in [name for name, m in metrics.items() if not _finite(m)]:
+        del metrics[name]
+        folder.note(name, "it is not a finite number", "this metric is missing")
+    failures += folder.broken
+    if not shared(manifest):
+        failures += [f"the guest's kernel says: {row}" for row in kernel_faults(kernel)[:_FAULTS]]
+    outcomes = tuple(_judge(check, metrics) for check in topology.checks)
+    seen = Seen(topology, metrics, manifest, run, machine, air, udp, works, kernel)
+    happened: tuple[Effect, ...] = ()
+    if topology.events:  # a plan may take a while, and only events need it here
+        happened = tuple(effects(plan(topology), run.events, told, metrics, origin))
+    whole = Report(path, topology, metrics, outcomes, tuple(doubts(seen)), tuple(failures), happened, run.seconds)
+    _write(Folder(path), whole)
+    return whole
+
+
+def _circumstances(folder: Recorded) -> tuple[Manifest, Topology]:
+    """Return what a folder is about; InputError when it does not say: without that nothing can be derived."""
+    lost = "without it there is no report"
+    manifest = folder.value("manifest.json", Manifest, 4 * MIB, lost)
+    if manifest is None:
+        why = folder.broken[0] if folder.broken else "is no results folder: it has no manifest.json"
+        raise InputError(Problem(why, str(folder.path)))
+    base, experiment = folder.path / "topology.yaml", folder.path / "experiment.yaml"
+    given = [folder.data(file.name, 16 * MIB, lost) is not None for file in (base, experiment)]
+    if folder.broken or not given[0]:
+        why = folder.broken[0] if folder.broken else "is no results folder: it has no topology.yaml"
+        raise InputError(Problem(why, str(folder.path)))
+    overrides, settings = tuple(manifest.overrides), tuple(manifest.settings)
+    # Whatever says `topology:` in it, it is the folder's own copy, and no other file.
+    found = read(experiment if given[1] else base, overrides, base, settings)
+    for case in found.cases:
+        if case.settings == settings:
+            return manifest, case.topology
+    why = f"manifest.json: no case of the experiment has the settings {', '.join(settings) or 'none'}: {lost}"
+    raise InputError(Problem(why, str(folder.path)))
+
+
+def _samples(folder: Recorded, topology: Topology, name: str, planned: int) -> list[Sample]:
+    """Return the samples of a node; each interface in them has metrics of its own, so there are not too many."""
+    file, lost = f"{name}/samples.jsonl", f"the metrics of node {name} are missing"
+    rows = folder.rows(file, Sample, topology.samples.every, _line(topology, name), lost)
+    for kind, most in (("interfaces", planned + _OTHERS), ("wlans", planned + _RADIOS)):
+        if any(len(getattr(row, kind) or ()) > most for row in rows):
+            folder.note(file, f"there are more {kind} in it than {most}", lost)
+            return []
+    return rows
+
+
+def _run(folder: Recorded, topology: Topology) -> tuple[Run, Recorded]:
+    """Return what run.json says, and the folder with the times that its files may have."""
+    lost = "everything that has a time is missing"
+    count = len(topology.events) + 100 * len(topology.workloads) + len(topology.nodes)
+    run = folder.value("run.json", Run, 4 * MIB + 16 * KIB * count, lost)
+    planned = max([topology.seconds(), *(e.at + 60 for e in topology.events)])  # a command may take a minute
+    if run is not None and run.seconds > planned + _PATIENCE:
+        folder.note("run.json", f"it says that a run of {planned:g} s took {run.seconds:g} s", lost)
+        run = None
+    if run is None:
+        return Run(0.0, 0.0, failures=[] if folder.broken else ["the run did not end"]), folder
+    began = run.monotonic > 0
+    return run, replace(
+        folder, origin=run.monotonic if began else None, seconds=run.seconds, complete=began and not run.failures
+    )
+
+
+def _line(topology: Topology, name: str) -> int:
+    """Return how many bytes of a node's samples, or of those of the medium, a line may be expected to have."""
+    wlans = sum(n.station is not None or n.access_point is not None for n in topology.nodes.values())
+    if name == AIR:
+        return 8 * KIB + 4 * KIB * wlans
+    ends = sum(end.partition(":")[0] == name for link in topology.links for end in link.ends)
+    flows = [w.iperf3.parallel for w in topology.workloads.values() if w.iperf3 is not None]
+    mptcp = 64 * KIB + 8 * KIB * sum(flows) if topology.nodes[name].mptcp is not None else 0
+    return 8 * KIB + KIB * ends + mptcp
+
+
+def _finite(metric: Measured) -> bool:
+    return isfinite(metric.value) and isfinite(sum(v for _, v in metric.series))
+
+
+def _judge(check: Check, metrics: dict[str, Measured]) -> Outcome:
+    name = (
+        check.metric
+        + (f" / {check.divide_by}" if check.divide_by else "")
+        + (f" at {check.at:g} s" if check.at is not None else "")
+    )
+    bounds = (("=", check.equals), (">=", check.min), ("<=", check.max))
+    expected = " and ".join(f"{sign} {value:g}" for sign, value in bounds if value is not None)
+    expected = expected or ("present" if check.present else "absent")
+    if check.present is False:
+        there = check.metric in metrics
+        return Outcome(
+            name,
+            expected,
+            metrics[check.metric].value if there else None,
+            "",
+            not there,
+            "it is there" if there else "",
+        )
+    value, unit, why = _value(check.metric, check.at, metrics)
+    if value is not None and check.divide_by is not None:
+        other, _, why = _value(check.divide_by, check.at, metrics)
+        value, unit = (value / other if other else None, "") if other is not None else (None, "")
+        why = why or ("" if value is not None else f"{check.divide_by} is 0")
+    if value is not None and not isfinite(value):
+        value, why = None, f"{name} is not a finite number"
+    if value is None:
+        return Outcome(name, expected, None, unit, False, why)
+    low = check.min is None or value >= check.min
+    high = check.max is None or value <= check.max
+    same = check.equals is None or value == check.equals
+    return Outcome(name, expected, value, unit, low and high and same)
+
+
+def _value(name: str, at: float | None, metrics: dict[str, Measured]) -> tuple[float | None, str, str]:
+    if name not in metrics:
+        what = "unsupported: this kernel has no such counter" if ".mptcp." in name else "it was not measured"
+        return None, "", f"{name}: {what}"
+    metric = metrics[name]
+    if at is None:
+        return metric.value, metric.unit, ""
+    before = [v for t, v in metric.series if t <= at]
+    if not before:
+        return None, metric.unit, f"{name}: no sample at or before {at:g} s"
+    return before[-1], metric.unit, ""
+
+
+def _write(folder: Folder, found: Report) -> None:
+    rows = (f" {results.json_text(k)}: {results.json_text(m.plain(), None)}" for k, m in found.metrics.items())
+    results.put(folder.path / "metrics.json", ("{\n" + ",\n".join(rows) + "\n}\n").encode())
+    verdict = {
+        "verdict": found.verdict,
+        "checks": [asdict(o) for o in found.outcomes],
+        "validity": [asdict(d) for d in found.doubts],
+        "failures": list(found.failures),
+        "events": [asdict(e) for e in found.events],
+    }
+    results.write(folder, "verdict.json", verdict)
+    results.put(folder.path / "junit.xml", junit(found))
+
+
+def junit(found: Report) -> bytes:
+    """Return a report as JUnit's XML: a case for each check, and one for each failure, which is an error.
+
+    XML 1.0 has no way to hold a control character, a surrogate or a noncharacter (section 2.2): they are spelt out.
+    """
+    suite = ElementTree.Element("testsuite")
+    _set(suite, name=found.topology.name, tests=str(len(found.outcomes) + len(found.failures)))
+    _set(suite, failures=str(sum(not o.passed for o in found.outcomes)), errors=str(len(found.failures)))
+    for o in found.outcomes:
+        case = ElementTree.SubElement(suite, "testcase")
+        _set(case, classname=found.topology.name, name=f"{o.metric} {o.expected}")
+        if not o.passed:
+            _set(ElementTree.SubElement(case, "failure"), message=o.why or f"it is {o.value:g} {o.unit}".strip())
+    for n, failure in enumerate(found.failures):
+        case = ElementTree.SubElement(suite, "testcase")
+        _set(case, classname=found.topology.name, name=f"run {n + 1}")
+        error = ElementTree.SubElement(case, "error")
+        _set(error, message=failure.partition("\n")[0])
+        error.text = shown(failure)
+    ElementTree.indent(suite)
+    return bytes(ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True))
+
+
+def _set(element: ElementTree.Element, **attributes: str) -> None:
+    for name, text in attributes.items():
+        element.set(name, shown(text))

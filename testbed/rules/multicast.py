@@ -1,0 +1,122 @@
+"""What does not fit together of a multicast workload: receivers, their joins, and the way to them (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from itertools import islice
+
+from testbed.drivers import amt
+from testbed.language.document import Path
+from testbed.language.explain import suggest
+from testbed.nodes.place import Interface
+from testbed.plan import trees
+from testbed.plan.addressing import Network
+from testbed.workloads.multicast import HEADERS, Multicast, Receiver, misfit, source_specific
+
+Fault = tuple[Path, str, str]
+
+
+def faults(net: Network, work: Multicast, nodes: Collection[str], at: Path, certain: bool) -> Iterator[Fault]:
+    """Yield (path, sentence, hint); without `certain` only what no fault of links or nodes can have brought about."""
+    sound = not misfit(work.group)
+    seen: set[str] = set()
+    known = True
+    for n, receiver in enumerate(work.receivers):
+        place = (*at, "receivers", n)
+        if receiver.node not in nodes:
+            known = False
+            names = ", ".join(islice(nodes, 8))
+            hint = suggest(receiver.node, nodes) or f"there are: {names}"
+            yield _node(place), f"there is no node {receiver.node!r}", hint
+        elif receiver.node == work.source:
+            yield _node(place), f"{work.source} is the source: it can't be a receiver as well", ""
+        elif receiver.node in seen:
+            yield _node(place), f"{receiver.node} is a receiver already: one process of a node listens", ""
+        seen.add(receiver.node)
+        if receiver.seconds is not None and receiver.at is None:
+            yield (*place, "seconds"), "seconds are counted from a join at a time of its own: state `at` as well", ""
+        if sound and receiver.any_source and source_specific(work.group):
+            what = (
+                f"{work.group} is in the range of source-specific multicast, where nobody joins all sources (RFC 4607)"
+            )
+            yield (*place, "any_source"), what, "take a group outside of 232.0.0.0/8 and ff3x::/32, or leave this out"
+    if sound and work.version not in net.families:
+        yield (*at, "group"), f"{work.group} is an IPv{work.version} group, and `families` leaves these out", ""
+    elif sound and known and certain:
+        yield from _ways(net, work, at)
+
+
+def crowded(net: Network) -> Iterator[Fault]:
+    """Yield gateways behind which more is joined than a tunnel keeps: the driver drops the rest without a word.
+
+    It counts each group of each host, also those that IPv6 itself joins (RFC 4291 section 2.7.1: one for each address
+    but equal ends, here one link-local and one other).
+    """
+    gateways = [name for name, node in net.topology.nodes.items() if node.amt_gateway is not None]
+    joined = _joined(net) if gateways else {}
+    for name in gateways:
+        inner = [i for t in net.tunnels.get(name, ()) for i in net.interfaces[name] if t.discovery and i.name == t.name]
+        for segment in (i.segment for i in inner):
+            hosts = [i for i in net.segments.get(segment, ()) if i.host(6)]
+            # What is joined there by receivers, and by the gateway for others.
+            pairs = {(node or name, group) for node, group in joined.get(segment, ())}
+            if (count := len(pairs) + 2 * len(hosts)) > amt.GROUPS:
+                own = f", with {2 * len(hosts)} that IPv6 needs itself" if hosts else ""
+                message = f"{count} memberships are behind this gateway{own}, and a tunnel keeps {amt.GROUPS}"
+                yield ("nodes", name, "amt_gateway"), message, "use more gateways, or fewer groups or receivers"
+
+
+def _joined(net: Network) -> dict[int, set[tuple[str, str]]]:
+    """Return (receiver, group) of what is joined in each segment; "" for receivers that are further away."""
+    joined: dict[int, set[tuple[str, str]]] = {}
+    for work in trees.workloads(net.topology):
+        if misfit(work.group) or work.version not in net.families or (found := trees.find(net, work)) is None:
+            continue
+        for node, end in found.ends.items():
+            for hop in found.tree.path(end.segment):
+                joined.setdefault(hop.far, set()).add((node if end.segment == hop.far else "", work.group))
+    return joined
+
+
+def _node(place: Path) -> Path:
+    """Return the path of a receiver's name; a short form, which is the name itself, is found by it as well."""
+    return (*place, "node")
+
+
+def _ways(net: Network, work: Multicast, at: Path) -> Iterator[Fault]:
+    found = trees.find(net, work)
+    if found is None:
+        hint = "it has no interface" if not net.interfaces[work.source] else ""
+        yield (*at, "source"), f"{work.source} has no IPv{work.version} address", hint
+        return
+    for n, receiver in enumerate(work.receivers):
+        if receiver.node not in found.ends and receiver.node != work.source:
+            yield from _unreached(net, work, receiver, (*at, "receivers", n))
+    if work.ttl <= found.depth:
+        message = f"a ttl of {work.ttl} passes {work.ttl - 1} routers, and {found.depth} are on the way"
+        yield (*at, "ttl"), message, f"state at least {found.depth + 1}"
+    mtu = min(i.mtu for i in _passed(net, found))
+    if work.size + HEADERS[work.version] > mtu:
+        most = mtu - HEADERS[work.version]
+        message = f"with the headers of UDP and IPv{work.version} this is more than the mtu of {mtu} on the way"
+        yield (*at, "size"), message, f"state at most {most}b"
+
+
+def _unreached(net: Network, work: Multicast, receiver: Receiver, place: Path) -> Iterator[Fault]:
+    here = net.place(receiver.node)
+    if receiver.interface is not None and here.interface(receiver.interface) is None:
+        hint = suggest(receiver.interface, [i.name for i in here.interfaces])
+        yield (*place, "interface"), here.lacks(receiver.interface), hint
+    elif not any(trees.ends(net, receiver.node, work.version)):
+        yield _node(place), f"{receiver.node} has no IPv{work.version} address", ""
+    else:
+        by = f"{receiver.node}:{receiver.interface}" if receiver.interface else receiver.node
+        message = f"multicast from {work.source} has no way to {by}: no path of links, bridges and multicast routers"
+        yield _node(place), message, "the routers on the way need `router: {multicast: true}`"
+
+
+def _passed(net: Network, found: trees.Found) -> Iterator[Interface]:
+    """Yield every interface on the way, ports of bridges too."""
+    out, segments = {(hop.node, hop.oif) for hop in found.hops}, found.segments
+    for interfaces in net.interfaces.values():
+        yield from (i for i in interfaces if i.segment in segments or (i.node, i.name) in out)

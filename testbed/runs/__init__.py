@@ -1,0 +1,1 @@
+"""Bring a lab up, run one case, run many."""

@@ -1,1 +1,0 @@
-"""What happens on the simulated medium and to the links of its radios, read while a lab runs."""

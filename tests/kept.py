@@ -28,6 +28,6 @@ def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 def compare(text: str, path: Path) -> None:
     if os.environ.get("TESTBED_REWRITE"):
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     assert text == path.read_text(), "if this is what it should say, TESTBED_REWRITE=1 keeps it"

@@ -7,12 +7,12 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from testbed.report.report import Outcome as Judged
+from testbed.report.report import Report
 
 from testbed.errors import BugError, CheckFailed, InputError, LabError, TestbedError, Unsupported
 from testbed.language.experiment import Case
 from testbed.language.topology import load
-from testbed.report.report import Outcome as Judged
-from testbed.report.report import Report
 from testbed.runs import cases
 from testbed.runs.case import Outcome
 
@@ -57,3 +57,29 @@ def test_a_case_without_results_is_in_the_junit_file_of_all() -> None:
     assert (whole.tag, suite.get("name"), suite.get("errors")) == ("testsuites", "two-hosts rate=1", "1")
     (found,) = suite.iter("error")
     assert (found.get("message"), found.text) == (r"no \x1b space", "no \\x1b space\nleft \\x00")
+
+
+def test_the_junit_file_of_all_is_beside_the_runs_unless_there_are_none(tmp_path: Path) -> None:
+    error = LabError("no space left")
+    lost = Outcome(Case("rate=1", (), TOPOLOGY), None, None, error)
+    cases.keep(tmp_path, [lost])
+    assert list(tmp_path.iterdir()) == []
+    folder = tmp_path / "two-hosts/1"
+    folder.mkdir(parents=True)
+    (folder / "junit.xml").write_text('<testsuite tests="1"><testcase name="x"/></testsuite>')
+    done = Outcome(Case("rate=2", (), TOPOLOGY), folder, Report(folder, TOPOLOGY, {}, (), (), ()))
+    cases.keep(tmp_path, [lost, done])
+    suites = ElementTree.parse(tmp_path / "two-hosts/junit.xml").getroot()
+    assert [suite.get("name") for suite in suites] == ["two-hosts rate=1", "two-hosts rate=2"]
+    assert [case.get("classname") for case in suites.iter("testcase")] == [
+        ".".join(("two-hosts", f"rate={n}")) for n in (1, 2)
+    ]
+
+
+def test_a_junit_file_that_can_not_be_written_hides_no_other_error(tmp_path: Path) -> None:
+    (tmp_path / "two-hosts").write_text("no folder")
+    (tmp_path / "junit.xml").write_text("<testsuite/>")
+    good = Outcome(Case("", (), TOPOLOGY), tmp_path, Report(tmp_path, TOPOLOGY, {}, (), (), ()))
+    with pytest.raises(LabError, match="the results can't be written"):
+        cases.keep(tmp_path, [good])
+    cases.keep(tmp_path, [good, ended(4)])

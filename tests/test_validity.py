@@ -10,7 +10,7 @@ import pytest
 from testbed.language.topology import Topology
 from testbed.metrics import nodes as metrics
 from testbed.metrics.recorded import Recorded
-from testbed.metrics.records import Happened, Machine, Manifest, Run, Softnet
+from testbed.metrics.records import Air, Happened, Held, Machine, Manifest, Run, Softnet
 from testbed.programs.multicast import receiver
 from testbed.programs.multicast.packets import PACKET
 from testbed.programs.sampler import main as sampler
@@ -113,6 +113,44 @@ def test_a_kernel_that_complains_without_end_fills_no_report() -> None:
     found = said(ticks(*steady(-1, 10)), kernel=[f"[{n}.0] WARNING: at x" for n in range(5000)])
     assert len(found) == 21
     assert found[-1][1] == "the kernel says more of this kind: 4980 lines of dmesg.log"
+
+
+def test_what_was_lost_on_the_way_is_named_where_it_was_lost() -> None:
+    figures = {
+        **{f"x{n:02}.e.qdisc_drops": Measured(100 - n, "packet") for n in range(12)},
+        "a.e.capture_drops": Measured(4, "packet"),
+        "b.e.capture_drops": Measured(0, "packet"),
+    }
+    warnings = [
+        "[1.0] WARNING: drivers/net/wireless/virtual/mac80211_hwsim_main.c:2004 at mac80211_hwsim_tx+0x1/0x2"
+    ] * 3
+    found = said(
+        ticks(*steady(-1, 10)), metrics=figures, udp={"a": 7, "b": 0}, air=[Air(ORIGIN, [], 2)], kernel=warnings
+    )
+    assert found[0] == ("the loss of UDP flows to a", "7 datagrams found the buffer of a receiving program full")
+    assert found[1] == ("flows through x00.e", "100 packets dropped (qdisc_drops) where no shaping was asked for")
+    assert found[11:] == [
+        ("flows through other interfaces", "179 packets more dropped, in 2 counters"),
+        ("the capture of a.e", "4 packets were not captured"),
+        (
+            "group addressed frames of one link",
+            "the kernel warned of 3 that hwsim dropped while that link was being stopped",
+        ),
+        ("frames by link", "2 frames on the medium were not counted"),
+    ]
+
+
+def test_a_bound_that_was_felt_or_not_held_is_a_doubt() -> None:
+    held = {
+        "memory": Held("1gb", by="cgroup", killed=2),
+        "cpu": Held("1", by="cgroup", throttled_s=1.5),
+        "pids": Held("9", unenforced="there are no cgroups"),
+    }
+    assert said(ticks(*steady(-1, 10)), manifest=Manifest([], [], resources=held)) == [
+        ("every figure", "resources.pids: 9 is not enforced on this machine: there are no cgroups"),
+        ("everything", "the kernel killed 2 processes of the lab (resources.memory: 1gb)"),
+        ("every rate and delay", "the lab waited 1.50 s for processors (resources.cpu: 1)"),
+    ]
 
 
 def test_datagrams_that_found_a_buffer_full_are_counted_in_both_families() -> None:

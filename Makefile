@@ -10,7 +10,7 @@ MACHINE_TOOLS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap debian
   newuidmap:uidmap cc:gcc unsquashfs:squashfs-tools zstd:zstd ssh:openssh-client sshd:openssh-server
 PEERS := cc:gcc mn:mininet brctl:bridge-utils
 
-.PHONY: setup tools peers machine demo demo-mptcp test lint lint-python lint-shell lint-c lint-words bench fuzz soak clean
+.PHONY: setup tools peers machine demo demo-mptcp test pure lint lint-python lint-shell lint-c lint-words dist bench fuzz soak clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -64,6 +64,9 @@ test: machine ## every test
 	@$(BIN)/pytest -q -m "quiet and not machine" -p no:rerunfailures
 	@$(BIN)/pytest -q -n 1 -m "machine and quiet" --reruns 2 --durations 12
 
+pure: setup ## the tests that need no lab and no root; with another Python: PYTHON=python3.13 VENV=.venv-3.13
+	@$(BIN)/pytest -q -n $(WORKERS) --ignore tests/kernel --ignore tests/machine -m "not kernel and not machine" -p no:rerunfailures
+
 lint: lint-python lint-shell lint-c lint-words ## check Python, shell scripts, C and spelling, without running anything
 
 lint-python: setup
@@ -84,6 +87,11 @@ lint-c:
 
 lint-words: setup
 	@$(BIN)/codespell .
+
+dist: setup ## build the source archive and the wheel into dist/, and inspect them
+	@rm -rf dist
+	@$(BIN)/hatchling build --directory dist
+	@$(BIN)/pytest -q tests/test_wheel.py -p no:rerunfailures
 
 bench: setup peers ## side by side with Mininet, ip -batch and a C program
 	@$(BIN)/python benchmarks/bringup.py

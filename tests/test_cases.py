@@ -7,12 +7,12 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from testbed.report.report import Outcome as Judged
-from testbed.report.report import Report
 
 from testbed.errors import BugError, CheckFailed, InputError, LabError, TestbedError, Unsupported
 from testbed.language.experiment import Case
 from testbed.language.topology import load
+from testbed.report.report import Outcome as Judged
+from testbed.report.report import Report
 from testbed.runs import cases
 from testbed.runs.case import Outcome
 

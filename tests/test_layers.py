@@ -16,7 +16,7 @@ TREES = {m.removesuffix(".__init__"): ast.parse(f.read_text()) for m, f in FILES
 # Every module of the tree, lowest floor first: a module imports from its own floor and from those below it.
 FLOORS: tuple[dict[str, str], ...] = (
     {"": "errors plain words features spec units files faults"},
-    {"linux": "calls cgroups inet_diag netlink unix_diag wire"},
+    {"linux": "calls cgroups inet_diag netlink uapi unix_diag wire"},
     {"": "steps"},
     {
         "drivers": "amt bound channels facts hostapd hwsim link membership mptcp nl80211 route smcroute sysctl tc "
@@ -57,7 +57,6 @@ UPWARD = {
     ("drivers.bound", "metrics.records"),
     ("language.topology", "rules.whole"),
     ("linux.netlink", "drivers.nl80211"),
-    ("linux.netlink", "drivers.link"),
     ("linux.netlink", "steps"),
     ("linux.unix_diag", "lab.sandbox"),
     ("machines.ssh.request", "cli.program"),
@@ -71,7 +70,19 @@ UPWARD = {
 }
 # Planning asks nothing of the machine; and what performs steps knows nothing of where they come from.
 PURE = {"drivers", "nodes", "metrics", "workloads", "language", "plan", "rules"}
-PURE_MODULES = {"errors", "plain", "words", "features", "spec", "units", "files", "steps", "linux.wire", "lab.travel"}
+PURE_MODULES = {
+    "errors",
+    "plain",
+    "words",
+    "features",
+    "spec",
+    "units",
+    "files",
+    "steps",
+    "linux.uapi",
+    "linux.wire",
+    "lab.travel",
+}
 NO_LINUX = {"subprocess", "socket", "select", "selectors", "signal", "ctypes", "time", "threading", "pyroute2"}
 
 

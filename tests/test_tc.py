@@ -12,7 +12,7 @@ from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
 from testbed.drivers import tc
 from testbed.drivers.tc import GilbertElliott, Shape
-from testbed.linux import wire
+from testbed.linux import uapi, wire
 
 
 class Here:
@@ -36,7 +36,7 @@ class Here:
 
 def decoded(qdisc: tc.Qdisc) -> Any:
     body = qdisc.encode(Here()).body
-    message = tcmsg(wire.header(len(body), tc.RTM_NEWQDISC, 0, 0) + body)
+    message = tcmsg(wire.header(len(body), uapi.RTM_NEWQDISC, 0, 0) + body)
     message.decode()
     return message
 

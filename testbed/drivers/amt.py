@@ -11,15 +11,8 @@ from typing import Literal
 
 from msgspec import Struct
 
-from testbed.drivers.link import (
-    CREATE,
-    IFLA_ADDRESS,
-    IFLA_IFNAME,
-    IFLA_INFO_DATA,
-    IFLA_INFO_KIND,
-    IFLA_LINKINFO,
-    RTM_NEWLINK,
-)
+from testbed.drivers.link import CREATE
+from testbed.linux import uapi
 from testbed.linux.wire import Here, Message, attr, attributes, decoder, nest, text, u32
 
 PORT = 2268  # IANA's, RFC 7450 section 7
@@ -29,9 +22,9 @@ GROUPS = 32  # of one tunnel (AMT_MAX_GROUP); further ones are dropped without a
 MOST_TUNNELS = 65535
 Mode = Literal["gateway", "relay"]
 _MODES: dict[Mode, int] = {"gateway": 0, "relay": 1}
+# IFLA_AMT_* of amt.h
 _MODE, _RELAY_PORT, _GATEWAY_PORT, _LINK, _LOCAL, _REMOTE, _DISCOVERY, _MAX_TUNNELS = range(1, 9)
 _KIND = "amt"
-_HEAD = struct.Struct("=BxHiII")  # struct ifinfomsg
 
 
 class AmtAdd(Struct, frozen=True, tag=True):
@@ -66,9 +59,10 @@ class AmtAdd(Struct, frozen=True, tag=True):
         data += u32(_LINK, here.index(self.dev)) + _address(_LOCAL, self.local)
         data += _address(_DISCOVERY, self.discovery) if self.discovery else b""
         data += u32(_MAX_TUNNELS, self.max_tunnels) if self.max_tunnels else b""
-        info = nest(IFLA_LINKINFO, text(IFLA_INFO_KIND, _KIND), nest(IFLA_INFO_DATA, data))
-        body = text(IFLA_IFNAME, self.name) + attr(IFLA_ADDRESS, bytes.fromhex(self.mac.replace(":", ""))) + info
-        return Message(RTM_NEWLINK, CREATE, _HEAD.pack(socket.AF_UNSPEC, 0, here.claim(self.name), 0, 0) + body)
+        info = nest(uapi.IFLA_LINKINFO, text(uapi.IFLA_INFO_KIND, _KIND), nest(uapi.IFLA_INFO_DATA, data))
+        head = uapi.IFINFOMSG.pack(socket.AF_UNSPEC, 0, here.claim(self.name), 0, 0)
+        mac = attr(uapi.IFLA_ADDRESS, bytes.fromhex(self.mac.replace(":", "")))
+        return Message(uapi.RTM_NEWLINK, CREATE, head + text(uapi.IFLA_IFNAME, self.name) + mac + info)
 
 
 def _port(kind: int, number: int) -> bytes:
@@ -100,14 +94,14 @@ class Amt(Struct, frozen=True):
 @decoder
 def parse_link(entry: bytes) -> Amt | None:
     """Decode one message of a dump of links; None for another kind of link."""
-    link = attributes(entry, _HEAD.size)
-    info = attributes(link.get(IFLA_LINKINFO, b""))
-    if info.get(IFLA_INFO_KIND, b"").rstrip(b"\0").decode() != _KIND:
+    link = attributes(entry, uapi.IFINFOMSG.size)
+    info = attributes(link.get(uapi.IFLA_LINKINFO, b""))
+    if info.get(uapi.IFLA_INFO_KIND, b"").rstrip(b"\0").decode() != _KIND:
         return None
-    data = attributes(info[IFLA_INFO_DATA])
+    data = attributes(info[uapi.IFLA_INFO_DATA])
     (mode,), (most,) = struct.unpack("=I", data[_MODE]), struct.unpack("=I", data[_MAX_TUNNELS])
     return Amt(
-        name=link[IFLA_IFNAME].rstrip(b"\0").decode(),
+        name=link[uapi.IFLA_IFNAME].rstrip(b"\0").decode(),
         mode="gateway" if mode == _MODES["gateway"] else "relay",
         local=_dotted(data.get(_LOCAL, b"")),
         remote=_dotted(data.get(_REMOTE, b"")),

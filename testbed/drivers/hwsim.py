@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import struct
-
 from msgspec import Struct
 
+from testbed.linux import uapi
 from testbed.linux.wire import Here, Message, attr, text, u32
 
 FAMILY = "MAC80211_HWSIM"
-NEW_RADIO, DEL_RADIO = 4, 5
-CHANNELS, DESTROY_ON_CLOSE, RADIO_NAME, NO_VIF, PERM_ADDR, MLO_SUPPORT = 9, 16, 17, 18, 22, 25
+NEW_RADIO, DEL_RADIO = 4, 5  # HWSIM_CMD_*
+# HWSIM_ATTR_*
+CHANNELS, DESTROY_ON_CLOSE, RADIO_NAME, NO_VIF, MLO_SUPPORT = 9, 16, 17, 18, 25
 
 
 class RadioAdd(Struct, frozen=True, tag=True):
@@ -38,4 +38,4 @@ def radio(name: str, mlo: bool) -> bytes:
 
 def command(cmd: int, body: bytes) -> bytes:
     """Encode struct genlmsghdr before attributes."""
-    return struct.pack("=BBH", cmd, 1, 0) + body
+    return uapi.GENLMSGHDR.pack(cmd, 1, 0) + body

@@ -3,37 +3,31 @@
 from __future__ import annotations
 
 import socket
-import struct
 
 from msgspec import Struct
 
-from testbed.linux import wire
+from testbed.linux import uapi, wire
 from testbed.linux.wire import Here, Message, attr, nest, text, u8, u32
 
-RTM_NEWLINK, RTM_NEWADDR, RTM_DELADDR = 16, 20, 21
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 10, 18
-IFLA_AF_SPEC, IFLA_NET_NS_FD, IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 26, 28, 31, 32
-IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
-IFLA_BR_FORWARD_DELAY, IFLA_BR_STP_STATE, IFLA_BR_MCAST_SNOOPING = 1, 5, 23
-IFF_UP, IFF_RUNNING, IFA_F_NODAD = 0x1, 0x40, 0x2
 BRIDGE_PORTS = 1023  # net/bridge/br_private.h: BR_PORT_BITS 10, and port 0 is not used
 MTU = 1500  # of every veth unless set
 CREATE = wire.NLM_F_CREATE | wire.NLM_F_EXCL
 
-_IFINFO = struct.Struct("=BxHiII")
 # One queue an end: without it veth waits for two RCU grace periods a pair on any machine with two CPUs.
-_ONE_QUEUE = u32(IFLA_NUM_TX_QUEUES, 1) + u32(IFLA_NUM_RX_QUEUES, 1)
-_VETH = text(IFLA_INFO_KIND, "veth")
-# IFLA_INET6_ADDR_GEN_MODE = IN6_ADDR_GEN_MODE_NONE: no link-local address, hence no DAD, RS and MLD frames.
-_NO_ADDRESS = nest(IFLA_AF_SPEC, nest(socket.AF_INET6, u8(8, 1)))
+_ONE_QUEUE = u32(uapi.IFLA_NUM_TX_QUEUES, 1) + u32(uapi.IFLA_NUM_RX_QUEUES, 1)
+_VETH = text(uapi.IFLA_INFO_KIND, "veth")
+# No link-local address, hence no DAD, RS and MLD frames.
+_NO_ADDRESS = nest(
+    uapi.IFLA_AF_SPEC, nest(socket.AF_INET6, u8(uapi.IFLA_INET6_ADDR_GEN_MODE, uapi.IN6_ADDR_GEN_MODE_NONE))
+)
 
 
 def _ifinfo(index: int = 0, flags: int = 0, change: int = 0) -> bytes:
-    return _IFINFO.pack(socket.AF_UNSPEC, 0, index, flags, change)
+    return uapi.IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, flags, change)
 
 
 def _mac(address: str) -> bytes:
-    return attr(IFLA_ADDRESS, bytes.fromhex(address.replace(":", "")))
+    return attr(uapi.IFLA_ADDRESS, bytes.fromhex(address.replace(":", "")))
 
 
 class NamespaceAdd(Struct, frozen=True, tag=True):
@@ -66,20 +60,20 @@ class VethAdd(Struct, frozen=True, tag=True):
         """Encode; the peer can't be made IFF_UP (veth_open says ENOTCONN before the pair is linked)."""
         index, peer = here.claim(self.name), here.claim(self.peer_name, self.peer_node)
         pair = nest(
-            VETH_INFO_PEER,
+            uapi.VETH_INFO_PEER,
             _ifinfo(peer),
-            text(IFLA_IFNAME, self.peer_name),
-            u32(IFLA_NET_NS_FD, here.namespace(self.peer_node)),
+            text(uapi.IFLA_IFNAME, self.peer_name),
+            u32(uapi.IFLA_NET_NS_FD, here.namespace(self.peer_node)),
             _mac(self.peer_mac),
             _ONE_QUEUE,
         )
-        body = text(IFLA_IFNAME, self.name) + _mac(self.mac) + _ONE_QUEUE
+        body = text(uapi.IFLA_IFNAME, self.name) + _mac(self.mac) + _ONE_QUEUE
         flags = 0
         if self.master:
-            body += u32(IFLA_MASTER, here.index(self.master))
-            flags = IFF_UP
-        info = nest(IFLA_LINKINFO, _VETH, nest(IFLA_INFO_DATA, pair))
-        return Message(RTM_NEWLINK, CREATE, _ifinfo(index, flags, flags) + body + info)
+            body += u32(uapi.IFLA_MASTER, here.index(self.master))
+            flags = uapi.IFF_UP
+        info = nest(uapi.IFLA_LINKINFO, _VETH, nest(uapi.IFLA_INFO_DATA, pair))
+        return Message(uapi.RTM_NEWLINK, CREATE, _ifinfo(index, flags, flags) + body + info)
 
 
 class BridgeAdd(Struct, frozen=True, tag=True):
@@ -96,10 +90,10 @@ class BridgeAdd(Struct, frozen=True, tag=True):
 
     def encode(self, here: Here) -> Message:
         """Encode."""
-        options = u32(IFLA_BR_STP_STATE, self.stp) + u8(IFLA_BR_MCAST_SNOOPING, self.mcast_snooping)
-        info = nest(IFLA_LINKINFO, text(IFLA_INFO_KIND, "bridge"), nest(IFLA_INFO_DATA, options))
-        body = text(IFLA_IFNAME, self.name) + _mac(self.mac) + info
-        return Message(RTM_NEWLINK, CREATE, _ifinfo(here.claim(self.name)) + body)
+        options = u32(uapi.IFLA_BR_STP_STATE, self.stp) + u8(uapi.IFLA_BR_MCAST_SNOOPING, self.mcast_snooping)
+        info = nest(uapi.IFLA_LINKINFO, text(uapi.IFLA_INFO_KIND, "bridge"), nest(uapi.IFLA_INFO_DATA, options))
+        body = text(uapi.IFLA_IFNAME, self.name) + _mac(self.mac) + info
+        return Message(uapi.RTM_NEWLINK, CREATE, _ifinfo(here.claim(self.name)) + body)
 
 
 class PortAdd(Struct, frozen=True, tag=True):
@@ -113,8 +107,8 @@ class PortAdd(Struct, frozen=True, tag=True):
 
     def encode(self, here: Here) -> Message:
         """Encode."""
-        head = _ifinfo(here.index(self.name), IFF_UP, IFF_UP)
-        return Message(RTM_NEWLINK, 0, head + u32(IFLA_MASTER, here.index(self.master)))
+        head = _ifinfo(here.index(self.name), uapi.IFF_UP, uapi.IFF_UP)
+        return Message(uapi.RTM_NEWLINK, 0, head + u32(uapi.IFLA_MASTER, here.index(self.master)))
 
 
 class LinkSet(Struct, frozen=True, tag=True):
@@ -135,9 +129,11 @@ class LinkSet(Struct, frozen=True, tag=True):
 
     def encode(self, here: Here) -> Message:
         """Encode."""
-        change = 0 if self.up is None else IFF_UP
-        body = b"" if self.mtu is None else u32(IFLA_MTU, self.mtu)
-        return Message(RTM_NEWLINK, 0, _ifinfo(here.index(self.name), IFF_UP if self.up else 0, change) + body)
+        change = 0 if self.up is None else uapi.IFF_UP
+        body = b"" if self.mtu is None else u32(uapi.IFLA_MTU, self.mtu)
+        return Message(
+            uapi.RTM_NEWLINK, 0, _ifinfo(here.index(self.name), uapi.IFF_UP if self.up else 0, change) + body
+        )
 
 
 class AutoAddressOff(Struct, frozen=True, tag=True):
@@ -150,7 +146,7 @@ class AutoAddressOff(Struct, frozen=True, tag=True):
 
     def encode(self, here: Here) -> Message:
         """Encode."""
-        return Message(RTM_NEWLINK, 0, _ifinfo(here.index(self.name)) + _NO_ADDRESS)
+        return Message(uapi.RTM_NEWLINK, 0, _ifinfo(here.index(self.name)) + _NO_ADDRESS)
 
 
 class AddressAdd(Struct, frozen=True, tag=True):
@@ -165,8 +161,12 @@ class AddressAdd(Struct, frozen=True, tag=True):
 
     def encode(self, here: Here) -> Message:
         """Encode."""
-        head, body = _address(self.address)
-        return Message(RTM_NEWADDR, CREATE, head + struct.pack("=I", here.index(self.dev)) + body)
+        host, _, length = self.address.partition("/")
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        raw = socket.inet_pton(family, host)  # ipaddress takes thirty times as long
+        flags = uapi.IFA_F_NODAD if family == socket.AF_INET6 else 0
+        head = uapi.IFADDRMSG.pack(family, int(length), flags, 0, here.index(self.dev))
+        return Message(uapi.RTM_NEWADDR, CREATE, head + attr(uapi.IFA_LOCAL, raw) + attr(uapi.IFA_ADDRESS, raw))
 
 
 class LinksUp(Struct, frozen=True, tag=True):
@@ -185,12 +185,3 @@ class Silence(Struct, frozen=True, tag=True):
 
     def __str__(self) -> str:
         return f"silence at {self.bridge}"
-
-
-def _address(address: str) -> tuple[bytes, bytes]:
-    """Encode the family, length, flags and scope, and IFA_LOCAL and IFA_ADDRESS."""
-    host, _, length = address.partition("/")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    raw = socket.inet_pton(family, host)  # ipaddress takes thirty times as long
-    flags = IFA_F_NODAD if family == socket.AF_INET6 else 0
-    return bytes((family, int(length), flags, 0)), attr(2, raw) + attr(1, raw)

@@ -8,18 +8,18 @@ from ipaddress import ip_address
 
 from msgspec import Struct
 
-from testbed.linux.wire import Here, Message, attr, nest, u8, u16, u32
+from testbed.linux import uapi
+from testbed.linux.wire import Here, Message, attr, attributes, decoder, nest, u8, u16, u32
 
 FAMILY = "mptcp_pm"
-ADD_ADDR, GET_ADDR, SET_LIMITS, GET_LIMITS, SET_FLAGS = 1, 3, 5, 6, 7
 FLAGS = {"signal": 1, "subflow": 2, "backup": 4, "fullmesh": 8, "implicit": 16, "laminar": 32}
 LIMIT = 8  # net/mptcp/pm_kernel.c: MPTCP_PM_ADDR_MAX before Linux 7.2
-_VERSION = 1
+_VERSION = 1  # MPTCP_PM_VER
 
 
 def command(cmd: int, *attributes: bytes) -> bytes:
     """Encode a body: struct genlmsghdr and attributes."""
-    return struct.pack("=BBH", cmd, _VERSION, 0) + b"".join(attributes)
+    return uapi.GENLMSGHDR.pack(cmd, _VERSION, 0) + b"".join(attributes)
 
 
 class EndpointAdd(Struct, frozen=True, tag=True):
@@ -41,13 +41,15 @@ class EndpointAdd(Struct, frozen=True, tag=True):
         """Encode; the port is in host order here, unlike in events."""
         address = ip_address(self.address)
         v6 = address.version == 6
-        body = u16(1, socket.AF_INET6 if v6 else socket.AF_INET) + u8(2, self.id)
-        body += attr(4 if v6 else 3, address.packed) + u32(6, sum(FLAGS[f] for f in self.flags))
+        body = u16(uapi.MPTCP_PM_ADDR_ATTR_FAMILY, socket.AF_INET6 if v6 else socket.AF_INET)
+        body += u8(uapi.MPTCP_PM_ADDR_ATTR_ID, self.id)
+        body += attr(uapi.MPTCP_PM_ADDR_ATTR_ADDR6 if v6 else uapi.MPTCP_PM_ADDR_ATTR_ADDR4, address.packed)
+        body += u32(uapi.MPTCP_PM_ADDR_ATTR_FLAGS, sum(FLAGS[f] for f in self.flags))
         if self.port:
-            body += u16(5, self.port)
+            body += u16(uapi.MPTCP_PM_ADDR_ATTR_PORT, self.port)
         if self.dev:
-            body += u32(7, here.index(self.dev))
-        return Message(0, 0, command(ADD_ADDR, nest(1, body)), FAMILY)
+            body += u32(uapi.MPTCP_PM_ADDR_ATTR_IF_IDX, here.index(self.dev))
+        return Message(0, 0, command(uapi.MPTCP_PM_CMD_ADD_ADDR, nest(uapi.MPTCP_PM_ATTR_ADDR, body)), FAMILY)
 
 
 class EndpointFlags(Struct, frozen=True, tag=True):
@@ -62,7 +64,7 @@ class EndpointFlags(Struct, frozen=True, tag=True):
     def encode(self, here: Here) -> Message:
         """Encode: the same attributes under another number."""
         added = self.endpoint.encode(here)
-        return Message(added.kind, 0, bytes((SET_FLAGS,)) + added.body[1:], FAMILY)
+        return Message(added.kind, 0, bytes((uapi.MPTCP_PM_CMD_SET_FLAGS,)) + added.body[1:], FAMILY)
 
 
 class LimitsSet(Struct, frozen=True, tag=True):
@@ -80,8 +82,26 @@ class LimitsSet(Struct, frozen=True, tag=True):
 
     def encode(self, here: Here) -> Message:
         """Encode."""
-        limits = u32(2, self.add_addr_accepted) + u32(3, self.subflows)
-        return Message(0, 0, command(SET_LIMITS, limits), FAMILY)
+        limits = u32(uapi.MPTCP_PM_ATTR_RCV_ADD_ADDRS, self.add_addr_accepted)
+        limits += u32(uapi.MPTCP_PM_ATTR_SUBFLOWS, self.subflows)
+        return Message(0, 0, command(uapi.MPTCP_PM_CMD_SET_LIMITS, limits), FAMILY)
+
+
+@decoder
+def parse_limits(entry: bytes) -> LimitsSet:
+    """Decode the answer to MPTCP_PM_CMD_GET_LIMITS."""
+    fields = attributes(entry, uapi.GENLMSGHDR.size)
+    kinds = (uapi.MPTCP_PM_ATTR_SUBFLOWS, uapi.MPTCP_PM_ATTR_RCV_ADD_ADDRS)
+    return LimitsSet(*(struct.unpack("=I", fields[kind])[0] for kind in kinds))
+
+
+@decoder
+def parse_endpoint(entry: bytes) -> tuple[str, int, int]:
+    """Decode one message of a dump of MPTCP_PM_CMD_GET_ADDR: address, id and flags of an endpoint."""
+    fields = attributes(attributes(entry, uapi.GENLMSGHDR.size)[uapi.MPTCP_PM_ATTR_ADDR])
+    (flags,) = struct.unpack("=I", fields[uapi.MPTCP_PM_ADDR_ATTR_FLAGS])
+    address = fields.get(uapi.MPTCP_PM_ADDR_ATTR_ADDR4) or fields[uapi.MPTCP_PM_ADDR_ATTR_ADDR6]
+    return str(ip_address(address)), fields[uapi.MPTCP_PM_ADDR_ATTR_ID][0], flags & ~FLAGS["implicit"]
 
 
 class PathManagerHas(Struct, frozen=True, tag=True):

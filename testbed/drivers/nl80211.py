@@ -10,6 +10,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from testbed.linux import uapi
 from testbed.linux.wire import Here, Message, attr, attributes, decoder, text, u32
 
 FAMILY = "nl80211"
@@ -30,7 +31,7 @@ _WIDTHS = {0: 20, 1: 20, 2: 40, 3: 80, 4: 160, 5: 160, 13: 320}  # enum nl80211_
 
 
 def _command(cmd: int, *parts: bytes) -> bytes:
-    return struct.pack("=BBH", cmd, 0, 0) + b"".join(parts)
+    return uapi.GENLMSGHDR.pack(cmd, 0, 0) + b"".join(parts)
 
 
 GET_WIPHYS = _command(GET_WIPHY, attr(_SPLIT_WIPHY_DUMP, b""))
@@ -197,14 +198,14 @@ class Told(Struct, frozen=True):
 @decoder
 def parse_wiphy(entry: bytes) -> Wiphy:
     """Decode one message of a dump of GET_WIPHYS."""
-    found = attributes(entry, 4)
+    found = attributes(entry, uapi.GENLMSGHDR.size)
     return Wiphy(_number(found, _WIPHY), found.get(_WIPHY_NAME, b"").rstrip(b"\0").decode(), frozenset(found))
 
 
 @decoder
 def parse_interface(entry: bytes) -> Wlan:
     """Decode one message of a dump of GET_INTERFACES."""
-    found = attributes(entry, 4)
+    found = attributes(entry, uapi.GENLMSGHDR.size)
     nests = [attributes(nest) for nest in attributes(found.get(_MLO_LINKS, b"")).values()]
     links = [Link(n[_MLO_LINK_ID][0], mac(n[_MAC]), _number(n, _FREQ), _width(n)) for n in nests]
     if not nests and _FREQ in found:
@@ -218,7 +219,7 @@ def parse_interface(entry: bytes) -> Wlan:
 @decoder
 def parse_bss(entry: bytes) -> Bss | None:
     """Decode one message of a dump of `get_scan`; None for a BSS that the interface is not associated with."""
-    found = attributes(attributes(entry, 4).get(_BSS, b""))
+    found = attributes(attributes(entry, uapi.GENLMSGHDR.size).get(_BSS, b""))
     if _BSS_STATUS not in found or _number(found, _BSS_STATUS) != _ASSOCIATED:
         return None
     signal = struct.unpack("=i", found[_BSS_SIGNAL])[0] / 100 if _BSS_SIGNAL in found else 0.0
@@ -230,7 +231,7 @@ def parse_bss(entry: bytes) -> Bss | None:
 @decoder
 def parse_station(entry: bytes) -> tuple[str, bool]:
     """Decode one message of a dump of `get_stations`: the address (of an MLD its MLD address), whether authorized."""
-    found = attributes(entry, 4)
+    found = attributes(entry, uapi.GENLMSGHDR.size)
     flags = attributes(found.get(_STA_INFO, b"")).get(_STA_FLAGS, bytes(8))
     mask, value = struct.unpack("=II", flags)
     return mac(found[_MAC]), bool(mask & value & _AUTHORIZED)
@@ -239,13 +240,13 @@ def parse_station(entry: bytes) -> tuple[str, bool]:
 @decoder
 def parse_country(entry: bytes) -> str:
     """Decode the answer to GET_COUNTRY."""
-    return attributes(entry, 4)[_REG_ALPHA2].rstrip(b"\0").decode()
+    return attributes(entry, uapi.GENLMSGHDR.size)[_REG_ALPHA2].rstrip(b"\0").decode()
 
 
 @decoder
 def parse_event(entry: bytes) -> Told:
     """Decode an event; of CONNECT and LINKS_REMOVED the links are those in MLO_LINKS, of a channel switch its own."""
-    found = attributes(entry, 4)
+    found = attributes(entry, uapi.GENLMSGHDR.size)
     nests = [attributes(nest) for nest in attributes(found.get(_MLO_LINKS, b"")).values()]
     links = [n[_MLO_LINK_ID][0] for n in nests if _MLO_LINK_ID in n]
     links += [found[_MLO_LINK_ID][0]] if _MLO_LINK_ID in found else []

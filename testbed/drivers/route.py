@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import socket
-import struct
 from ipaddress import ip_address
 
 from msgspec import Struct
 
-from testbed.linux import wire
+from testbed.linux import uapi, wire
 from testbed.linux.wire import Here, Message, attr, u32
 
-RTM_NEWROUTE, RTM_NEWRULE = 24, 32
-MAIN = 254
-_STATIC, _UNICAST, _LINK, _UNIVERSE = 4, 1, 253, 0
+MAIN = uapi.RT_TABLE_MAIN
 
 
 class RouteAdd(Struct, frozen=True, tag=True):
@@ -38,19 +35,19 @@ class RouteAdd(Struct, frozen=True, tag=True):
     def encode(self, here: Here) -> Message:
         """Encode; an equal route is replaced, so that a link coming back may state its routes again."""
         family = socket.AF_INET6 if self.version() == 6 else socket.AF_INET
-        body = u32(4, here.index(self.dev)) + u32(15, self.table)  # RTA_OIF, RTA_TABLE
+        body = u32(uapi.RTA_OIF, here.index(self.dev)) + u32(uapi.RTA_TABLE, self.table)
         length = 0
         if self.to != "default":
             network, _, text = self.to.partition("/")
             raw = socket.inet_pton(family, network)  # ipaddress takes thirty times as long
             length = int(text) if text else 8 * len(raw)
-            body += attr(1, raw)  # RTA_DST
+            body += attr(uapi.RTA_DST, raw)
         if self.via:
-            body += attr(5, socket.inet_pton(family, self.via))  # RTA_GATEWAY
+            body += attr(uapi.RTA_GATEWAY, socket.inet_pton(family, self.via))
         table = self.table if self.table < 256 else 0
-        scope = _UNIVERSE if self.via else _LINK
-        head = struct.pack("=BBBBBBBBI", family, length, 0, 0, table, _STATIC, scope, _UNICAST, 0)
-        return Message(RTM_NEWROUTE, wire.NLM_F_CREATE | wire.NLM_F_REPLACE, head + body)
+        scope = uapi.RT_SCOPE_UNIVERSE if self.via else uapi.RT_SCOPE_LINK
+        head = uapi.RTMSG.pack(family, length, 0, 0, table, uapi.RTPROT_STATIC, scope, uapi.RTN_UNICAST, 0)
+        return Message(uapi.RTM_NEWROUTE, wire.NLM_F_CREATE | wire.NLM_F_REPLACE, head + body)
 
 
 class RuleAdd(Struct, frozen=True, tag=True):
@@ -66,6 +63,6 @@ class RuleAdd(Struct, frozen=True, tag=True):
         """Encode."""
         source = ip_address(self.source)
         family = socket.AF_INET6 if source.version == 6 else socket.AF_INET
-        head = struct.pack("=BBBBBBBBI", family, 0, source.max_prefixlen, 0, 0, 0, 0, 1, 0)  # FR_ACT_TO_TBL
-        body = attr(2, source.packed) + u32(15, self.table)  # FRA_SRC, FRA_TABLE
-        return Message(RTM_NEWRULE, wire.NLM_F_CREATE | wire.NLM_F_EXCL, head + body)
+        head = uapi.FIB_RULE_HDR.pack(family, 0, source.max_prefixlen, 0, 0, 0, 0, uapi.FR_ACT_TO_TBL, 0)
+        body = attr(uapi.FRA_SRC, source.packed) + u32(uapi.FRA_TABLE, self.table)
+        return Message(uapi.RTM_NEWRULE, wire.NLM_F_CREATE | wire.NLM_F_EXCL, head + body)

@@ -9,13 +9,13 @@ from typing import Protocol
 from msgspec import Struct
 from msgspec.structs import replace
 
-from testbed.linux import wire
+from testbed.linux import uapi, wire
 from testbed.linux.wire import Here, Message, attr, nest, text, u32, u64
 
-RTM_NEWQDISC, RTM_DELQDISC = 36, 37
 ROOT = 0xFFFFFFFF
 FRAME = 1514  # an Ethernet frame of MTU 1500 as a qdisc sees it: no preamble, no FCS
 _NETEM, _TBF, _LEAF, _GATE = 0x10000, 0x20000, 0x30000, 0x40000  # handles 1:, 2:, 3:, 4:; a kind keeps its handle
+_LIMITS = {"fq": uapi.TCA_FQ_PLIMIT, "fq_codel": uapi.TCA_FQ_CODEL_LIMIT, "codel": uapi.TCA_CODEL_LIMIT}
 DISTRIBUTIONS = ("uniform", "normal", "pareto", "paretonormal")
 
 
@@ -84,10 +84,11 @@ class Qdisc(Struct, frozen=True, tag=True):
 
     def encode(self, here: Here) -> Message:
         """Encode."""
-        head = struct.pack("=BxxxiIII", 0, here.index(self.dev), self.handle, self.parent, 0)
+        head = uapi.TCMSG.pack(0, here.index(self.dev), self.handle, self.parent, 0)
         options = b"" if self.options is None else self.options.encode()
         flags = wire.NLM_F_CREATE | wire.NLM_F_REPLACE
-        return Message(RTM_NEWQDISC, flags, head + text(1, self.kind) + (attr(2, options) if options else b""))
+        body = head + text(uapi.TCA_KIND, self.kind) + (attr(uapi.TCA_OPTIONS, options) if options else b"")
+        return Message(uapi.RTM_NEWQDISC, flags, body)
 
 
 class QdiscDel(Struct, frozen=True, tag=True):
@@ -102,7 +103,7 @@ class QdiscDel(Struct, frozen=True, tag=True):
     def encode(self, here: Here) -> Message:
         """Encode."""
         q = self.added
-        return Message(RTM_DELQDISC, 0, struct.pack("=BxxxiIII", 0, here.index(q.dev), q.handle, q.parent, 0))
+        return Message(uapi.RTM_DELQDISC, 0, uapi.TCMSG.pack(0, here.index(q.dev), q.handle, q.parent, 0))
 
 
 class Tbf(Struct, frozen=True, tag=True):
@@ -118,9 +119,10 @@ class Tbf(Struct, frozen=True, tag=True):
     def encode(self) -> bytes:
         """Encode; TCA_TBF_BURST in bytes spares us the kernel's clock ticks (sch_tbf.c)."""
         rate = max(1, self.rate // 8)
-        spec = struct.pack("=BBHhHI", 0, 1, 0, -1, 0, min(rate, 0xFFFFFFFF))  # TC_LINKLAYER_ETHERNET
-        parms = attr(1, spec + bytes(12) + struct.pack("=III", self.limit, 0, 0))
-        return parms + u32(6, self.burst) + (u64(4, rate) if rate > 0xFFFFFFFF else b"")
+        # struct tc_ratespec, twice (of rate and of peak rate), then limit, buffer and mtu of struct tc_tbf_qopt
+        spec = struct.pack("=BBHhHI", 0, uapi.TC_LINKLAYER_ETHERNET, 0, -1, 0, min(rate, 0xFFFFFFFF))
+        parms = attr(uapi.TCA_TBF_PARMS, spec + bytes(12) + struct.pack("=III", self.limit, 0, 0))
+        return parms + u32(uapi.TCA_TBF_BURST, self.burst) + (u64(uapi.TCA_TBF_RATE64, rate) if rate >> 32 else b"")
 
 
 class Netem(Struct, frozen=True, tag=True):
@@ -154,19 +156,19 @@ class Netem(Struct, frozen=True, tag=True):
         loss = 0 if isinstance(s.loss, GilbertElliott) else _probability(s.loss)
         gap = 1 if s.reorder is not None else 0  # reordering works on every packet of a gap of one
         found = struct.pack("=IIIIII", 0, self.limit, loss, gap, _probability(s.duplicate), 0)
-        found += attr(10, struct.pack("=q", round((s.delay or 0) * 1e9)))  # TCA_NETEM_LATENCY64
-        found += attr(11, struct.pack("=q", round((s.jitter or 0) * 1e9)))  # TCA_NETEM_JITTER64
+        found += attr(uapi.TCA_NETEM_LATENCY64, struct.pack("=q", round((s.delay or 0) * 1e9)))
+        found += attr(uapi.TCA_NETEM_JITTER64, struct.pack("=q", round((s.jitter or 0) * 1e9)))
         if s.reorder is not None:
-            found += attr(3, struct.pack("=II", _probability(s.reorder), 0))
+            found += attr(uapi.TCA_NETEM_REORDER, struct.pack("=II", _probability(s.reorder), 0))
         if s.corrupt is not None:
-            found += attr(4, struct.pack("=II", _probability(s.corrupt), 0))
+            found += attr(uapi.TCA_NETEM_CORRUPT, struct.pack("=II", _probability(s.corrupt), 0))
         if isinstance(s.loss, GilbertElliott):
             # struct tc_netem_gemodel: h is the chance to survive the bad state, k1 the loss in the good one.
             g = s.loss
             model = struct.pack("=IIII", *map(_probability, (g.p, g.r, 1 - g.bad, g.good)))
-            found += nest(5, attr(2, model))
+            found += nest(uapi.TCA_NETEM_LOSS, attr(uapi.NETEM_LOSS_GE, model))
         if s.distribution and s.distribution != "uniform":
-            found += attr(2, _table(s.distribution))
+            found += attr(uapi.TCA_NETEM_DELAY_DIST, _table(s.distribution))
         return found
 
 
@@ -186,8 +188,8 @@ class Limit(Struct, frozen=True, tag=True):
         if self.kind in ("bfifo", "pfifo"):
             return struct.pack("=I", self.value)  # struct tc_fifo_qopt
         if self.kind == "cake":
-            return u32(10, self.value * FRAME)  # TCA_CAKE_MEMORY, bytes: cake has no limit in packets
-        return u32({"fq": 1, "fq_codel": 2, "codel": 2}[self.kind], self.value)  # TCA_*_LIMIT
+            return u32(uapi.TCA_CAKE_MEMORY, self.value * FRAME)  # bytes: cake has no limit in packets
+        return u32(_LIMITS[self.kind], self.value)
 
 
 class Plug(Struct, frozen=True, tag=True):
@@ -201,7 +203,8 @@ class Plug(Struct, frozen=True, tag=True):
 
     def encode(self) -> bytes:
         """Encode struct tc_plug_qopt; a new one is closed, whatever its action."""
-        return struct.pack("=iI", 0 if self.closed else 2, self.limit)  # TCQ_PLUG_BUFFER, TCQ_PLUG_RELEASE_INDEFINITE
+        action = uapi.TCQ_PLUG_BUFFER if self.closed else uapi.TCQ_PLUG_RELEASE_INDEFINITE
+        return struct.pack("=iI", action, self.limit)
 
 
 def gate(dev: str, closed: bool) -> Qdisc:

@@ -26,7 +26,7 @@ from testbed.lab.changes import standing
 from testbed.lab.listening import Listening
 from testbed.lab.messages import LONGEST, Line, close
 from testbed.lab.perform import Lab, Process
-from testbed.linux import netlink
+from testbed.linux import netlink, uapi
 from testbed.steps import LAB, Step
 
 Task = Generator[float, None, None]
@@ -420,7 +420,7 @@ _PATIENCE = 5.0  # s for processes that were killed to end
 # What code raises for values of the right type that nobody foresaw: the request fails then, and not the lab.
 _ODD = (ValueError, TypeError, LookupError, OverflowError, struct.error)
 _TABLES = {
-    "links": (18, 16),
-    "addresses": (22, 8),
-    "qdiscs": (38, 20),
-}  # RTM_GETLINK, RTM_GETADDR, RTM_GETQDISC
+    "links": (uapi.RTM_GETLINK, uapi.IFINFOMSG.size),
+    "addresses": (uapi.RTM_GETADDR, uapi.IFADDRMSG.size),
+    "qdiscs": (uapi.RTM_GETQDISC, uapi.TCMSG.size),
+}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from testbed.drivers import amt, link, membership, mptcp, nl80211, smcroute
 from testbed.drivers.facts import Capturing, FileHas, Listening
 from testbed.drivers.wpa_ctrl import Controlled
 from testbed.errors import LabError
-from testbed.linux import netlink, wire
+from testbed.linux import netlink, uapi, wire
 from testbed.linux.netlink import Namespace
 from testbed.steps import Probe
 
@@ -51,7 +50,7 @@ def holds(probe: Probe, here: Namespace, home: int, folder: Path) -> str:
             case link.Silence(bridge):
                 # net/core/net-procfs.c: after the name the bytes and the packets that came.
                 rows = [row.partition(":")[2].split() for row in _net("dev").splitlines()[2:]]
-                up = netlink.flags(here.route, bridge) & link.IFF_UP
+                up = netlink.flags(here.route, bridge) & uapi.IFF_UP
                 return "" if up else f"{sum(int(row[1]) for row in rows)} frames"
             case mptcp.PathManagerHas(limits, endpoints):
                 return _path_manager(limits, endpoints)
@@ -100,20 +99,14 @@ def _path_manager(limits: mptcp.LimitsSet, endpoints: tuple[mptcp.EndpointAdd, .
     with netlink.connect(wire.NETLINK_GENERIC) as sock:
         if not (kind := netlink.family(sock, mptcp.FAMILY)):
             return "the kernel has no mptcp_pm family"
-        body = mptcp.command(mptcp.GET_LIMITS)
+        body = mptcp.command(uapi.MPTCP_PM_CMD_GET_LIMITS)
         sock.send(wire.header(len(body), kind, wire.NLM_F_REQUEST, 1) + body)
-        found = wire.attributes(wire.messages(sock.recv(65536))[0][3], 4)
-        got = tuple(struct.unpack("=I", found[a])[0] for a in (3, 2))
-        if got != (limits.subflows, limits.add_addr_accepted):
-            return f"limits are subflows {got[0]} add_addr_accepted {got[1]}"
-        seen = {_endpoint(e) for e in netlink.dump(sock, kind, mptcp.command(mptcp.GET_ADDR))}
+        got = mptcp.parse_limits(wire.messages(sock.recv(65536))[0][3])
+        if got != limits:
+            return f"limits are subflows {got.subflows} add_addr_accepted {got.add_addr_accepted}"
+        asked = mptcp.command(uapi.MPTCP_PM_CMD_GET_ADDR)
+        seen = set(map(mptcp.parse_endpoint, netlink.dump(sock, kind, asked)))
     wanted = {(str(ip_address(e.address)), e.id, sum(mptcp.FLAGS[f] for f in e.flags)) for e in endpoints}
     if missing := wanted - seen:
         return f"endpoints missing or changed: {sorted(missing)} (the kernel has {sorted(seen)})"
     return ""
-
-
-def _endpoint(entry: bytes) -> tuple[str, int, int]:
-    fields = wire.attributes(wire.attributes(entry, 4)[1])
-    flags = struct.unpack("=I", fields[6])[0] & ~mptcp.FLAGS["implicit"]
-    return str(ip_address(fields.get(3) or fields[4])), fields[2][0], flags

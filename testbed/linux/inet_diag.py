@@ -13,22 +13,21 @@ from ipaddress import ip_address
 
 from msgspec import Struct
 
-from testbed.linux import netlink, wire
+from testbed.linux import netlink, uapi, wire
 
 IPPROTO_MPTCP = 262
-_SOCK_DIAG_BY_FAMILY, _SOCK_DESTROY = 20, 21
-_INFO, _ULP_INFO, _ULP_MPTCP = 2, 19, 3
-_LISTEN, _TIME_WAIT, _CLOSE = 10, 6, 7
 _STATES = {
-    1: "ESTAB",
-    2: "SYN_SENT",
-    3: "SYN_RECV",
-    4: "FIN_WAIT1",
-    5: "FIN_WAIT2",
-    8: "CLOSE_WAIT",
-    9: "LAST_ACK",
-    11: "CLOSING",
+    uapi.TCP_ESTABLISHED: "ESTAB",
+    uapi.TCP_SYN_SENT: "SYN_SENT",
+    uapi.TCP_SYN_RECV: "SYN_RECV",
+    uapi.TCP_FIN_WAIT1: "FIN_WAIT1",
+    uapi.TCP_FIN_WAIT2: "FIN_WAIT2",
+    uapi.TCP_CLOSE_WAIT: "CLOSE_WAIT",
+    uapi.TCP_LAST_ACK: "LAST_ACK",
+    uapi.TCP_CLOSING: "CLOSING",
 }
+_ALL = 0xFFF
+_BACKUP = uapi.MPTCP_SUBFLOW_FLAG_BKUP_REM | uapi.MPTCP_SUBFLOW_FLAG_BKUP_LOC
 
 
 class Subflow(Struct, frozen=True):
@@ -53,23 +52,23 @@ class Subflow(Struct, frozen=True):
 
 def _request(family: int, protocol: int) -> bytes:
     """Encode struct inet_diag_req_v2 for a dump of all states but listening and time-wait."""
-    states = 0xFFF & ~(1 << _LISTEN | 1 << _TIME_WAIT | 1 << _CLOSE)
-    head = struct.pack("=BBBxI", family, protocol & 0xFF, 1 << (_INFO - 1), states) + bytes(48)
-    # A protocol number above 255 travels in INET_DIAG_REQ_PROTOCOL.
-    return head + (wire.u32(3, protocol) if protocol > 255 else b"")
+    states = _ALL & ~(1 << uapi.TCP_LISTEN | 1 << uapi.TCP_TIME_WAIT | 1 << uapi.TCP_CLOSE)
+    extensions = 1 << (uapi.INET_DIAG_INFO - 1)
+    head = uapi.INET_DIAG_REQ_V2.pack(family, protocol & 0xFF, extensions, states, bytes(48))
+    return head + (wire.u32(uapi.INET_DIAG_REQ_PROTOCOL, protocol) if protocol > 255 else b"")
 
 
 def mptcp_sockets(family: int) -> int:
     """Return how many MPTCP connections this namespace has; LabError when the kernel lacks MPTCP inet_diag."""
     with netlink.connect(wire.NETLINK_SOCK_DIAG) as sock:
-        return len(netlink.dump(sock, _SOCK_DIAG_BY_FAMILY, _request(family, IPPROTO_MPTCP)))
+        return len(netlink.dump(sock, uapi.SOCK_DIAG_BY_FAMILY, _request(family, IPPROTO_MPTCP)))
 
 
 def subflows(sock: socket.socket) -> list[Subflow]:
     """Return the subflows in the namespace that a NETLINK_SOCK_DIAG socket belongs to."""
     found = []
     for family in (socket.AF_INET, socket.AF_INET6):
-        for entry in netlink.dump(sock, _SOCK_DIAG_BY_FAMILY, _request(family, socket.IPPROTO_TCP)):
+        for entry in netlink.dump(sock, uapi.SOCK_DIAG_BY_FAMILY, _request(family, socket.IPPROTO_TCP)):
             if (subflow := _subflow(entry)) is not None:
                 found.append(subflow)
     return found
@@ -81,40 +80,39 @@ def abort(sock: socket.socket) -> None:
     A kernel without CONFIG_INET_DIAG_DESTROY refuses; they then end by their own timers.
     """
     for family in (socket.AF_INET, socket.AF_INET6):
-        for entry in netlink.dump(sock, _SOCK_DIAG_BY_FAMILY, _request(family, socket.IPPROTO_TCP)):
-            # struct inet_diag_req_v2 with the identity of struct inet_diag_msg: ports, addresses, cookie
-            body = struct.pack("=BBxxI", family, socket.IPPROTO_TCP, 0xFFF) + entry[4:52]
-            netlink.transact(sock, [wire.Message(_SOCK_DESTROY, 0, body)])
+        for entry in netlink.dump(sock, uapi.SOCK_DIAG_BY_FAMILY, _request(family, socket.IPPROTO_TCP)):
+            identity = uapi.INET_DIAG_MSG.unpack_from(entry)[4]  # ports, addresses, interface, cookie
+            body = uapi.INET_DIAG_REQ_V2.pack(family, socket.IPPROTO_TCP, 0, _ALL, identity)
+            netlink.transact(sock, [wire.Message(uapi.SOCK_DESTROY, 0, body)])
 
 
 @wire.decoder
 def _subflow(entry: bytes) -> Subflow | None:
-    attributes = wire.attributes(entry, 72)
-    ulp = wire.attributes(attributes.get(_ULP_INFO, b""))
-    if _ULP_MPTCP not in ulp or _INFO not in attributes:
+    fields = wire.attributes(entry, uapi.INET_DIAG_MSG.size)
+    ulp = wire.attributes(fields.get(uapi.INET_DIAG_ULP_INFO, b""))
+    if uapi.INET_ULP_INFO_MPTCP not in ulp or uapi.INET_DIAG_INFO not in fields:
         return None
-    mptcp = wire.attributes(ulp[_ULP_MPTCP])
-    info = attributes[_INFO].ljust(248, b"\0")
-    size = 16 if entry[0] == socket.AF_INET6 else 4
-    local_port, remote_port = struct.unpack_from("!HH", entry, 4)
-    flags = _number(mptcp, 8)
-    acked, received = struct.unpack_from("=QQ", info, 120)
+    mptcp = wire.attributes(ulp[uapi.INET_ULP_INFO_MPTCP])
+    info = fields[uapi.INET_DIAG_INFO].ljust(248, b"\0")  # older kernels tell less
+    family, state, _, _, identity, *_ = uapi.INET_DIAG_MSG.unpack_from(entry)
+    local_port, remote_port, local, remote = struct.unpack_from("!HH16s16s", identity)  # struct inet_diag_sockid
+    size = 16 if family == socket.AF_INET6 else 4
     return Subflow(
-        token=_number(mptcp, 2),
-        local=_address(entry[8 : 8 + size]),
-        remote=_address(entry[24 : 24 + size]),
+        token=_number(mptcp, uapi.MPTCP_SUBFLOW_ATTR_TOKEN_LOC),
+        local=_address(local[:size]),
+        remote=_address(remote[:size]),
         local_port=local_port,
         remote_port=remote_port,
-        local_id=_number(mptcp, 10),
-        remote_id=_number(mptcp, 9),
-        backup=bool(flags & 0b110000),  # MPTCP_SUBFLOW_FLAG_BKUP_REM and _BKUP_LOC
-        state=_STATES.get(entry[1], str(entry[1])),
-        rtt_ms=struct.unpack_from("=I", info, 68)[0] / 1e3,
-        cwnd=struct.unpack_from("=I", info, 80)[0],
-        retransmits=struct.unpack_from("=I", info, 100)[0],
-        bytes_sent=struct.unpack_from("=Q", info, 200)[0],
-        bytes_acked=acked,
-        bytes_received=received,
+        local_id=_number(mptcp, uapi.MPTCP_SUBFLOW_ATTR_ID_LOC),
+        remote_id=_number(mptcp, uapi.MPTCP_SUBFLOW_ATTR_ID_REM),
+        backup=bool(_number(mptcp, uapi.MPTCP_SUBFLOW_ATTR_FLAGS) & _BACKUP),
+        state=_STATES.get(state, str(state)),
+        rtt_ms=struct.unpack_from("=I", info, uapi.TCPI_RTT)[0] / 1e3,
+        cwnd=struct.unpack_from("=I", info, uapi.TCPI_SND_CWND)[0],
+        retransmits=struct.unpack_from("=I", info, uapi.TCPI_TOTAL_RETRANS)[0],
+        bytes_sent=struct.unpack_from("=Q", info, uapi.TCPI_BYTES_SENT)[0],
+        bytes_acked=struct.unpack_from("=Q", info, uapi.TCPI_BYTES_ACKED)[0],
+        bytes_received=struct.unpack_from("=Q", info, uapi.TCPI_BYTES_RECEIVED)[0],
     )
 
 

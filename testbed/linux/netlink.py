@@ -14,16 +14,12 @@ from fcntl import ioctl
 from msgspec import Struct, field
 
 from testbed.drivers import nl80211
-from testbed.drivers.link import IFF_RUNNING, IFLA_IFNAME
 from testbed.errors import LabError
 from testbed.linux import calls as linux
-from testbed.linux import wire
+from testbed.linux import uapi, wire
 from testbed.linux.wire import Message
 from testbed.steps import LAB
 
-_NLMSG_ERROR, _NLMSG_DONE, _CTRL = 2, 3, 16
-_SOL_NETLINK, _CAP_ACK, _EXT_ACK = 270, 10, 11
-_RTM_GETLINK = 18
 # include/uapi/linux/sockios.h: the flags of an interface, and the network namespace of a socket.
 _SIOCGIFFLAGS, _SIOCGSKNS = 0x8913, 0x894C
 _IFREQ = struct.Struct("=16sH22x")
@@ -168,8 +164,8 @@ def inside(fd: int, home: int) -> Iterator[None]:
 def connect(protocol: int) -> socket.socket:
     """Open a netlink socket in the namespace that this process is in."""
     found = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
-    found.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
-    found.setsockopt(_SOL_NETLINK, _EXT_ACK, 1)
+    found.setsockopt(uapi.SOL_NETLINK, uapi.NETLINK_CAP_ACK, 1)
+    found.setsockopt(uapi.SOL_NETLINK, uapi.NETLINK_EXT_ACK, 1)
     return found
 
 
@@ -189,12 +185,17 @@ def transact(sock: socket.socket, batch: Sequence[Message], kind: int = 0) -> li
     refused: list[Refusal] = []
     while True:
         for got, _, seq, body in wire.messages(sock.recv(65536)):
-            if got != _NLMSG_ERROR:
+            if got != uapi.NLMSG_ERROR:
                 continue
             error = parse_error(body)
             # Above zero it is no error: hwsim answers NEW_RADIO with the radio's number (mac80211_hwsim.c).
             if error < 0:
-                why = wire.attributes(body, 20).get(1, b"").rstrip(b"\0").decode(errors="replace")
+                why = (
+                    wire.attributes(body, uapi.NLMSGERR.size)
+                    .get(uapi.NLMSGERR_ATTR_MSG, b"")
+                    .rstrip(b"\0")
+                    .decode(errors="replace")
+                )
                 refused.append(Refusal(seq, -error, why))
             if seq == last:
                 return refused
@@ -213,37 +214,37 @@ def dump(sock: socket.socket, kind: int, body: bytes) -> list[bytes]:
     while True:
         # The kernel sends at most 32 KiB at once (net/netlink/af_netlink.c); what malloc maps anew costs 0.1 ms a node.
         for got, _, _, entry in wire.messages(sock.recv(1 << 16)):
-            if got == _NLMSG_DONE:
+            if got == uapi.NLMSG_DONE:
                 return found
-            if got == _NLMSG_ERROR:
+            if got == uapi.NLMSG_ERROR:
                 raise LabError(f"netlink dump {kind}: {os.strerror(-parse_error(entry))}")
             found.append(entry)
 
 
-# RTM_GETLINK for a table without statistics (IFLA_EXT_MASK = RTEXT_FILTER_SKIP_STATS).
-_LINKS = struct.pack("=BxHiII", 0, 0, 0, 0, 0) + wire.u32(29, 8)
+# RTM_GETLINK for a table without statistics
+_LINKS = bytes(uapi.IFINFOMSG.size) + wire.u32(uapi.IFLA_EXT_MASK, uapi.RTEXT_FILTER_SKIP_STATS)
 
 
 def links(sock: socket.socket) -> Iterator[tuple[str, int]]:
     """Yield (name, index) of every interface of the socket's namespace."""
-    yield from map(parse_link, dump(sock, _RTM_GETLINK, _LINKS))
+    yield from map(parse_link, dump(sock, uapi.RTM_GETLINK, _LINKS))
 
 
 @wire.decoder
 def parse_link(entry: bytes) -> tuple[str, int]:
     """Return the name and index of an interface."""
-    name = wire.attributes(entry, 16)[IFLA_IFNAME].rstrip(b"\0").decode()
-    return name, struct.unpack_from("=i", entry, 4)[0]
+    _, _, index, _, _ = uapi.IFINFOMSG.unpack_from(entry)
+    return wire.attributes(entry, uapi.IFINFOMSG.size)[uapi.IFLA_IFNAME].rstrip(b"\0").decode(), index
 
 
 def link_entries(sock: socket.socket) -> list[bytes]:
     """Return what the kernel says of every interface, undecoded."""
-    return dump(sock, _RTM_GETLINK, _LINKS)
+    return dump(sock, uapi.RTM_GETLINK, _LINKS)
 
 
 def running(sock: socket.socket, ifname: str) -> bool:
     """Say whether an interface of the socket's namespace is there and operational (IFF_RUNNING, RFC 2863)."""
-    return bool(flags(sock, ifname) & IFF_RUNNING)
+    return bool(flags(sock, ifname) & uapi.IFF_RUNNING)
 
 
 def flags(sock: socket.socket, ifname: str) -> int:
@@ -260,15 +261,21 @@ def flags(sock: socket.socket, ifname: str) -> int:
 
 def family(sock: socket.socket, name: str) -> int:
     """Return a generic netlink family's message type; 0 when this kernel does not have it."""
-    body = struct.pack("=BBH", 3, 1, 0) + wire.text(2, name)  # CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_NAME
-    sock.send(wire.header(len(body), _CTRL, wire.NLM_F_REQUEST, 1) + body)
-    return parse_family(sock.recv(65536))
+    return parse_family(controller(sock, name))
+
+
+def controller(sock: socket.socket, name: str) -> bytes:
+    """Return what the kernel says of a generic netlink family: one or more messages."""
+    body = uapi.GENLMSGHDR.pack(uapi.CTRL_CMD_GETFAMILY, 1, 0) + wire.text(uapi.CTRL_ATTR_FAMILY_NAME, name)
+    sock.send(wire.header(len(body), uapi.GENL_ID_CTRL, wire.NLM_F_REQUEST, 1) + body)
+    return sock.recv(65536)
 
 
 @wire.decoder
 def parse_family(data: bytes) -> int:
     """Return the message type that an answer of the controller tells; 0 when it is a refusal."""
     for got, _, _, entry in wire.messages(data):
-        if got == _CTRL:
-            return int(struct.unpack("=H", wire.attributes(entry, 4)[1])[0])
+        if got == uapi.GENL_ID_CTRL:
+            fields = wire.attributes(entry, uapi.GENLMSGHDR.size)
+            return int(struct.unpack("=H", fields[uapi.CTRL_ATTR_FAMILY_ID])[0])
     return 0

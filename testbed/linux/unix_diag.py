@@ -11,13 +11,9 @@ import struct
 from collections.abc import Iterator
 from contextlib import suppress
 
-from testbed.linux import wire
+from testbed.linux import uapi, wire
 
-_BY_FAMILY, _DONE, _ERROR = 20, 3, 2  # SOCK_DIAG_BY_FAMILY, NLMSG_DONE, NLMSG_ERROR
-_BOUND = 1 << 7 | 1 << 10  # TCP_CLOSE and TCP_LISTEN: bound, and not a connection, which has the same name
-_SHOW = 0x1 | 0x40  # UDIAG_SHOW_NAME, UDIAG_SHOW_UID
-_NAME, _UID = 0, 7  # UNIX_DIAG_NAME, UNIX_DIAG_UID (Linux 5.3)
-_MESSAGE = 16  # bytes of struct unix_diag_msg
+_BOUND = 1 << uapi.TCP_CLOSE | 1 << uapi.TCP_LISTEN  # bound, and not a connection, which has the same name
 _PATIENCE = 1.0  # s for one who has a name to take a connection
 
 
@@ -32,21 +28,22 @@ def owned(prefix: str) -> Iterator[tuple[str, int]]:
 def _asked(prefix: bytes) -> Iterator[tuple[str, int]]:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, wire.NETLINK_SOCK_DIAG) as sock:
         sock.settimeout(5)
-        body = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, _BOUND, 0, _SHOW, 0, 0)
-        sock.send(wire.header(len(body), _BY_FAMILY, wire.NLM_F_REQUEST | wire.NLM_F_DUMP, 1) + body)
+        shown = uapi.UDIAG_SHOW_NAME | uapi.UDIAG_SHOW_UID
+        body = uapi.UNIX_DIAG_REQ.pack(socket.AF_UNIX, 0, 0, _BOUND, 0, shown, 0, 0)
+        sock.send(wire.header(len(body), uapi.SOCK_DIAG_BY_FAMILY, wire.NLM_F_REQUEST | wire.NLM_F_DUMP, 1) + body)
         while True:
             for kind, _, _, content in wire.messages(sock.recv(1 << 18)):
-                if kind == _DONE:
+                if kind == uapi.NLMSG_DONE:
                     return
-                if kind == _ERROR:
+                if kind == uapi.NLMSG_ERROR:
                     number = -struct.unpack_from("=i", content)[0]
                     raise OSError(number, os.strerror(number))
-                found = wire.attributes(content, _MESSAGE)
-                if found.get(_NAME, b"").startswith(b"\0" + prefix) and content[1] == socket.SOCK_STREAM:
-                    if _UID not in found:
+                found = wire.attributes(content, uapi.UNIX_DIAG_MSG.size)
+                if found.get(uapi.UNIX_DIAG_NAME, b"").startswith(b"\0" + prefix) and content[1] == socket.SOCK_STREAM:
+                    if uapi.UNIX_DIAG_UID not in found:  # before Linux 5.3
                         raise OSError("this kernel does not tell whose a socket is")
-                    name = found[_NAME][1 + len(prefix) :].decode(errors="replace")
-                    yield name, struct.unpack("=I", found[_UID])[0]
+                    name = found[uapi.UNIX_DIAG_NAME][1 + len(prefix) :].decode(errors="replace")
+                    yield name, struct.unpack("=I", found[uapi.UNIX_DIAG_UID])[0]
 
 
 def _listed(prefix: str) -> Iterator[tuple[str, int]]:

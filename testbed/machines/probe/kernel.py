@@ -17,15 +17,17 @@ from pathlib import Path
 from msgspec import Struct
 
 from testbed import features
-from testbed.drivers import mptcp, tc
+from testbed.drivers import amt, mptcp, tc
+from testbed.drivers.amt import AmtAdd
 from testbed.drivers.link import BridgeAdd, VethAdd
 from testbed.features import Feature
-from testbed.linux import netlink, wire
+from testbed.linux import netlink, uapi, wire
 from testbed.linux.inet_diag import mptcp_sockets
-from testbed.linux.wire import Message, attr, nest, text, u32
+from testbed.linux.wire import Message, attr
 from testbed.machines.probe import programs, radios
 
-_RTM_NEWLINK, _LINKINFO, _CREATE = 16, 18, wire.NLM_F_CREATE | wire.NLM_F_EXCL
+_TUNSETIFF, _IFF_TUN, _IFF_TAP, _IFF_NO_PI = 0x400454CA, 0x0001, 0x0002, 0x1000  # if_tun.h
+_MRT_INIT = 200  # mroute.h; MRT6_INIT of mroute6.h is the same
 
 
 def ask(feature: Feature) -> str:
@@ -64,13 +66,13 @@ def _accepted(message: Message, what: str) -> str:
 
 
 class _Htb(Struct, frozen=True):
-    """A hierarchy of token buckets without a class in it: struct tc_htb_glob, TCA_HTB_INIT."""
+    """A hierarchy of token buckets without a class (struct tc_htb_glob)."""
 
     def __str__(self) -> str:
         return "default 0"
 
     def encode(self) -> bytes:
-        return attr(2, struct.pack("=IIIII", 3, 10, 0, 0, 0))
+        return attr(uapi.TCA_HTB_INIT, struct.pack("=IIIII", 3, 10, 0, 0, 0))
 
 
 def _qdisc(kind: str) -> Callable[[], str]:
@@ -101,11 +103,8 @@ def _bridge() -> str:
 def _amt() -> str:
     """Make a relay on a veth, for the driver takes no other kind that is everywhere (drivers/net/amt.c)."""
     _pair("probe-amt0", "probe-amt1")
-    address = socket.inet_aton("192.0.2.1")
-    data = u32(1, 1) + u32(4, _Scratch().index("probe-amt0")) + attr(5, address)  # IFLA_AMT_MODE: relay, LINK, LOCAL_IP
-    info = nest(_LINKINFO, text(1, "amt"), nest(2, data))
-    body = struct.pack("=BxHiII", 0, 0, 0, 0, 0) + text(3, "probe-amt") + info
-    return _accepted(Message(_RTM_NEWLINK, _CREATE, body), "an amt relay")
+    relay = AmtAdd("probe-amt", "02:00:00:00:00:04", "relay", "probe-amt0", "192.0.2.1", amt.PORT)
+    return _accepted(relay.encode(_Scratch()), "an amt relay")
 
 
 def _ipv6() -> str:
@@ -115,22 +114,22 @@ def _ipv6() -> str:
 
 
 def _tun(flag: int, what: str) -> Callable[[], str]:
-    """IFF_TUN or IFF_TAP, with IFF_NO_PI; closing the file removes the interface."""
+    """Return a probe for TUN or TAP; closing the file removes the interface."""
 
     def check() -> str:
         with open("/dev/net/tun", "r+b", buffering=0) as device:
-            fcntl.ioctl(device, 0x400454CA, struct.pack("16sH22x", b"probe-tun", flag | 0x1000))  # TUNSETIFF
+            fcntl.ioctl(device, _TUNSETIFF, struct.pack("16sH22x", b"probe-tun", flag | _IFF_NO_PI))
         return f"/dev/net/tun made {what}"
 
     return check
 
 
 def _multicast_routing(family: int, protocol: int, level: int, what: str) -> Callable[[], str]:
-    """MRT_INIT and MRT6_INIT have one number; the table is given back with the socket."""
+    """Return a probe for multicast routing of one family; closing the socket gives the table back."""
 
     def check() -> str:
         with socket.socket(family, socket.SOCK_RAW, protocol) as sock:
-            sock.setsockopt(level, 200, 1)
+            sock.setsockopt(level, _MRT_INIT, 1)
         return f"a socket took {what}"
 
     return check
@@ -204,8 +203,8 @@ _PROBES: dict[str, Callable[[], str]] = {
     "veth": lambda: _pair("probe0", "probe1"),
     "bridge": _bridge,
     "ipv6": _ipv6,
-    "tun": _tun(0x0001, "a TUN interface"),
-    "tap": _tun(0x0002, "a TAP interface"),
+    "tun": _tun(_IFF_TUN, "a TUN interface"),
+    "tap": _tun(_IFF_TAP, "a TAP interface"),
     **{kind: _qdisc(kind) for kind in (*features.QDISCS, "htb")},
     "nft-mptcp": _nft_mptcp,
     "mptcp": _mptcp,

@@ -23,12 +23,11 @@ from msgspec.structs import asdict
 
 from testbed.drivers import nl80211
 from testbed.linux import calls as linux
-from testbed.linux import netlink, wire
+from testbed.linux import netlink, uapi, wire
 from testbed.linux.inet_diag import subflows
 from testbed.programs.sampler import air
 from testbed.programs.sampler import wlans as state
 
-_RTM_GETLINK, _RTM_GETQDISC = 18, 38
 _STATS = struct.Struct("=8Q")  # the head of struct rtnl_link_stats64 (if_link.h)
 _CLOSE = 1e-3  # seconds between two clocks that were read at once
 _COUNTERS = (
@@ -162,7 +161,7 @@ def _open(name: str, extras: list[str]) -> Node:
 
 def _sample(node: Node) -> dict[str, Any]:
     names, counters = {}, {}
-    for entry in netlink.dump(node.route, _RTM_GETLINK, bytes(16)):
+    for entry in netlink.dump(node.route, uapi.RTM_GETLINK, bytes(uapi.IFINFOMSG.size)):
         index, name, counts = parse_interface(entry)
         names[index] = name
         if name != "lo":
@@ -181,14 +180,14 @@ def _sample(node: Node) -> dict[str, Any]:
 @wire.decoder
 def parse_interface(entry: bytes) -> tuple[int, str, dict[str, int]]:
     """Return the index, name and counters of an interface."""
-    (index,) = struct.unpack_from("=i", entry, 4)
-    found = wire.attributes(entry, 16)
-    counts = dict(zip(_COUNTERS, _STATS.unpack_from(found[23]), strict=True))  # IFLA_STATS64
-    return index, found[3].rstrip(b"\0").decode(), counts  # IFLA_IFNAME
+    _, _, index, _, _ = uapi.IFINFOMSG.unpack_from(entry)
+    fields = wire.attributes(entry, uapi.IFINFOMSG.size)
+    counts = dict(zip(_COUNTERS, _STATS.unpack_from(fields[uapi.IFLA_STATS64]), strict=True))
+    return index, fields[uapi.IFLA_IFNAME].rstrip(b"\0").decode(), counts
 
 
 def _qdiscs(route: socket.socket, names: dict[int, str]) -> list[dict[str, Any]]:
-    return parse_qdiscs(netlink.dump(route, _RTM_GETQDISC, bytes(20)), names)
+    return parse_qdiscs(netlink.dump(route, uapi.RTM_GETQDISC, bytes(uapi.TCMSG.size)), names)
 
 
 @wire.decoder
@@ -196,14 +195,14 @@ def parse_qdiscs(entries: Sequence[bytes], names: dict[int, str]) -> list[dict[s
     """Return the queueing disciplines that count something, by the names of their interfaces."""
     found = []
     for entry in entries:
-        index, handle, parent = struct.unpack_from("=iII", entry, 4)
-        fields = wire.attributes(entry, 20)
-        kind = fields[1].rstrip(b"\0").decode()  # TCA_KIND
-        if kind == "noqueue" or 7 not in fields:
+        _, index, handle, parent, _ = uapi.TCMSG.unpack_from(entry)
+        fields = wire.attributes(entry, uapi.TCMSG.size)
+        kind = fields[uapi.TCA_KIND].rstrip(b"\0").decode()
+        if kind == "noqueue" or uapi.TCA_STATS2 not in fields:
             continue
-        stats = wire.attributes(fields[7])  # TCA_STATS2: TCA_STATS_BASIC 1, TCA_STATS_QUEUE 3
-        size, packets = struct.unpack_from("=QI", stats[1])
-        qlen, backlog, drops, _, overlimits = struct.unpack_from("=5I", stats[3])
+        stats = wire.attributes(fields[uapi.TCA_STATS2])
+        size, packets = struct.unpack_from("=QI", stats[uapi.TCA_STATS_BASIC])
+        qlen, backlog, drops, _, overlimits = struct.unpack_from("=5I", stats[uapi.TCA_STATS_QUEUE])
         row = {
             "dev": names.get(index, str(index)),
             "kind": kind,

@@ -11,10 +11,8 @@ from typing import Any
 from msgspec.structs import asdict
 
 from testbed.drivers import nl80211
-from testbed.linux import netlink, wire
+from testbed.linux import netlink, uapi, wire
 
-_SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
-_CTRL, _GETFAMILY, _NAME, _GROUPS, _GROUP_NAME, _GROUP_ID = 16, 3, 2, 7, 1, 2
 _NAMES = {
     nl80211.CONNECT: "connect",
     nl80211.DISCONNECT: "disconnect",
@@ -48,27 +46,30 @@ def listen() -> socket.socket:
     sock = netlink.connect(wire.NETLINK_GENERIC)
     for name, number in groups(sock, nl80211.FAMILY).items():
         if name in ("mlme", "config"):
-            sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, number)
+            sock.setsockopt(uapi.SOL_NETLINK, uapi.NETLINK_ADD_MEMBERSHIP, number)
     sock.setblocking(False)
     return sock
 
 
 def groups(sock: socket.socket, family: str) -> dict[str, int]:
     """Return the multicast groups of a generic netlink family."""
-    body = struct.pack("=BBH", _GETFAMILY, 1, 0) + wire.text(_NAME, family)
-    sock.send(wire.header(len(body), _CTRL, wire.NLM_F_REQUEST, 1) + body)
-    return parse_groups(sock.recv(65536))
+    return parse_groups(netlink.controller(sock, family))
 
 
 @wire.decoder
 def parse_groups(data: bytes) -> dict[str, int]:
     """Return the multicast groups that an answer of the controller tells."""
     for kind, _, _, entry in wire.messages(data):
-        if kind == _CTRL:
-            nests = wire.attributes(wire.attributes(entry, 4).get(_GROUPS, b"")).values()
-            fields = [wire.attributes(nest) for nest in nests]
-            return {f[_GROUP_NAME].rstrip(b"\0").decode(): struct.unpack("=I", f[_GROUP_ID])[0] for f in fields}
+        if kind == uapi.GENL_ID_CTRL:
+            told = wire.attributes(entry, uapi.GENLMSGHDR.size).get(uapi.CTRL_ATTR_MCAST_GROUPS, b"")
+            return dict(map(_group, wire.attributes(told).values()))
     return {}
+
+
+def _group(nest: bytes) -> tuple[str, int]:
+    fields = wire.attributes(nest)
+    name = fields[uapi.CTRL_ATTR_MCAST_GRP_NAME].rstrip(b"\0").decode()
+    return name, struct.unpack("=I", fields[uapi.CTRL_ATTR_MCAST_GRP_ID])[0]
 
 
 def events(sock: socket.socket) -> Iterator[dict[str, Any]]:

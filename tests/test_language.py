@@ -20,11 +20,10 @@ from testbed.errors import InputError, Problem, TestbedError
 from testbed.language.document import _BREAK, Document, Mark, Source, get, merge, override, parse
 from testbed.language.experiment import Experiment, read
 from testbed.metrics import nodes as metrics
-from testbed.metrics import records
+from testbed.metrics import records, table
 from testbed.plan.lab import Plan, plan
 from testbed.plan.run import requires, run_steps
 from testbed.programs.sampler import main as sampler
-from testbed.rules import whole as consistency
 from tests.strategies import KEYS, Data, examples, mutants, places, scalars, topologies, values
 
 ROOT = Path(__file__).parent.parent
@@ -378,9 +377,9 @@ def test_the_language_knows_the_counters_that_samples_and_captures_give() -> Non
     raw = [{"t": float(t), "interfaces": {"eth0": counters}, "qdiscs": [qdisc]} for t in range(2)]
     rows = convert(raw, list[records.Sample])
     found = {**metrics.interfaces("a", rows, 0.0), **metrics.captures("a", [_DUMPCAP])}
-    assert {name.removeprefix("a.eth0.") for name in found} == set(consistency.INTERFACE)
+    assert {name.removeprefix("a.eth0.") for name in found} == set(table.names("interface"))
     usage = [records.Machine(1.0, 2.0, 0.5, 0.0, records.Softnet(0, 0))]
-    assert {name.removeprefix("machine.") for name in metrics.machine(usage, 0.0)} == set(consistency.MACHINE)
+    assert {name.removeprefix("machine.") for name in metrics.machine(usage, 0.0)} == set(table.names("machine"))
 
 
 _DUMPCAP = "Packets received/dropped on interface 'eth0': 5/0 (pcap:0/dumpcap:0/flushed:0/ps_ifdrop:0) (100.0%)"

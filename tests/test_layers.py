@@ -28,7 +28,7 @@ FLOORS: tuple[dict[str, str], ...] = (
         "programs.sampler": "air main wlans",
         "nodes": "access_point amt_gateway amt_relay bridge mptcp node place router station",
     },
-    {"metrics": "nodes reception recorded records wifi"},
+    {"metrics": "nodes reception recorded records table wifi"},
     {"workloads": "command iperf3 multicast ping place"},
     {"language": "document experiment explain topology"},
     {"plan": "addressing lab routes run trees tunnels"},

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from testbed.metrics.recorded import Stamped
 from testbed.metrics.records import Counters, Machine, Sample, Subflow
+from testbed.metrics.table import COUNTER, unit
 from testbed.plan.addressing import Network
 from testbed.workloads.place import Measured, percentile
 
@@ -22,6 +23,7 @@ _CAPTURED = re.compile(
 )
 _RATES = (("rx_bytes", "rx_mbps"), ("tx_bytes", "tx_mbps"))
 _QUEUE = ("drops", "overlimits")
+_RTT = "rtt_p50_ms"
 _SUBFLOW = ("bytes_sent", "bytes_acked", "bytes_received", "retransmits")
 
 
@@ -39,20 +41,20 @@ def interfaces(node: str, rows: Sequence[Sample], origin: float) -> dict[str, Me
         for counter in Counters.__struct_fields__:
             began = getattr(first, counter)
             series = tuple((t, float(getattr(c, counter) - began)) for t, c in seen)
-            unit = "byte" if counter.endswith("_bytes") else "packet"
-            found[f"{node}.{ifname}.{counter}"] = Measured(series[-1][1], unit, series)
+            found[f"{node}.{ifname}.{counter}"] = Measured(series[-1][1], unit("interface", counter), series)
         for counter, rate in _RATES:
             total = found[f"{node}.{ifname}.{counter}"].series
             pace = tuple((b[0], (b[1] - a[1]) * 8e-6 / (b[0] - a[0])) for a, b in pairwise(total) if b[0] > a[0])
             if pace:
                 found[f"{node}.{ifname}.{rate}"] = Measured(
-                    max(v for _, v in pace), "Mbit/s", pace, "the highest between two samples"
+                    max(v for _, v in pace), unit("interface", rate), pace, "the highest between two samples"
                 )
         if ifname in queued:
             for n, name in enumerate(_QUEUE):
                 sums = [row.get(ifname, _NONE)[n] for row in queues]
                 series = tuple((t, float(v - sums[0])) for t, v in zip(times, sums, strict=True))
-                found[f"{node}.{ifname}.qdisc_{name}"] = Measured(series[-1][1], "packet", series)
+                key = f"qdisc_{name}"
+                found[f"{node}.{ifname}.{key}"] = Measured(series[-1][1], unit("interface", key), series)
     return found
 
 
@@ -85,10 +87,10 @@ def mptcp(net: Network, node: str, rows: Sequence[Sample], origin: float) -> dic
         values = [(t, r.mib[counter]) for t, r in zip(times, during, strict=True) if r.mib and counter in r.mib]
         series = tuple((t, float(v - (0 if gauge else first))) for t, v in values)
         value = max(v for _, v in series) if gauge else series[-1][1]
-        found[f"{node}.mptcp.{counter}"] = Measured(value, "connection" if gauge else "count", series)
+        found[f"{node}.mptcp.{counter}"] = Measured(value, unit("mptcp", "MPCurrEstab" if gauge else COUNTER), series)
     counts = tuple((t, _most(r.subflows)) for t, r in zip(times, during, strict=True))
     found[f"{node}.mptcp.subflows"] = Measured(
-        max(c for _, c in counts), "subflow", counts, "most of one connection at once"
+        max(c for _, c in counts), unit("mptcp", "subflows"), counts, "most of one connection at once"
     )
     owner = {h: i.name for i in net.interfaces[node] for h in i.hosts()}
     latest: dict[tuple[object, ...], Subflow] = {}
@@ -108,12 +110,11 @@ def mptcp(net: Network, node: str, rows: Sequence[Sample], origin: float) -> dic
         for into, total in sums.items():
             series_of[into].append((t, float(total)))
     for (ifname, name), points in series_of.items():
-        unit = "segment" if name == "retransmits" else "byte"
         found[f"{node}.subflow.{ifname}.{name}"] = Measured(
-            points[-1][1], unit, tuple(points), "payload" if unit == "byte" else ""
+            points[-1][1], unit("subflow", name), tuple(points), "payload" if name.startswith("bytes") else ""
         )
     for ifname, measured in rtts.items():
-        found[f"{node}.subflow.{ifname}.rtt_p50_ms"] = Measured(percentile(measured, 0.5), "ms")
+        found[f"{node}.subflow.{ifname}.{_RTT}"] = Measured(percentile(measured, 0.5), unit("subflow", _RTT))
     return found
 
 
@@ -138,8 +139,8 @@ def captures(node: str, lines: Iterable[str]) -> dict[str, Measured]:
     """Return what dumpcap says at its end of the packets that it took and that it missed."""
     found = {}
     for said in filter(None, map(_CAPTURED.search, lines)):
-        found[f"{node}.{said['dev']}.captured_packets"] = Measured(float(said["got"]), "packet")
-        found[f"{node}.{said['dev']}.capture_drops"] = Measured(float(said["lost"]), "packet")
+        for key, count in (("captured_packets", said["got"]), ("capture_drops", said["lost"])):
+            found[f"{node}.{said['dev']}.{key}"] = Measured(float(count), unit("interface", key))
     return found
 
 
@@ -157,14 +158,16 @@ def machine(rows: Sequence[Machine], origin: float) -> dict[str, Measured]:
         spent[int(t)] = spent.get(int(t), 0.0) + t - before
     means = [busy[second] / spent[second] for second in busy if spent[second] >= 0.5] or [cpu[-1][1]]
     found = {
-        "machine.cpu_max_pct": Measured(max(means), "%", tuple(cpu), "busiest second, all CPUs"),
+        "machine.cpu_max_pct": Measured(
+            max(means), unit("machine", "cpu_max_pct"), tuple(cpu), "busiest second, all CPUs"
+        ),
         # A guest's Python adds otherwise than this one (since 3.12), and a report is to be the same on both.
-        "machine.cpu_mean_pct": Measured(fsum(v for _, v in cpu) / len(cpu), "%"),
-        "machine.steal_pct": Measured(100 * max(r.steal for r in during), "%"),
+        "machine.cpu_mean_pct": Measured(fsum(v for _, v in cpu) / len(cpu), unit("machine", "cpu_mean_pct")),
+        "machine.steal_pct": Measured(100 * max(r.steal for r in during), unit("machine", "steal_pct")),
     }
     seen = [(r.t - origin, r.softnet) for r in since(rows, origin) if r.softnet is not None]
     for name in ("dropped", "squeezed"):
         if series := _growth([(t, getattr(counts, name)) for t, counts in seen]):
-            unit = "packet" if name == "dropped" else "count"
-            found[f"machine.softnet_{name}"] = Measured(series[-1][1], unit, series, "all CPUs, everything on them")
+            key, note = f"softnet_{name}", "all CPUs, everything on them"
+            found[f"machine.{key}"] = Measured(series[-1][1], unit("machine", key), series, note)
     return found

@@ -12,14 +12,8 @@ from itertools import accumulate, pairwise
 from msgspec import Struct
 
 from testbed.programs.multicast.packets import Arrival
-from testbed.workloads.place import PERCENTILES, Measured, latencies
+from testbed.workloads.place import Measured, latencies
 
-DELAYS = tuple(f"delay_{name}_ms" for name in PERCENTILES)
-METRICS = (
-    *("sent_packets", "received_packets", "lost_packets", "loss_pct", "lost_outside_gap_packets"),
-    *("reorder_packets", "duplicate_packets", *DELAYS, "jitter_ms", "join_ms", "gap_s", "gap_at_s"),
-    *("goodput_mbps", "socket_drops"),
-)
 _SECOND = 1_000_000_000
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from testbed.metrics.nodes import since
 from testbed.metrics.records import Air, Sample, Told, Wlan, WlanLink
+from testbed.metrics.table import unit
 from testbed.workloads.place import Measured, percentile
 
 
@@ -34,27 +35,26 @@ def wlans(
         seen = [(t - origin, _by_id(w.get(ifname), ids)) for t, w in during]
         active = tuple((t, float(sum(bool(link.freq) for link in links.values()))) for t, links in seen)
         base = f"{node}.{ifname}"
-        found[f"{base}.links"] = Measured(active[-1][1], "link", active, "active ones, at the end")
+        found[f"{base}.links"] = Measured(active[-1][1], unit("wlan", "links"), active, "active ones, at the end")
         mine = [e for e in told if e.t > origin]
         joined = sum(e.event == "connect" for e in mine)
-        found[f"{base}.connects"] = Measured(float(joined), "join")
+        found[f"{base}.connects"] = Measured(float(joined), unit("wlan", "connects"))
         found |= _frames(base, [w.get(ifname) for _, w in states], ids, heard)
         for n in sorted({n for _, links in seen for n in links} | set(ids.values())):
             there = [(t, links.get(n)) for t, links in seen]
             on = tuple((t, float(bool(link and link.freq))) for t, link in there)
-            found[f"{base}.link{n}.active"] = Measured(on[-1][1], "", on)
+            found[f"{base}.link{n}.active"] = Measured(on[-1][1], unit("mlo_link", "active"), on)
             mhz = tuple((t, float(link.freq)) for t, link in there if link and link.freq)
             if mhz:
-                found[f"{base}.link{n}.freq_mhz"] = Measured(mhz[-1][1], "MHz", mhz)
-            for key, name, unit, pick in (
-                ("signal", "signal_dbm", "dBm", _median),
-                ("seen_ms", "seen_max_ms", "ms", max),
-            ):
+                found[f"{base}.link{n}.freq_mhz"] = Measured(mhz[-1][1], unit("mlo_link", "freq_mhz"), mhz)
+            for key, name, pick in (("signal", "signal_dbm", _median), ("seen_ms", "seen_max_ms", max)):
                 if values := [float(v) for _, link in there if link and (v := getattr(link, key)) is not None]:
-                    found[f"{base}.link{n}.{name}"] = Measured(pick(values), unit)
+                    found[f"{base}.link{n}.{name}"] = Measured(pick(values), unit("mlo_link", name))
             gone = [e.t - origin for e in mine if e.event == "links_removed" and n in e.links]
             if gone:
-                found[f"{base}.link{n}.removed_at_s"] = Measured(gone[0], "s", note="as nl80211 told the station")
+                found[f"{base}.link{n}.removed_at_s"] = Measured(
+                    gone[0], unit("mlo_link", "removed_at_s"), note="as nl80211 told the station"
+                )
     return found
 
 
@@ -82,14 +82,16 @@ def _frames(
     total = 0.0
     for n in dict.fromkeys([*ids.values(), *owner.values()]):
         for way in ("tx", "rx"):
-            for what, unit in (("frames", "frame"), ("bytes", "byte")):
+            for what in ("frames", "bytes"):
                 value = last.get((n, way, what), 0) - first.get((n, way, what), 0)
-                found[f"{base}.link{n}.{way}_{what}"] = Measured(float(value), unit)
+                found[f"{base}.link{n}.{way}_{what}"] = Measured(float(value), unit("mlo_link", f"{way}_{what}"))
                 total += value if what == "frames" else 0
     for n in dict.fromkeys([*ids.values(), *owner.values()]):
         own = sum(found[f"{base}.link{n}.{way}_frames"].value for way in ("tx", "rx"))
         if total:
-            found[f"{base}.link{n}.share_pct"] = Measured(100 * own / total, "%", note="of its data frames")
+            found[f"{base}.link{n}.share_pct"] = Measured(
+                100 * own / total, unit("mlo_link", "share_pct"), note="of its data frames"
+            )
     return found
 
 

@@ -21,6 +21,7 @@ from testbed.drivers.channels import channel
 from testbed.language.document import Path
 from testbed.language.explain import Names, name_set, suggest
 from testbed.language.topology import NODE, SHAPES, Direction, Event, Link, Shaping, Topology, Way, Work, Written
+from testbed.metrics import table
 from testbed.nodes.node import Node
 from testbed.nodes.place import Place, misnamed
 from testbed.nodes.station import STATIONS
@@ -43,20 +44,7 @@ _PATTERN = 200  # characters of a pattern: a name of each has 32 and 15, and a s
 _DEVICE = re.compile("-|[0-9]+|any|(usbmon|bluetooth|bluetooth-monitor|nflog|nfqueue|dbus-|rdmasniff|netmap).*")
 _NAME = 255  # characters of a metric's
 _METRIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.[A-Za-z0-9_.%@+-]+")
-# What `metrics` derives from samples and captures.
-INTERFACE = (
-    *(f"{way}_{what}" for what in ("packets", "bytes", "errors", "dropped", "mbps") for way in ("rx", "tx")),
-    *("qdisc_drops", "qdisc_overlimits", "captured_packets", "capture_drops"),
-)
-SUBFLOW = ("bytes_sent", "bytes_acked", "bytes_received", "retransmits", "rtt_p50_ms")
-# What `metrics` derives of a wireless interface, and of each of its links (link0, link1 ...).
-WLAN = ("links", "connects")
-WLAN_LINK = (
-    *(f"{way}_{what}" for what in ("frames", "bytes") for way in ("tx", "rx")),
-    *("share_pct", "active", "freq_mhz", "signal_dbm", "seen_max_ms", "removed_at_s"),
-)
 AIR = "air"  # stands for the medium where nodes are named
-MACHINE = ("cpu_max_pct", "cpu_mean_pct", "steal_pct", "softnet_dropped", "softnet_squeezed")
 
 
 def faults(topology: Topology, written: Written, like: Topology | None = None) -> Iterator[Fault]:
@@ -668,8 +656,8 @@ def _metric(net: Network, written: Written, known: Names, metric: str, at: Path,
         names = work.workload().metrics()
         if rest not in names:
             yield at, f"{work.kind()} has no metric {rest!r}", suggest(rest, names) or _known(names)
-    elif owner == _MACHINE and rest not in MACHINE:
-        yield at, f"the machine has no metric {rest!r}", suggest(rest, MACHINE) or _known(MACHINE)
+    elif owner == _MACHINE and rest not in (names := table.names("machine")):
+        yield at, f"the machine has no metric {rest!r}", suggest(rest, names) or _known(names)
     elif owner in net.topology.nodes and not doubt & {"links", f"nodes.{owner}"}:
         yield from _node_metric(net, owner, rest, at)
 
@@ -690,9 +678,10 @@ def _node_metric(net: Network, node: str, rest: str, at: Path) -> Iterator[Fault
         head = rest.partition(".")[0]
         yield at, f"{node} has no interface {head!r}", suggest(head, ends) or _known(ends)
         return
-    counter, known = rest.removeprefix(f"{ifname}."), SUBFLOW if subflows else INTERFACE
+    counter, known = rest.removeprefix(f"{ifname}."), table.names("subflow" if subflows else "interface")
     if not subflows and any(i.kind == "wlan" and i.name == ifname for i in net.interfaces[node]):
-        known = (*INTERFACE, *WLAN, *(f"link{n}.{w}" for n in link_ids(net, node)[ifname].values() for w in WLAN_LINK))
+        links = [f"link{n}.{w}" for n in link_ids(net, node)[ifname].values() for w in table.names("mlo_link")]
+        known = (*known, *table.names("wlan"), *links)
     if counter not in known:
         yield at, f"there is no counter {counter!r}", suggest(counter, known) or _known(known)
 

@@ -12,11 +12,12 @@ from pydantic import Field
 
 from testbed import features
 from testbed.drivers.facts import Listening
+from testbed.metrics import table
 from testbed.metrics.recorded import KIB, Count, Real, Recorded
 from testbed.spec import Spec
 from testbed.steps import START, Spawn, Step, Wait
 from testbed.units import Rate, Size, Time, Word
-from testbed.workloads.place import PERCENTILES, STALL, Measured, Task, latencies
+from testbed.workloads.place import STALL, Measured, Task, latencies
 
 _DATAGRAM, _WRITE = 65507, 1 << 20  # bytes: the most that UDP over IPv4 carries, and MAX_BLOCKSIZE of iperf.h
 _INTERVAL = 0.1  # seconds; the least that iperf3 knows, and the resolution of gap_s
@@ -179,11 +180,7 @@ class Iperf3(Spec):
 
     def metrics(self) -> tuple[str, ...]:
         """Return the names that `read` gives."""
-        common = ("goodput_mbps", "received_bytes", "seconds", "gap_s", "gap_at_s")
-        if self.protocol == "udp":
-            return (*common, "loss_pct", "jitter_ms", "reorder_packets")
-        rtts = tuple(f"rtt_{p}_ms" for p in PERCENTILES)
-        return (*common, *rtts) if self.protocol == "mptcp" else (*common, "retransmits", *rtts)
+        return table.names("iperf3", self.protocol)
 
     def read(self, name: str, folder: Recorded) -> dict[str, Measured]:
         """Return goodput from what the receiver received, and what the sender saw of loss and delay."""

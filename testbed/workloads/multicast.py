@@ -13,7 +13,8 @@ from pydantic import BeforeValidator, Field
 from testbed.drivers.facts import FileHas
 from testbed.drivers.membership import Joined
 from testbed.features import IPV6, Feature
-from testbed.metrics.reception import METRICS, Listening, measure
+from testbed.metrics import table
+from testbed.metrics.reception import Listening, measure
 from testbed.metrics.recorded import KIB, Count, Recorded
 from testbed.programs.multicast.packets import PACKET, RECORD, SENT, arrivals, sent_times, stream
 from testbed.spec import Spec
@@ -156,7 +157,8 @@ class Multicast(Spec):
 
     def metrics(self) -> tuple[str, ...]:
         """Return the names that `read` gives: of the source, and of each receiver after its node's name."""
-        return (*SOURCE, *(f"{r.node}.{key}" for r in self.receivers for key in METRICS))
+        each = table.names("receiver")
+        return (*table.names("multicast"), *(f"{r.node}.{key}" for r in self.receivers for key in each))
 
     def _sent(self, name: str, folder: Recorded) -> list[int] | None:
         """Return when each packet was sent (ns of CLOCK_MONOTONIC)."""
@@ -225,9 +227,6 @@ class Multicast(Spec):
         if said is not None and said.skipped:
             seen = f"{said.skipped} packets were not sent: the source was too late for them"
             yield float(said.skipped), f"the rate and gaps of {name}", seen
-
-
-SOURCE = ("sent_packets", "send_errors", "late_max_ms", "skipped_packets")
 
 
 def misfit(group: str) -> str:

@@ -8,11 +8,12 @@ from typing import Literal
 from pydantic import Field
 
 from testbed import features
+from testbed.metrics import table
 from testbed.metrics.recorded import KIB, Recorded
 from testbed.spec import Spec
 from testbed.steps import Spawn, Step
 from testbed.units import Size, Time
-from testbed.workloads.place import PERCENTILES, STALL, Measured, Task, latencies
+from testbed.workloads.place import STALL, Measured, Task, latencies
 
 _PAYLOAD = 65507  # 65535 less the headers of IPv4 and ICMP
 # No sign of a line can be meant twice, so that a damaged one takes no longer than its length.
@@ -97,13 +98,7 @@ class Ping(Spec):
 
     def metrics(self) -> tuple[str, ...]:
         """Return the names that `read` gives."""
-        return (
-            "sent_packets",
-            "received_packets",
-            "loss_pct",
-            "duplicate_packets",
-            *(f"rtt_{p}_ms" for p in PERCENTILES),
-        )
+        return table.names("ping")
 
     def read(self, name: str, folder: Recorded) -> dict[str, Measured]:
         """Return loss and the percentiles of the round-trip time."""

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from testbed.features import Feature
 from testbed.metrics.recorded import Recorded
+from testbed.metrics.table import PERCENTILES
 from testbed.steps import Step
 
 STALL = 0.5  # seconds that a program may be late before a report says so
@@ -101,6 +102,3 @@ def latencies(values: list[float], what: str) -> dict[str, Measured]:
     if not values:
         return {}
     return {f"{what}_{name}_ms": Measured(percentile(values, share), "ms") for name, share in PERCENTILES.items()}
-
-
-PERCENTILES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}

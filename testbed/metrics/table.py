@@ -1,0 +1,289 @@
+"""Every figure that a run measures: one table, for checks, the report, comparison and docs/metrics.md (pure data)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import groupby
+from typing import Literal
+
+from msgspec import Struct
+
+
+class Metric(Struct, frozen=True):
+    """One figure: what it belongs to (a key of OWNERS), its name there, its unit, and how it is measured.
+
+    `better` is the direction in which a change is an improvement, "" where there is none. `when` names the protocols
+    of a flow that have it, all when empty.
+    """
+
+    of: str
+    name: str
+    unit: str
+    how: str
+    better: Literal["higher", "lower", ""] = ""
+    when: tuple[str, ...] = ()
+
+    @property
+    def ratio(self) -> bool:
+        """Whether two runs are compared by their ratio; what is often 0, such as a loss, is by the difference."""
+        return self.unit not in ("%", "", "packet", "segment", "count") and not self.name.startswith("gap")
+
+
+# How the names of what a row belongs to begin.
+OWNERS = {
+    "iperf3": "WORKLOAD.",
+    "ping": "WORKLOAD.",
+    "multicast": "WORKLOAD.",
+    "receiver": "WORKLOAD.NODE.",
+    "interface": "NODE.INTERFACE.",
+    "wlan": "NODE.INTERFACE.",
+    "mlo_link": "NODE.INTERFACE.linkN.",
+    "mptcp": "NODE.mptcp.",
+    "subflow": "NODE.subflow.INTERFACE.",
+    "machine": "machine.",
+}
+COUNTER = "COUNTER"  # stands for every counter that the kernel has in a group
+_TCP, _UDP, _STREAM = ("tcp",), ("udp",), ("tcp", "mptcp")
+PERCENTILES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+
+
+def _times(of: str, what: str, how: str, when: tuple[str, ...] = ()) -> Iterable[Metric]:
+    """Yield a row for each percentile of a time in milliseconds."""
+    for share in PERCENTILES:
+        yield Metric(of, f"{what}_{share}_ms", "ms", how, "lower", when)
+
+
+TABLE = (
+    Metric(
+        "iperf3",
+        "goodput_mbps",
+        "Mbit/s",
+        "payload that arrived at the receiver, over the receiver's time; the series is by the second",
+        "higher",
+    ),
+    Metric("iperf3", "received_bytes", "byte", "payload that arrived", "higher"),
+    Metric("iperf3", "seconds", "s", "the receiver's time"),
+    Metric(
+        "iperf3",
+        "gap_s",
+        "s",
+        "longest time in which the receiver got nothing, to 0.1 s, the interval of iperf3's report. A receiver that "
+        "does not run reports one long interval: all of it but 0.1 s counts as a gap",
+        "lower",
+    ),
+    Metric("iperf3", "gap_at_s", "s", "when that gap began"),
+    Metric(
+        "iperf3",
+        "loss_pct",
+        "%",
+        "UDP: datagrams that did not arrive, by the receiver's count",
+        "lower",
+        _UDP,
+    ),
+    Metric("iperf3", "jitter_ms", "ms", "UDP: RFC 3550 section 6.4.1", "lower", _UDP),
+    Metric("iperf3", "reorder_packets", "packet", "UDP: datagrams that arrived out of order", "lower", _UDP),
+    Metric("iperf3", "retransmits", "segment", "TCP: segments that the sender sent again", "lower", _TCP),
+    *_times(
+        "iperf3",
+        "rtt",
+        "TCP and MPTCP: the sender's smoothed RTT (tcp_info), read every 0.1 s",
+        _STREAM,
+    ),
+    Metric("ping", "sent_packets", "packet", "requests, as ping(8) counts them"),
+    Metric("ping", "received_packets", "packet", "answers, as ping(8) counts them", "higher"),
+    Metric("ping", "loss_pct", "%", "requests without an answer within a second of the last one", "lower"),
+    Metric("ping", "duplicate_packets", "packet", "answers that came twice", "lower"),
+    *_times("ping", "rtt", "of each answer, without duplicates"),
+    Metric("multicast", "sent_packets", "packet", "taken by the kernel"),
+    Metric(
+        "multicast",
+        "send_errors",
+        "packet",
+        "refused by the kernel: not sent, and not counted as lost",
+        "lower",
+    ),
+    Metric("multicast", "late_max_ms", "ms", "most that the source was behind its schedule", "lower"),
+    Metric(
+        "multicast",
+        "skipped_packets",
+        "packet",
+        "left out because the source was more than 50 ms behind; not counted as lost",
+        "lower",
+    ),
+    Metric(
+        "receiver",
+        "sent_packets",
+        "packet",
+        "packets that it should receive: all, or for a receiver that joins later, those from the first one that it "
+        "got until it left",
+    ),
+    Metric("receiver", "received_packets", "packet", "different ones of these that arrived", "higher"),
+    Metric("receiver", "lost_packets", "packet", "the rest", "lower"),
+    Metric("receiver", "loss_pct", "%", "the rest in per cent; 100 % when nothing arrived", "lower"),
+    Metric(
+        "receiver",
+        "lost_outside_gap_packets",
+        "packet",
+        "lost packets that are not in the gap in which most were lost",
+        "lower",
+    ),
+    Metric(
+        "receiver",
+        "reorder_packets",
+        "packet",
+        "numbered below the highest so far (RFC 4737 section 3.3)",
+        "lower",
+    ),
+    Metric("receiver", "duplicate_packets", "packet", "packets that came again", "lower"),
+    *_times(
+        "receiver",
+        "delay",
+        "one way, from just before the source's send(2) to the receiving kernel's time stamp (RFC 7679)",
+    ),
+    Metric("receiver", "jitter_ms", "ms", "RFC 3550 section 6.4.1, at the end", "lower"),
+    Metric(
+        "receiver",
+        "join_ms",
+        "ms",
+        "from the join, or from the first packet sent if that was later, to the first packet that arrived",
+        "lower",
+    ),
+    Metric(
+        "receiver",
+        "gap_s",
+        "s",
+        "longest time without a packet while packets were sent, from the first one to the last",
+        "lower",
+    ),
+    Metric("receiver", "gap_at_s", "s", "when that gap began"),
+    Metric(
+        "receiver",
+        "goodput_mbps",
+        "Mbit/s",
+        "UDP payload that arrived, over the time in which it was sent; the series is by the second",
+        "higher",
+    ),
+    Metric(
+        "receiver",
+        "socket_drops",
+        "packet",
+        "packets that found the receiving socket's buffer full (`/proc/net/udp`); they are among the lost ones",
+        "lower",
+    ),
+    *(
+        Metric("interface", f"{way}_{what}", unit, "the kernel's counter (IFLA_STATS64), since t = 0")
+        for what, unit in (("packets", "packet"), ("bytes", "byte"))
+        for way in ("rx", "tx")
+    ),
+    *(
+        Metric("interface", f"{way}_{what}", "packet", "the kernel's counter (IFLA_STATS64), since t = 0", "lower")
+        for what in ("errors", "dropped")
+        for way in ("rx", "tx")
+    ),
+    *(
+        Metric("interface", f"{way}_mbps", "Mbit/s", "from the bytes of two samples; the value is the highest")
+        for way in ("rx", "tx")
+    ),
+    *(
+        Metric("interface", f"qdisc_{what}", "packet", "of all queue disciplines of the interface together", "lower")
+        for what in ("drops", "overlimits")
+    ),
+    Metric("interface", "captured_packets", "packet", "packets that dumpcap(1) took, if the interface is captured"),
+    Metric("interface", "capture_drops", "packet", "packets that dumpcap(1) missed", "lower"),
+    Metric("wlan", "links", "link", "active links at the end (nl80211); the series is by the sample"),
+    Metric("wlan", "connects", "join", "associations since t = 0, as nl80211 told the station"),
+    *(
+        Metric(
+            "mlo_link",
+            f"{way}_{what}",
+            unit,
+            "data frames with the link's address as transmitter (tx) and as receiver (rx), counted on the medium since "
+            "t = 0; bytes are those of the 802.11 frame",
+        )
+        for what, unit in (("frames", "frame"), ("bytes", "byte"))
+        for way in ("tx", "rx")
+    ),
+    Metric("mlo_link", "share_pct", "%", "its share of all data frames of the interface, both ways"),
+    Metric("mlo_link", "active", "", "1 while the link is set up and used, else 0; the value is that at the end"),
+    Metric("mlo_link", "freq_mhz", "MHz", "its channel, while it is active"),
+    Metric("mlo_link", "signal_dbm", "dBm", "of a station: median of the signal of its access point"),
+    Metric("mlo_link", "seen_max_ms", "ms", "of a station: longest time without a beacon, of all samples", "lower"),
+    Metric("mlo_link", "removed_at_s", "s", "of a station: when nl80211 told that the link was removed, after t = 0"),
+    Metric(
+        "mptcp",
+        "subflows",
+        "subflow",
+        "most of one connection at once, by inet_diag, without those being opened",
+    ),
+    Metric("mptcp", "MPCurrEstab", "connection", "a gauge: the highest number of MPTCP connections at once"),
+    Metric(
+        "mptcp",
+        COUNTER,
+        "count",
+        "every counter of the group `MPTcpExt` in `/proc/net/netstat`, by the kernel's own name, since t = 0",
+    ),
+    Metric("subflow", "bytes_sent", "byte", "payload sent from addresses of this interface, with retransmissions"),
+    Metric("subflow", "bytes_acked", "byte", "the part that was acknowledged"),
+    Metric("subflow", "bytes_received", "byte", "payload received"),
+    Metric("subflow", "retransmits", "segment", "segments sent again", "lower"),
+    Metric("subflow", "rtt_p50_ms", "ms", "median of the smoothed RTT of all its subflows in all samples", "lower"),
+    Metric(
+        "machine",
+        "cpu_max_pct",
+        "%",
+        "share of all CPUs of your machine that was busy, in the busiest second (`/proc/stat`)",
+        "lower",
+    ),
+    Metric("machine", "cpu_mean_pct", "%", "the same, over the whole run", "lower"),
+    Metric("machine", "steal_pct", "%", "highest share that a hypervisor took, of all samples", "lower"),
+    Metric(
+        "machine",
+        "softnet_dropped",
+        "packet",
+        "packets that found the kernel's queue of received packets full (`/proc/net/softnet_stat`), since t = 0",
+        "lower",
+    ),
+    Metric(
+        "machine",
+        "softnet_squeezed",
+        "count",
+        "rounds of receiving that ended with packets left, for want of time or of budget",
+        "lower",
+    ),
+)
+
+
+def names(of: str, protocol: str = "") -> tuple[str, ...]:
+    """Return the names of what belongs to one kind of owner, for a flow those of its protocol."""
+    return tuple(m.name for m in TABLE if m.of == of and (not m.when or not protocol or protocol in m.when))
+
+
+def unit(of: str, name: str) -> str:
+    """Return the unit of a figure, which the table must have."""
+    return _UNITS[of, name]
+
+
+def find(metric: str) -> Metric | None:
+    """Return the row of a figure by its whole name as metrics.json has it, None when the table has none.
+
+    A name ends in the same word for every owner that has it, and means the same (a test says so); counters of the
+    kernel have names of their own.
+    """
+    head, _, last = metric.rpartition(".")
+    if head.endswith(".mptcp") and ("mptcp", last) not in _UNITS:
+        return next(m for m in TABLE if m.name == COUNTER)
+    return _LAST.get(last)
+
+
+def markdown(of: str) -> str:
+    """Return the table of docs/metrics.md for one kind of owner; figures that are measured alike share a row."""
+    rows = ["| metric | unit | how it is measured |", "|---|---|---|"]
+    for how, same in groupby((m for m in TABLE if m.of == of), lambda m: m.how):
+        group = list(same)
+        units = ", ".join(dict.fromkeys(m.unit for m in group))
+        rows.append(f"| {' '.join(f'`{m.name}`' for m in group)} | {units} | {how} |")
+    return "\n".join(rows)
+
+
+_UNITS = {(m.of, m.name): m.unit for m in TABLE}
+_LAST = {m.name: m for m in TABLE if m.name != COUNTER}

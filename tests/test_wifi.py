@@ -122,8 +122,8 @@ def test_an_access_point_knows_a_station_by_its_mld_address() -> None:
     assert known == {"02:00:c3:f1:bf:18": True}
     joined = LinksAre("wlan0", ((0, 2412),), True, ("ap", "wlan0", "02:00:c3:f1:bf:18"))
     assert joined.unknown(known) == ""
-    assert joined.unknown({}) == "ap has not the station 02:00:c3:f1:bf:18"
-    assert joined.unknown({"02:00:c3:f1:bf:18": False}) == "ap has not authorized 02:00:c3:f1:bf:18"
+    assert joined.unknown({}) == "ap does not know the station 02:00:c3:f1:bf:18"
+    assert joined.unknown({"02:00:c3:f1:bf:18": False}) == "ap has not authorized the station 02:00:c3:f1:bf:18"
 
 
 @given(st.binary(max_size=200))
@@ -178,7 +178,7 @@ def wlan(freqs: dict[int, int], mlo: bool = True) -> Wlan:
         (wlan({0: 2412}), True, "link 1 (5180 MHz) is missing, link 2 (5975 MHz) is missing"),
         (wlan(FREQS | {1: 5200}), True, "link 1 is on 5200 MHz, not 5180"),
         (wlan(FREQS | {1: 0}), True, "link 1 (5180 MHz) is not active"),
-        (wlan(FREQS | {3: 6055}), True, "link 3 (6055 MHz) is there and not planned"),
+        (wlan(FREQS | {3: 6055}), True, "link 3 (6055 MHz) exists but is not planned"),
     ],
 )
 def test_what_is_missing_of_links_is_said(seen: Wlan | None, running: bool, unmet: str) -> None:
@@ -190,7 +190,7 @@ def test_a_station_without_mlo_is_asked_for_its_one_channel() -> None:
     assert alone.unmet(wlan({0: 5975}, mlo=False), True) == ""
     assert alone.unmet(wlan({0: 5975}), True) == "wlan0 is an MLD"
     assert alone.unmet(wlan({0: 5180}, mlo=False), True) == "link 0 is on 5180 MHz, not 5975"
-    assert LinksAre("wlan0", ((0, 2412),), mlo=True).unmet(wlan({0: 2412}, mlo=False), True) == "wlan0 is no MLD"
+    assert LinksAre("wlan0", ((0, 2412),), mlo=True).unmet(wlan({0: 2412}, mlo=False), True) == "wlan0 is not an MLD"
     assert str(PLANNED) == "wlan0 valid_links = 0x7 (0:2412 1:5180 2:5975 MHz)"
     assert str(alone) == "wlan0 up on 5975 MHz"
 

@@ -1,1 +1,1 @@
-"""One kernel facility or tool each: pure functions and requests named after the tool's own verbs."""
+"""Drivers: each module turns one kernel facility or tool into requests and pure functions, named after its verbs."""

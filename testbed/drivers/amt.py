@@ -1,6 +1,6 @@
-"""AMT interfaces of the kernel (RFC 7450) as requests, and what it says of them, decoded.
+"""The kernel's AMT interfaces (RFC 7450): a request that makes one, and the decoder of its description.
 
-Sources: include/uapi/linux/amt.h, drivers/net/amt.c. pyroute2 has no such kind of link.
+Sources: include/uapi/linux/amt.h, drivers/net/amt.c. pyroute2 does not support this kind of link.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from testbed.linux import uapi
 from testbed.linux.wire import Here, Message, attr, attributes, decoder, nest, text, u32
 
 PORT = 2268  # IANA's, RFC 7450 section 7
-HEADERS = 40  # what the driver takes off the stream interface's MTU: IPv4 20, UDP 8, AMT 12 (of a Membership Update)
+HEADERS = 40  # what the driver subtracts from the stream interface's MTU: IPv4 20, UDP 8, AMT 12 (Membership Update)
 LEAST_MTU = 68 + HEADERS  # of a stream interface (ETH_MIN_MTU)
-GROUPS = 32  # of one tunnel (AMT_MAX_GROUP); further ones are dropped without a word
+GROUPS = 32  # of one tunnel (AMT_MAX_GROUP); the driver drops further ones silently
 MOST_TUNNELS = 65535
 Mode = Literal["gateway", "relay"]
 _MODES: dict[Mode, int] = {"gateway": 0, "relay": 1}
@@ -28,9 +28,9 @@ _KIND = "amt"
 
 
 class AmtAdd(Struct, frozen=True, tag=True):
-    """A gateway's pseudo-interface, or a relay's, made down and in its final namespace: it can't be moved.
+    """Make a gateway's or a relay's pseudo-interface, down and in its final namespace: it cannot be moved.
 
-    `dev` is the interface that carries the tunnels, `local` its address. Nothing of it can be changed later.
+    `dev` is the interface that carries the tunnels, `local` its address. Neither can be changed later.
     """
 
     name: str
@@ -70,12 +70,12 @@ def _port(kind: int, number: int) -> bytes:
 
 
 def _address(kind: int, text: str) -> bytes:
-    """Encode an IPv4 address: of a longer one the driver would take the first four bytes, and say nothing."""
+    """Encode an IPv4 address: of a longer one the driver would silently take the first four bytes."""
     return attr(kind, socket.inet_pton(socket.AF_INET, text))
 
 
 class Amt(Struct, frozen=True):
-    """An AMT interface as the kernel describes it; `remote` is "" until a relay has advertised itself."""
+    """The kernel's description of an AMT interface; `remote` is "" until a relay has answered."""
 
     name: str
     mode: Mode
@@ -93,7 +93,7 @@ class Amt(Struct, frozen=True):
 
 @decoder
 def parse_link(entry: bytes) -> Amt | None:
-    """Decode one message of a dump of links; None for another kind of link."""
+    """Decode one message of a dump of links; return None for other kinds of link."""
     link = attributes(entry, uapi.IFINFOMSG.size)
     info = attributes(link.get(uapi.IFLA_LINKINFO, b""))
     if info.get(uapi.IFLA_INFO_KIND, b"").rstrip(b"\0").decode() != _KIND:
@@ -116,9 +116,9 @@ def _dotted(raw: bytes) -> str:
 
 
 class RelayFound(Struct, frozen=True, tag=True):
-    """A gateway has had a Relay Advertisement (RFC 7450 section 5.1.2): the kernel then tells the relay's address.
+    """A gateway has received a Relay Advertisement (RFC 7450, 5.1.2): the kernel then reports the relay's address.
 
-    There is nothing more that the driver tells; it sends its Relay Discovery every five seconds until then.
+    The driver reports nothing else; it sends a Relay Discovery every five seconds until then.
     """
 
     name: str
@@ -128,7 +128,7 @@ class RelayFound(Struct, frozen=True, tag=True):
         return f"{self.name} remote {self.remote}"
 
     def unmet(self, seen: Amt | None) -> str:
-        """Say what is missing of it, "" when nothing is (pure)."""
+        """Return what is missing, "" if nothing is."""
         if seen is None:
             return f"there is no AMT interface {self.name}"
         if not seen.remote:

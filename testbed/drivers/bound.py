@@ -1,4 +1,4 @@
-"""The bounds of a whole lab: what it may have of the machine's memory, process numbers and processors."""
+"""The bounds of a lab: its share of the machine's memory, processes and processors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _UNITS = ((1 << 30, "gb"), (1 << 20, "mb"), (1 << 10, "kb"), (1, "b"))
 
 
 class Bound(Struct, frozen=True, tag=True):
-    """Bytes, processes and threads, and processors that a lab may use at a time; None is as many as there are."""
+    """The most bytes, tasks (processes and threads) and processors that a lab may use; None means no bound."""
 
     memory: int | None = None
     pids: int | None = None
@@ -22,7 +22,7 @@ class Bound(Struct, frozen=True, tag=True):
         return "bound " + " ".join(f"{key}={text}" for key, text in self.stated().items())
 
     def stated(self) -> dict[str, str]:
-        """Return what is bounded, in the words of a file."""
+        """Return the bounds as a topology file spells them."""
         found = {}
         if self.memory is not None:
             size, unit = next((s, u) for s, u in _UNITS if self.memory % s == 0)
@@ -34,19 +34,19 @@ class Bound(Struct, frozen=True, tag=True):
         return found
 
     def key(self) -> tuple[str, ...]:
-        """Name what this overwrites."""
+        """Identify what this request overwrites."""
         return ()
 
 
 def unenforced(held: Mapping[str, Held]) -> Iterator[str]:
-    """Yield a sentence for each bound that nothing holds."""
+    """Yield a sentence for each bound that is not enforced."""
     for key, one in held.items():
         if one.unenforced:
             yield f"resources.{key}: {one.bound} is not enforced on this machine: {one.unenforced}"
 
 
 def doubts(held: Mapping[str, Held]) -> Iterator[tuple[str, str]]:
-    """Yield (what is in doubt, what was seen) of the bounds that a run felt, or ran without."""
+    """Yield (what is in doubt, why) for the bounds that a run reached, or that were not enforced."""
     for sentence in unenforced(held):
         yield "every figure", sentence
     for key, one in held.items():

@@ -1,4 +1,4 @@
-"""Channels of 20 MHz: frequencies, the numbers that hostapd takes, and what may use them (IEEE 802.11-2024 annex E)."""
+"""Channels of 20 MHz: frequencies, numbers as hostapd takes them, and operating classes (IEEE 802.11-2024 annex E)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Literal
 from msgspec import Struct
 
 Band = Literal["2.4 GHz", "5 GHz", "6 GHz"]
-# Channels on which an access point must first listen for a radar, for a minute (DFS, ETSI EN 301 893, FCC part 15).
+# Channels where an access point must first listen for radars for a minute (DFS: ETSI EN 301 893, FCC part 15).
 _RADAR = range(52, 145)
 _FIVE = (*range(36, 65, 4), *range(100, 145, 4), *range(149, 178, 4))
 
 
 class Channel(Struct, frozen=True):
-    """One channel; `number` counts from the start of its band, `op_class` is the global operating class."""
+    """One channel; `number` counts within its band, `op_class` is the global operating class."""
 
     band: Band
     number: int
@@ -22,12 +22,12 @@ class Channel(Struct, frozen=True):
 
     @property
     def radar(self) -> bool:
-        """Say whether radar detection is mandatory there."""
+        """Return whether radar detection is mandatory on this channel."""
         return self.band == "5 GHz" and self.number in _RADAR
 
 
 def channel(freq: int) -> Channel | None:
-    """Return the 20 MHz channel with a centre frequency in MHz, None when there is none."""
+    """Return the 20 MHz channel with a centre frequency in MHz, None if there is no such channel."""
     if 2412 <= freq <= 2472 and (freq - 2407) % 5 == 0:
         return Channel("2.4 GHz", (freq - 2407) // 5, freq, 81)
     if freq < 5950 and (freq - 5000) % 5 == 0 and (number := (freq - 5000) // 5) in _FIVE:

@@ -1,4 +1,4 @@
-"""Facts about processes that a Wait may await; each is observed in the kernel or on disk, by `testbed.lab.probes`."""
+"""Facts about processes that a Wait may wait for; `testbed.lab.probes` observes them in the kernel or on disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Listening(Struct, frozen=True, tag=True):
 
 
 class Capturing(Struct, frozen=True, tag=True):
-    """A packet socket takes this interface's packets, and dumpcap says in its log that it writes them."""
+    """A packet socket receives this interface's packets, and dumpcap's log says that it writes them."""
 
     ifname: str
     log: str
@@ -25,7 +25,7 @@ class Capturing(Struct, frozen=True, tag=True):
 
 
 class FileHas(Struct, frozen=True, tag=True):
-    """A file of the lab's folder exists and holds something."""
+    """A file of the lab's folder exists and is not empty."""
 
     path: str
 

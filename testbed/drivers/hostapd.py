@@ -1,4 +1,4 @@
-"""hostapd(8): the configuration of an access point, one file a link of an AP MLD, and its control commands."""
+"""hostapd(8): the configuration files of an access point, one for each link of an AP MLD, and control commands."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from msgspec import Struct
 from testbed.drivers.channels import Channel, channel
 from testbed.drivers.wpa_ctrl import Control
 
-# Element ids (IEEE 802.11-2024 table 9-130) that a link lacks and the association's link may have: without a
-# Non-Inheritance element (9.4.2.240) the per-STA profile of the association response would inherit them, and
-# mac80211, strict on hwsim, refuses VHT on 2.4 GHz and HT on 6 GHz (net/mac80211/mlme.c).
+# Element IDs (IEEE 802.11-2024, table 9-130) that the link of an association may have and another link may lack.
+# Without a Non-Inheritance element (9.4.2.240) the per-STA profile of the association response would inherit them, and
+# mac80211, which is strict with hwsim, refuses VHT on 2.4 GHz and HT on 6 GHz (net/mac80211/mlme.c).
 _HT, _VHT = (45, 61), (191, 192)
 _EXTENSION, _NON_INHERITANCE = 255, 56
 _KEY_MGMT = {"sae": "SAE", "sae-ext-key": "SAE-EXT-KEY", "owe": "OWE"}
 _CIPHERS = {"ccmp": "CCMP", "gcmp-256": "GCMP-256"}
-BEACONS = 10  # from a removal's announcement to the removal
+BEACONS = 10  # between the announcement of a removal and the removal
 
 
 class Ap(Struct, frozen=True):
-    """One BSS of an access point as its file states it; `mld` is the MLD address, "" without MLO."""
+    """The configuration of one BSS of an access point; `mld` is the MLD address, "" without MLO."""
 
     ifname: str
     ssid: str
@@ -37,18 +37,18 @@ class Ap(Struct, frozen=True):
 
 
 def folder(node: str, link_id: int) -> str:
-    """Return the folder of a link's control socket: hostapd 2.11 takes one a link, or the whole MLD goes down."""
+    """Return the folder of a link's control socket: hostapd 2.11 needs one for each link, or the MLD fails to start."""
     return f"/run/testbed/hostapd-{node}-{link_id}"
 
 
 def config(ap: Ap, control: str) -> str:
-    """Return the file of one link."""
+    """Return the configuration file of one link."""
     at = channel(ap.freq)
-    assert at is not None, "the role refuses frequencies that are no channel"
+    assert at is not None, "the role refuses other frequencies"
     rows = [f"interface={ap.ifname}", "driver=nl80211", f"ctrl_interface={control}", f"ssid={ap.ssid}"]
     rows += [f"country_code={ap.country}", "ieee80211d=1", *_radio(at), f"beacon_int={ap.beacon_int}", "wmm_enabled=1"]
     if ap.mld:
-        # The MLD's address is the interface's already; a link's own must be another.
+        # The interface already has the MLD's address; a link's address must differ from it.
         rows += ["ieee80211be=1", "mld_ap=1", f"mld_addr={ap.mld}", f"bssid={ap.bssid}"]
     rows += _security(ap)
     rows += [f"bridge={ap.bridge}"] if ap.bridge else []
@@ -73,13 +73,13 @@ def _security(ap: Ap) -> list[str]:
     rows += ["group_mgmt_cipher=AES-128-CMAC"] if ap.pmf else []
     rows += ["beacon_prot=1"] if ap.beacon_protection else []
     if ap.akm.startswith("sae"):
-        # 2: hash-to-element beside hunting-and-pecking; MLO and 6 GHz take the former only.
+        # 2: both hash-to-element, which MLO and 6 GHz require, and hunting-and-pecking
         rows += ["sae_pwe=2", "sae_groups=19 20", f"sae_password={ap.password}"]
     return rows
 
 
 def _lacking(at: Channel, partners: tuple[int, ...]) -> str:
-    """Return the Non-Inheritance element of a link, in hexadecimal, "" when it lacks nothing that another has."""
+    """Return the Non-Inheritance element of a link in hexadecimal, "" if it has all elements of the other links."""
     bands = {found.band for f in partners if (found := channel(f)) is not None}
     ids: tuple[int, ...] = ()
     if at.band == "2.4 GHz":
@@ -91,24 +91,24 @@ def _lacking(at: Channel, partners: tuple[int, ...]) -> str:
 
 
 def argv(files: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the command line: one process for all links, whose ids are the order of the files."""
+    """Return the command line: one process for all links, whose IDs are the positions of their files."""
     return ("hostapd", "-t", *files)
 
 
 def link_remove(node: str, ifname: str, link_id: int) -> Control:
-    """Announce the end of a link (Reconfiguration Multi-Link element, IEEE 802.11be 35.3.6.3), then end it."""
+    """Announce the removal of a link (Reconfiguration Multi-Link element, IEEE 802.11be 35.3.6.3), then remove it."""
     return Control("hostapd", folder(node, link_id), ifname, f"LINK_REMOVE {BEACONS}")
 
 
 def link_return(node: str, ifname: str, link_id: int) -> Control:
-    """Let a removed link beacon again."""
+    """Bring a removed link back."""
     return Control("hostapd", folder(node, link_id), ifname, "ENABLE")
 
 
 def channel_switch(node: str, ifname: str, link_id: int, freq: int, mlo: bool) -> Control:
-    """Announce another channel of a link in five beacons, then switch (IEEE 802.11-2024 11.9.8).
+    """Announce a link's new channel in five beacons, then switch (IEEE 802.11-2024, 11.9.8).
 
-    A generation that is not named here is off afterwards, and no station could join a link of an MLD without EHT.
+    A generation that the command does not name is off afterwards; stations cannot join a link of an MLD without EHT.
     """
     at = channel(freq)
     modes = {"2.4 GHz": "ht he", "5 GHz": "ht vht he", "6 GHz": "he"}[at.band if at else "5 GHz"]

@@ -14,9 +14,10 @@ CHANNELS, DESTROY_ON_CLOSE, RADIO_NAME, NO_VIF, MLO_SUPPORT = 9, 16, 17, 18, 25
 
 
 class RadioAdd(Struct, frozen=True, tag=True):
-    """A radio without an interface, in the lab's own medium: it hears no radio of another lab, and goes with its own.
+    """Make a radio without an interface in the lab's own medium: it hears no other lab's radios, and ends with its lab.
 
-    One channel also with MLO: the kernel does not count the links of one MLD, and more would bar a userspace medium.
+    It has one channel even with MLO: the kernel does not count the links of one MLD as channels, and radios with more
+    could not use a userspace medium.
     """
 
     name: str
@@ -26,12 +27,12 @@ class RadioAdd(Struct, frozen=True, tag=True):
         return f"hwsim radio add {self.name} channels 1{' mlo' if self.mlo else ''}"
 
     def encode(self, here: Here) -> Message:
-        """Encode; the answer is the radio's number in place of an error."""
+        """Encode; the kernel answers with the radio's number in place of an error."""
         return Message(0, 0, command(NEW_RADIO, radio(here.radio(self.name), self.mlo)), FAMILY)
 
 
 def radio(name: str, mlo: bool) -> bytes:
-    """Encode what a radio is."""
+    """Encode the attributes of a radio."""
     body = text(RADIO_NAME, name) + u32(CHANNELS, 1) + attr(NO_VIF, b"") + attr(DESTROY_ON_CLOSE, b"")
     return body + (attr(MLO_SUPPORT, b"") if mlo else b"")
 

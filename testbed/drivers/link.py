@@ -10,13 +10,13 @@ from testbed.linux import uapi, wire
 from testbed.linux.wire import Here, Message, attr, nest, text, u8, u32
 
 BRIDGE_PORTS = 1023  # net/bridge/br_private.h: BR_PORT_BITS 10, and port 0 is not used
-MTU = 1500  # of every veth unless set
+MTU = 1500  # a veth's default
 CREATE = wire.NLM_F_CREATE | wire.NLM_F_EXCL
 
-# One queue an end: without it veth waits for two RCU grace periods a pair on any machine with two CPUs.
+# One queue for each end: with more, veth waits for two RCU grace periods a pair on a machine with two CPUs.
 _ONE_QUEUE = u32(uapi.IFLA_NUM_TX_QUEUES, 1) + u32(uapi.IFLA_NUM_RX_QUEUES, 1)
 _VETH = text(uapi.IFLA_INFO_KIND, "veth")
-# No link-local address, hence no DAD, RS and MLD frames.
+# Without a link-local address the kernel sends no DAD, RS and MLD frames.
 _NO_ADDRESS = nest(
     uapi.IFLA_AF_SPEC, nest(socket.AF_INET6, u8(uapi.IFLA_INET6_ADDR_GEN_MODE, uapi.IN6_ADDR_GEN_MODE_NONE))
 )
@@ -31,7 +31,7 @@ def _mac(address: str) -> bytes:
 
 
 class NamespaceAdd(Struct, frozen=True, tag=True):
-    """A node: an empty network namespace with `lo` up."""
+    """Make a node: an empty network namespace with `lo` up."""
 
     name: str
 
@@ -40,7 +40,7 @@ class NamespaceAdd(Struct, frozen=True, tag=True):
 
 
 class VethAdd(Struct, frozen=True, tag=True):
-    """A veth pair, both ends in their final namespace under their final name; this end may be a bridge port."""
+    """Make a veth pair, both ends in their final namespaces with their final names; this end may be a bridge port."""
 
     name: str
     mac: str
@@ -57,7 +57,7 @@ class VethAdd(Struct, frozen=True, tag=True):
         )
 
     def encode(self, here: Here) -> Message:
-        """Encode; the peer can't be made IFF_UP (veth_open says ENOTCONN before the pair is linked)."""
+        """Encode; the peer cannot be up from the start (veth_open fails with ENOTCONN until both ends exist)."""
         index, peer = here.claim(self.name), here.claim(self.peer_name, self.peer_node)
         pair = nest(
             uapi.VETH_INFO_PEER,
@@ -77,7 +77,7 @@ class VethAdd(Struct, frozen=True, tag=True):
 
 
 class BridgeAdd(Struct, frozen=True, tag=True):
-    """An IEEE 802.1D bridge, down: ports join faster while it is."""
+    """Make an IEEE 802.1D bridge, down: ports join faster that way."""
 
     name: str
     mac: str
@@ -97,7 +97,7 @@ class BridgeAdd(Struct, frozen=True, tag=True):
 
 
 class PortAdd(Struct, frozen=True, tag=True):
-    """An existing interface becomes a port of a bridge, and comes up."""
+    """Make an existing interface a port of a bridge, and bring it up."""
 
     name: str
     master: str
@@ -124,7 +124,7 @@ class LinkSet(Struct, frozen=True, tag=True):
         return f"ip link set {self.name} {' '.join(words)}"
 
     def key(self) -> tuple[str, ...]:
-        """Name what this overwrites."""
+        """Identify what this request overwrites."""
         return (self.name, "mtu" if self.up is None else "state")
 
     def encode(self, here: Here) -> Message:
@@ -137,7 +137,7 @@ class LinkSet(Struct, frozen=True, tag=True):
 
 
 class AutoAddressOff(Struct, frozen=True, tag=True):
-    """No automatic IPv6 address on a link; must come before `up`, and is ignored in a creating message."""
+    """Turn a link's automatic IPv6 address off: before `up`, and not in the message that makes the link."""
 
     name: str
 
@@ -150,7 +150,7 @@ class AutoAddressOff(Struct, frozen=True, tag=True):
 
 
 class AddressAdd(Struct, frozen=True, tag=True):
-    """An address on a link; IPv6 without duplicate address detection, for addresses here are planned."""
+    """Add an address to a link; IPv6 without duplicate address detection, since planned addresses are unique."""
 
     address: str
     dev: str
@@ -170,7 +170,7 @@ class AddressAdd(Struct, frozen=True, tag=True):
 
 
 class LinksUp(Struct, frozen=True, tag=True):
-    """Every named link is operationally up (RFC 2863, IFF_RUNNING), so that the first packet is not lost."""
+    """All of these links are operationally up (RFC 2863, IFF_RUNNING), so that no first packet is lost."""
 
     names: tuple[str, ...]
 
@@ -179,7 +179,7 @@ class LinksUp(Struct, frozen=True, tag=True):
 
 
 class Silence(Struct, frozen=True, tag=True):
-    """Nothing new has come to the ports of a bridge, which is down still: its nodes have said what they say first."""
+    """The ports of a bridge that is still down receive nothing new: its nodes have sent their first packets."""
 
     bridge: str
 

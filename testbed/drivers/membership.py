@@ -1,4 +1,4 @@
-"""Which multicast groups a node listens to, as the kernel tells (IGMPv3: RFC 3376, MLDv2: RFC 3810).
+"""The multicast groups that a node listens to, read from the kernel (IGMPv3: RFC 3376, MLDv2: RFC 3810).
 
 Sources: net/ipv4/igmp.c (igmp_mc_seq_show, igmp_mcf_seq_show) and net/ipv6/mcast.c (igmp6_mc_seq_show,
 igmp6_mcf_seq_show), which print /proc/net/igmp, mcfilter, igmp6 and mcfilter6.
@@ -17,7 +17,7 @@ TABLES = {4: ("igmp", "mcfilter"), 6: ("igmp6", "mcfilter6")}
 
 
 class Joined(Struct, frozen=True, tag=True):
-    """A group has a member on an interface: of all its sources (*,G), or of one (S,G)."""
+    """A group has a member on an interface: for all sources (*,G), or for one (S,G)."""
 
     group: str
     ifname: str
@@ -27,16 +27,16 @@ class Joined(Struct, frozen=True, tag=True):
         return f"member of ({self.source or '*'}, {self.group}) on {self.ifname}"
 
     def tables(self) -> tuple[str, str]:
-        """Return the files below /proc/net that tell: of groups, and of their sources."""
+        """Return the files below /proc/net that list groups and their sources."""
         return TABLES[6 if ":" in self.group else 4]
 
 
 @decoder
 def lacking(wanted: Joined, index: int, joined: str, filters: str) -> str:
-    """Return "" when the tables have the member, else what is not there; `index` is the number of the interface.
+    """Return what the tables lack, "" if they have the member; `index` is the number of the interface.
 
-    The kernel begins the list of sources with the first interface whose newest group has any (igmp_mcf_get_first):
-    those before it are left out altogether. So to be absent from it says nothing, and who is in it has to have all.
+    The kernel starts the list of sources at the first interface whose newest group has sources (igmp_mcf_get_first),
+    and leaves out all interfaces before it. An interface may be missing there, but of a listed one all sources are.
     """
     groups, sources = wanted.tables()
     if (index, wanted.group) not in (groups6(joined) if ":" in wanted.group else groups4(joined)):
@@ -48,13 +48,13 @@ def lacking(wanted: Joined, index: int, joined: str, filters: str) -> str:
 
 
 def included(table: str) -> set[tuple[int, str, str]]:
-    """Return interface, group and source of every filter that includes (mcfilter and mcfilter6 alike)."""
+    """Return interface, group and source of every including filter (of mcfilter or mcfilter6)."""
     rows = [row.split() for row in table.splitlines()[1:]]
     return {(int(r[0]), _number(r[2]), _number(r[3])) for r in rows if int(r[4])}
 
 
 def groups4(table: str) -> set[tuple[int, str]]:
-    """Return interface and group of every row of `igmp`: an interface, then its groups, indented."""
+    """Return interface and group of every row of `igmp`, where the indented groups follow their interface."""
     found, index = set(), 0
     for row in table.splitlines()[1:]:
         if row[:1].isspace():
@@ -70,5 +70,5 @@ def groups6(table: str) -> set[tuple[int, str]]:
 
 
 def _number(text: str) -> str:
-    """Read an address that is one hexadecimal number: eight digits (after 0x) for IPv4, 32 for IPv6."""
+    """Parse an address that is one hexadecimal number: 8 digits (after 0x) for IPv4, 32 for IPv6."""
     return str(ip_address(bytes.fromhex(text.removeprefix("0x"))))

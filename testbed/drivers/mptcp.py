@@ -23,7 +23,7 @@ def command(cmd: int, *attributes: bytes) -> bytes:
 
 
 class EndpointAdd(Struct, frozen=True, tag=True):
-    """An address that the path manager may use (subflow) or announce (signal); its id is fixed by the plan."""
+    """Add an address that the path manager may use (subflow) or announce (signal); the plan chooses its ID."""
 
     address: str
     id: int
@@ -38,7 +38,7 @@ class EndpointAdd(Struct, frozen=True, tag=True):
         return " ".join([*words, f"id {self.id}", *self.flags])
 
     def encode(self, here: Here) -> Message:
-        """Encode; the port is in host order here, unlike in events."""
+        """Encode; unlike in events, the port is in host order."""
         address = ip_address(self.address)
         v6 = address.version == 6
         body = u16(uapi.MPTCP_PM_ADDR_ATTR_FAMILY, socket.AF_INET6 if v6 else socket.AF_INET)
@@ -53,7 +53,7 @@ class EndpointAdd(Struct, frozen=True, tag=True):
 
 
 class EndpointFlags(Struct, frozen=True, tag=True):
-    """An existing endpoint gets other flags; the kernel takes backup and fullmesh here (MPTCP_PM_CMD_SET_FLAGS)."""
+    """Change the flags of an endpoint; the kernel accepts backup and fullmesh (MPTCP_PM_CMD_SET_FLAGS)."""
 
     endpoint: EndpointAdd
 
@@ -62,13 +62,13 @@ class EndpointFlags(Struct, frozen=True, tag=True):
         return f"ip mptcp endpoint change id {self.endpoint.id} {' '.join(flags)}"
 
     def encode(self, here: Here) -> Message:
-        """Encode: the same attributes under another number."""
+        """Encode: the same attributes with another command."""
         added = self.endpoint.encode(here)
         return Message(added.kind, 0, bytes((uapi.MPTCP_PM_CMD_SET_FLAGS,)) + added.body[1:], FAMILY)
 
 
 class LimitsSet(Struct, frozen=True, tag=True):
-    """How many subflows a connection may have beyond the first, and how many ADD_ADDR it accepts."""
+    """Set how many subflows a connection may have beyond the first, and how many ADD_ADDR it accepts."""
 
     subflows: int
     add_addr_accepted: int
@@ -77,7 +77,7 @@ class LimitsSet(Struct, frozen=True, tag=True):
         return f"ip mptcp limits set subflows {self.subflows} add_addr_accepted {self.add_addr_accepted}"
 
     def key(self) -> tuple[str, ...]:
-        """Name what this overwrites."""
+        """Identify what this request overwrites."""
         return ()
 
     def encode(self, here: Here) -> Message:
@@ -105,7 +105,7 @@ def parse_endpoint(entry: bytes) -> tuple[str, int, int]:
 
 
 class PathManagerHas(Struct, frozen=True, tag=True):
-    """The kernel reports exactly these limits and endpoints: set-up is verified, never assumed."""
+    """The kernel reports exactly these limits and endpoints."""
 
     limits: LimitsSet
     endpoints: tuple[EndpointAdd, ...]

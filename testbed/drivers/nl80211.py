@@ -1,6 +1,6 @@
-"""Wireless interfaces and their MLO links: nl80211 requests, and what it says, decoded (include/uapi/linux/nl80211.h).
+"""Wireless interfaces and their MLO links: nl80211 requests and decoders (include/uapi/linux/nl80211.h).
 
-pyroute2 knows no attribute of multi-link operation (IEEE 802.11be), so that this reads them itself.
+pyroute2 lacks the attributes of multi-link operation (IEEE 802.11be).
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ GET_COUNTRY = _command(GET_REG)
 
 
 def get_scan(index: int) -> bytes:
-    """Encode the question which BSSs an interface knows (a dump)."""
+    """Encode a request for the BSSs that an interface knows (a dump)."""
     return _command(GET_SCAN, u32(_IFINDEX, index))
 
 
 def get_stations(index: int) -> bytes:
-    """Encode the question which stations an access point has (a dump)."""
+    """Encode a request for the stations of an access point (a dump)."""
     return _command(GET_STATION, u32(_IFINDEX, index))
 
 
 class WiphyMove(Struct, frozen=True, tag=True):
-    """A radio goes from the lab's own namespace, whose medium it keeps, into a node's."""
+    """Move a radio from the lab's own namespace, whose medium it keeps, to a node's."""
 
     radio: str
     node: str
@@ -65,14 +65,14 @@ class WiphyMove(Struct, frozen=True, tag=True):
 
 
 class FragmentationSet(Struct, frozen=True, tag=True):
-    """A radio fragments longer frames than any here: a threshold keeps mac80211 off its fast path.
+    """Set a fragmentation threshold that no frame reaches: having one keeps mac80211 off its fast path.
 
-    hwsim encrypts frames itself and needs room for the MIC behind them; the fast path leaves that to chance, and a
-    frame without is dropped with a WARNING (net/mac80211/tx.c: ieee80211_check_fast_xmit, __ieee80211_xmit_fast).
+    hwsim encrypts frames itself and needs room for the MIC behind them. The fast path does not guarantee that room, and
+    drops a frame without it with a WARNING (net/mac80211/tx.c: ieee80211_check_fast_xmit, __ieee80211_xmit_fast).
     """
 
     radio: str
-    threshold: int = 2346  # bytes: dot11FragmentationThreshold's highest
+    threshold: int = 2346  # bytes: the maximum of dot11FragmentationThreshold
 
     def __str__(self) -> str:
         return f"iw phy {self.radio} set frag {self.threshold}"
@@ -84,7 +84,7 @@ class FragmentationSet(Struct, frozen=True, tag=True):
 
 
 class WlanAdd(Struct, frozen=True, tag=True):
-    """An interface of a radio; of an MLD its address is the MLD address, which no link has."""
+    """Add an interface to a radio; an MLD's interface has the MLD address, which differs from all link addresses."""
 
     radio: str
     name: str
@@ -103,7 +103,7 @@ class WlanAdd(Struct, frozen=True, tag=True):
 
 
 class ChannelSet(Struct, frozen=True, tag=True):
-    """A monitor interface listens on a 20 MHz channel (MHz of its centre)."""
+    """Tune a monitor interface to a 20 MHz channel (centre frequency in MHz)."""
 
     name: str
     freq: int
@@ -117,12 +117,12 @@ class ChannelSet(Struct, frozen=True, tag=True):
 
 
 def set_country(country: str) -> bytes:
-    """Encode the wish for a regulatory domain (ISO 3166 alpha-2, or 00 for the whole world)."""
+    """Encode a request for a regulatory domain (ISO 3166 alpha-2, or 00 for the whole world)."""
     return _command(REQ_SET_REG, text(_REG_ALPHA2, country))
 
 
 class CountrySet(Struct, frozen=True, tag=True):
-    """The regulatory domain (ISO 3166 alpha-2): there is one for a whole kernel."""
+    """Set the regulatory domain (ISO 3166 alpha-2); a kernel has one for all radios."""
 
     country: str
 
@@ -134,12 +134,12 @@ class CountrySet(Struct, frozen=True, tag=True):
         return Message(0, 0, set_country(self.country), FAMILY)
 
 
-# Encoding these asks the kernel for what earlier requests made.
+# Requests whose encoding asks the kernel for results of earlier ones.
 LOOKING = (WiphyMove, FragmentationSet, WlanAdd, ChannelSet)
 
 
 class Wiphy(Struct, frozen=True):
-    """A radio as the kernel numbers it, and the attributes that it told of it in this message."""
+    """A radio: its number in the kernel, and the attributes that a message had."""
 
     index: int
     name: str
@@ -147,7 +147,7 @@ class Wiphy(Struct, frozen=True):
 
 
 class Link(Struct, frozen=True):
-    """One link of a wireless interface: its id (0 without MLO), own address, MHz (0: set up and not active), width."""
+    """One link of a wireless interface: ID (0 without MLO), address, frequency in MHz (0: not active), width in MHz."""
 
     id: int
     mac: str
@@ -156,7 +156,7 @@ class Link(Struct, frozen=True):
 
 
 class Wlan(Struct, frozen=True):
-    """A wireless interface; `mlo` says whether its links are those of an MLD, whose address `mac` then is."""
+    """A wireless interface; with `mlo` its links are those of an MLD, and `mac` is the MLD address."""
 
     index: int
     name: str
@@ -167,16 +167,16 @@ class Wlan(Struct, frozen=True):
 
     @property
     def station(self) -> bool:
-        """Say whether it is one of a station (NL80211_IFTYPE_STATION)."""
+        """Return whether this is a station's interface (NL80211_IFTYPE_STATION)."""
         return self.mode == _MODES["managed"]
 
     def freqs(self) -> dict[int, int]:
-        """Return the frequency (MHz) of each link by its id."""
+        """Return the frequency (MHz) of each link by its ID."""
         return {link.id: link.freq for link in self.links}
 
 
 class Bss(Struct, frozen=True):
-    """A BSS that a station is associated with, one for each link: signal in dBm, ms since its last beacon."""
+    """The BSS of one link of a station: signal in dBm, ms since its last beacon."""
 
     link_id: int
     bssid: str
@@ -187,7 +187,7 @@ class Bss(Struct, frozen=True):
 
 
 class Told(Struct, frozen=True):
-    """An event of nl80211: its command, the interface's index, and the link ids that it is about."""
+    """An event of nl80211: its command, the interface's index, and the IDs of its links."""
 
     command: int
     index: int
@@ -218,7 +218,7 @@ def parse_interface(entry: bytes) -> Wlan:
 
 @decoder
 def parse_bss(entry: bytes) -> Bss | None:
-    """Decode one message of a dump of `get_scan`; None for a BSS that the interface is not associated with."""
+    """Decode one message of a dump of `get_scan`; return None for BSSs that the interface is not associated with."""
     found = attributes(attributes(entry, uapi.GENLMSGHDR.size).get(_BSS, b""))
     if _BSS_STATUS not in found or _number(found, _BSS_STATUS) != _ASSOCIATED:
         return None
@@ -230,7 +230,7 @@ def parse_bss(entry: bytes) -> Bss | None:
 
 @decoder
 def parse_station(entry: bytes) -> tuple[str, bool]:
-    """Decode one message of a dump of `get_stations`: the address (of an MLD its MLD address), whether authorized."""
+    """Decode one message of a dump of `get_stations`: address (an MLD's MLD address), and whether authorized."""
     found = attributes(entry, uapi.GENLMSGHDR.size)
     flags = attributes(found.get(_STA_INFO, b"")).get(_STA_FLAGS, bytes(8))
     mask, value = struct.unpack("=II", flags)
@@ -245,7 +245,7 @@ def parse_country(entry: bytes) -> str:
 
 @decoder
 def parse_event(entry: bytes) -> Told:
-    """Decode an event; of CONNECT and LINKS_REMOVED the links are those in MLO_LINKS, of a channel switch its own."""
+    """Decode an event; its links are those in MLO_LINKS (CONNECT, LINKS_REMOVED) or the one of a channel switch."""
     found = attributes(entry, uapi.GENLMSGHDR.size)
     nests = [attributes(nest) for nest in attributes(found.get(_MLO_LINKS, b"")).values()]
     links = [n[_MLO_LINK_ID][0] for n in nests if _MLO_LINK_ID in n]
@@ -254,7 +254,7 @@ def parse_event(entry: bytes) -> Told:
 
 
 def mac(raw: bytes) -> str:
-    """Return an address as people write it."""
+    """Format a MAC address."""
     return raw.hex(":")
 
 
@@ -269,9 +269,9 @@ def _width(found: dict[int, bytes]) -> int:
 class LinksAre(Struct, frozen=True, tag=True):
     """A wireless interface has exactly these links, each on its frequency (MHz), and is operationally up.
 
-    Of a station that means: associated on all of them, and the 4-way handshake done (wpa_supplicant lets the
-    interface be up then); and the access point has it, authorized. `mlo` is whether they are the links of an MLD.
-    `there` is of a station the access point's node and interface, and the address that it knows the station by.
+    For a station that means: associated on all links, the 4-way handshake completed (only then wpa_supplicant brings
+    the interface up), and authorized by the access point. With `mlo` they are the links of an MLD. `there` has, for a
+    station, the access point's node and interface, and the address by which it knows the station.
     """
 
     name: str
@@ -287,7 +287,7 @@ class LinksAre(Struct, frozen=True, tag=True):
         return f"{self.name} valid_links = {valid:#x} ({words} MHz)"
 
     def unmet(self, seen: Wlan | None, running: bool) -> str:
-        """Say what is missing of it, "" when nothing is (pure)."""
+        """Return what is missing, "" if nothing is."""
         if seen is None:
             return f"there is no wireless interface {self.name}"
         wanted = {n if self.mlo else 0: freq for n, freq in self.freqs}
@@ -298,15 +298,16 @@ class LinksAre(Struct, frozen=True, tag=True):
             for n, freq in wanted.items()
             if n in have and have[n] != freq
         ]
-        rows += [f"link {n} ({freq} MHz) is there and not planned" for n, freq in have.items() if n not in wanted]
+        rows += [f"link {n} ({freq} MHz) exists but is not planned" for n, freq in have.items() if n not in wanted]
         if not have:
             rows = [f"{self.name} has no link"]
         if not rows and seen.mlo != self.mlo:
-            rows = [f"{self.name} is {'an' if seen.mlo else 'no'} MLD"]
+            rows = [f"{self.name} is {'an' if seen.mlo else 'not an'} MLD"]
         return ", ".join(rows) or ("" if running else f"{self.name} is not up: not authorized yet")
 
     def unknown(self, stations: dict[str, bool]) -> str:
-        """Say that the access point, which has these stations (address: authorized), lacks this one (pure)."""
+        """Return how the access point lacks this station, "" if it has it; `stations`: address -> authorized."""
         if self.there is None or stations.get(self.there[2]):
             return ""
-        return f"{self.there[0]} has not {'authorized' if self.there[2] in stations else 'the station'} {self.there[2]}"
+        node, _, address = self.there
+        return f"{node} {'has not authorized' if address in stations else 'does not know'} the station {address}"

@@ -14,7 +14,7 @@ MAIN = uapi.RT_TABLE_MAIN
 
 
 class RouteAdd(Struct, frozen=True, tag=True):
-    """A static route to `to` (a network, or "default" with the family of `via`)."""
+    """Add a static route to `to`: a network, or "default" with the family of `via`."""
 
     to: str
     dev: str
@@ -33,7 +33,7 @@ class RouteAdd(Struct, frozen=True, tag=True):
         return 6 if ":" in (self.via or self.to) else 4
 
     def encode(self, here: Here) -> Message:
-        """Encode; an equal route is replaced, so that a link coming back may state its routes again."""
+        """Encode; replace an equal route, so that the routes of a link that comes back can be stated again."""
         family = socket.AF_INET6 if self.version() == 6 else socket.AF_INET
         body = u32(uapi.RTA_OIF, here.index(self.dev)) + u32(uapi.RTA_TABLE, self.table)
         length = 0
@@ -51,7 +51,7 @@ class RouteAdd(Struct, frozen=True, tag=True):
 
 
 class RuleAdd(Struct, frozen=True, tag=True):
-    """Packets from the address `source` are routed by `table`."""
+    """Route packets from the address `source` by `table`."""
 
     source: str
     table: int

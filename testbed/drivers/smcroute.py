@@ -1,4 +1,4 @@
-"""Static multicast routes: smcrouted(8) puts them into the kernel, whose own tables say when they are there.
+"""Static multicast routes: smcrouted(8) adds them to the kernel, whose tables show when they are in effect.
 
 Sources: smcroute.conf(5); net/ipv4/ipmr.c and net/ipv6/ip6mr.c (ipmr_mfc_seq_show, ipmr_vif_seq_show and their like),
 which print /proc/net/ip_mr_cache, ip_mr_vif, ip6_mr_cache and ip6_mr_vif.
@@ -21,7 +21,7 @@ _WORD = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 class Entry(Struct, frozen=True):
-    """Packets from `source` to `group` that come in by `iif` go out by every one of `oifs`."""
+    """A route: forward packets from `source` to `group` that arrive on `iif` to all of `oifs`."""
 
     source: str
     group: str
@@ -38,7 +38,7 @@ class Entry(Struct, frozen=True):
 
 
 class Forwarding(Struct, frozen=True, tag=True):
-    """The kernel knows these interfaces as multicast interfaces of each IP version, and forwards exactly so."""
+    """The kernel has these multicast interfaces for each IP version, and these routes."""
 
     interfaces: tuple[str, ...]
     entries: tuple[Entry, ...]
@@ -56,10 +56,10 @@ def steps(
     versions: tuple[int, ...],
     joined: tuple[str, ...] = (),
 ) -> Iterator[Step]:
-    """Yield a daemon of a node that lives as long as the lab, and the wait until the kernel has its routes.
+    """Yield a node's daemon, which lives as long as the lab, and the wait until the kernel has its routes.
 
-    On the interfaces `joined` it is a member itself of what comes in there. Its identity is in the names of its
-    pid file and its socket, below the lab's own /run.
+    On the interfaces `joined` the daemon itself joins the groups that arrive there. Its identity (-i) names its PID
+    file and its socket below the lab's own /run.
     """
     path = f"{node}/smcroute.conf"
     yield Write(path, configuration(interfaces, entries, joined), node)
@@ -69,7 +69,7 @@ def steps(
 
 
 def configuration(interfaces: Iterable[str], entries: Iterable[Entry], joined: Iterable[str] = ()) -> str:
-    """Return the daemon's configuration: interfaces before the routes that name them."""
+    """Return the daemon's configuration: interfaces first, then the routes that name them."""
     rows = [f"phyint {name} enable" for name in interfaces]
     own = frozenset(joined)
     rows += [f"mgroup from {e.iif} source {e.source} group {e.group}" for e in entries if e.iif in own]
@@ -78,23 +78,23 @@ def configuration(interfaces: Iterable[str], entries: Iterable[Entry], joined: I
 
 
 def unfit(name: str) -> bool:
-    """Say whether an interface's name would not be one word in the file, or a pattern (`eth+`)."""
+    """Return whether an interface's name would be a pattern (`eth+`) or several words in the configuration."""
     return not _WORD.fullmatch(name)
 
 
 @decoder
 def parse_interfaces(table: str) -> dict[int, str]:
-    """Return the multicast interfaces of ip_mr_vif or ip6_mr_vif by their number."""
+    """Parse ip_mr_vif or ip6_mr_vif: multicast interfaces by number."""
     rows = [row.split() for row in table.splitlines()[1:]]
     return {int(row[0]): row[1] for row in rows if len(row) > 1}
 
 
 @decoder
 def parse_cache(table: str, interfaces: dict[int, str]) -> tuple[Entry, ...]:
-    """Return the routes of ip_mr_cache or ip6_mr_cache; those without an incoming interface are not resolved."""
+    """Parse the routes of ip_mr_cache or ip6_mr_cache, without unresolved ones, which lack an incoming interface."""
     found = []
     for row in (line.split() for line in table.splitlines()[1:]):
-        # Group Origin Iif Pkts Bytes Wrong Oifs, each of these `number:ttl`
+        # Group Origin Iif Pkts Bytes Wrong Oifs; each of the Oifs is `number:ttl`
         if len(row) < 6 or int(row[2]) not in interfaces:
             continue
         oifs = (interfaces.get(int(word.partition(":")[0]), "?") for word in row[6:])
@@ -103,14 +103,14 @@ def parse_cache(table: str, interfaces: dict[int, str]) -> tuple[Entry, ...]:
 
 
 def _address(text: str) -> str:
-    """Read an address: IPv4 is its 32 bits in network order, printed as a number of this machine."""
+    """Parse an address; an IPv4 address in network order is printed as a number in host order."""
     if ":" in text:
         return str(ip_address(text))
     return str(ip_address(int(text, 16).to_bytes(4, sys.byteorder)))
 
 
 def lacking(wanted: Forwarding, seen: Iterable[tuple[int, dict[int, str], tuple[Entry, ...]]]) -> str:
-    """Return "" when everything wanted is there, else what is not; `seen` are version, interfaces and routes."""
+    """Return what is missing, "" if nothing is; `seen` has version, interfaces and routes."""
     have: set[tuple[str, str, str, frozenset[str]]] = set()
     for version, interfaces, entries in seen:
         if missing := sorted(set(wanted.interfaces) - set(interfaces.values())):

@@ -1,4 +1,4 @@
-"""Kernel parameters of a namespace, written and read back (sysctl(8), Documentation/networking/ip-sysctl)."""
+"""Kernel parameters of a namespace (sysctl(8), Documentation/networking/ip-sysctl)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from testbed.plain import word
 
 
 class SysctlSet(Struct, frozen=True, tag=True):
-    """One parameter under /proc/sys; performing it compares what the kernel then says with `value`."""
+    """Set one parameter under /proc/sys, and read it back to compare."""
 
     name: str
     value: str
@@ -17,9 +17,9 @@ class SysctlSet(Struct, frozen=True, tag=True):
         return f"sysctl -w {word(f'{self.name}={self.value}')}"
 
     def key(self) -> tuple[str, ...]:
-        """Name what this overwrites."""
+        """Identify what this request overwrites."""
         return (self.name,)
 
     def path(self) -> str:
-        """Return the file; as in sysctl(8), a slash in a name stands for a dot in the file's."""
+        """Return the parameter's file; as in sysctl(8), a slash in the name stands for a dot in the path."""
         return "/proc/sys/" + self.name.translate(str.maketrans("./", "/."))

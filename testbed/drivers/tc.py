@@ -1,4 +1,4 @@
-"""Traffic shaping: what a link direction should do, as qdisc requests (tc(8), tc-tbf(8), tc-netem(8), pkt_sched.h)."""
+"""Traffic shaping of one direction of a link, as qdisc requests (tc(8), tc-tbf(8), tc-netem(8), pkt_sched.h)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from testbed.linux import uapi, wire
 from testbed.linux.wire import Here, Message, attr, nest, text, u32, u64
 
 ROOT = 0xFFFFFFFF
-FRAME = 1514  # an Ethernet frame of MTU 1500 as a qdisc sees it: no preamble, no FCS
+FRAME = 1514  # bytes of an Ethernet frame of MTU 1500 in a qdisc: without preamble and FCS
 _NETEM, _TBF, _LEAF, _GATE = 0x10000, 0x20000, 0x30000, 0x40000  # handles 1:, 2:, 3:, 4:; a kind keeps its handle
 _LIMITS = {"fq": uapi.TCA_FQ_PLIMIT, "fq_codel": uapi.TCA_FQ_CODEL_LIMIT, "codel": uapi.TCA_CODEL_LIMIT}
 DISTRIBUTIONS = ("uniform", "normal", "pareto", "paretonormal")
@@ -29,7 +29,7 @@ class GilbertElliott(Struct, frozen=True):
 
 
 class Shape(Struct, frozen=True):
-    """One direction of a link: bit/s, bytes, seconds and probabilities (0-1); None is "not asked for"."""
+    """The shaping of one direction of a link: bit/s, bytes, seconds and probabilities (0-1); None means not shaped."""
 
     rate: int | None = None
     burst: int | None = None
@@ -44,7 +44,7 @@ class Shape(Struct, frozen=True):
     limit: int | None = None  # bytes for a fifo, packets for any other discipline
 
     def netem(self) -> bool:
-        """Say whether any of this needs the netem qdisc."""
+        """Return whether this needs the netem qdisc."""
         return any(
             v is not None for v in (self.delay, self.jitter, self.loss, self.duplicate, self.corrupt, self.reorder)
         )
@@ -56,7 +56,7 @@ class Shape(Struct, frozen=True):
 
 
 class Options(Protocol):
-    """What one kind of qdisc is told."""
+    """The options of one kind of qdisc."""
 
     def __str__(self) -> str: ...
 
@@ -65,7 +65,7 @@ class Options(Protocol):
 
 
 class Qdisc(Struct, frozen=True, tag=True):
-    """A qdisc made, or changed in place when one of its handle is there."""
+    """Add a qdisc, or change the one with its handle in place."""
 
     dev: str
     kind: str
@@ -79,7 +79,7 @@ class Qdisc(Struct, frozen=True, tag=True):
         return f"tc qdisc replace dev {self.dev} {place} handle {self.handle >> 16:x}: {self.kind}{words}"
 
     def key(self) -> tuple[str, ...]:
-        """Name what this overwrites."""
+        """Identify what this request overwrites."""
         return (self.dev, str(self.parent))
 
     def encode(self, here: Here) -> Message:
@@ -92,7 +92,7 @@ class Qdisc(Struct, frozen=True, tag=True):
 
 
 class QdiscDel(Struct, frozen=True, tag=True):
-    """A qdisc goes: in place of a root comes the interface's default, of a child a plain fifo."""
+    """Delete a qdisc: the interface's default replaces a root qdisc, a plain fifo any other."""
 
     added: Qdisc
 
@@ -107,7 +107,7 @@ class QdiscDel(Struct, frozen=True, tag=True):
 
 
 class Tbf(Struct, frozen=True, tag=True):
-    """Token bucket: rate in bit/s, burst and limit in bytes; it splits GSO packets by itself."""
+    """A token bucket: rate in bit/s, burst and limit in bytes; it splits GSO packets itself."""
 
     rate: int
     burst: int
@@ -117,9 +117,9 @@ class Tbf(Struct, frozen=True, tag=True):
         return f"rate {self.rate}bit burst {self.burst}b limit {self.limit}b"
 
     def encode(self) -> bytes:
-        """Encode; TCA_TBF_BURST in bytes spares us the kernel's clock ticks (sch_tbf.c)."""
+        """Encode; TCA_TBF_BURST gives the burst in bytes, not in clock ticks (sch_tbf.c)."""
         rate = max(1, self.rate // 8)
-        # struct tc_ratespec, twice (of rate and of peak rate), then limit, buffer and mtu of struct tc_tbf_qopt
+        # struct tc_tbf_qopt: struct tc_ratespec of the rate and of the peak rate, then limit, buffer and mtu
         spec = struct.pack("=BBHhHI", 0, uapi.TC_LINKLAYER_ETHERNET, 0, -1, 0, min(rate, 0xFFFFFFFF))
         parms = attr(uapi.TCA_TBF_PARMS, spec + bytes(12) + struct.pack("=III", self.limit, 0, 0))
         return parms + u32(uapi.TCA_TBF_BURST, self.burst) + (u64(uapi.TCA_TBF_RATE64, rate) if rate >> 32 else b"")
@@ -154,7 +154,7 @@ class Netem(Struct, frozen=True, tag=True):
         """Encode struct tc_netem_qopt and its attributes (net/sched/sch_netem.c: netem_change)."""
         s = self.shape
         loss = 0 if isinstance(s.loss, GilbertElliott) else _probability(s.loss)
-        gap = 1 if s.reorder is not None else 0  # reordering works on every packet of a gap of one
+        gap = 1 if s.reorder is not None else 0  # a gap of 1 makes every packet a candidate for reordering
         found = struct.pack("=IIIIII", 0, self.limit, loss, gap, _probability(s.duplicate), 0)
         found += attr(uapi.TCA_NETEM_LATENCY64, struct.pack("=q", round((s.delay or 0) * 1e9)))
         found += attr(uapi.TCA_NETEM_JITTER64, struct.pack("=q", round((s.jitter or 0) * 1e9)))
@@ -163,7 +163,7 @@ class Netem(Struct, frozen=True, tag=True):
         if s.corrupt is not None:
             found += attr(uapi.TCA_NETEM_CORRUPT, struct.pack("=II", _probability(s.corrupt), 0))
         if isinstance(s.loss, GilbertElliott):
-            # struct tc_netem_gemodel: h is the chance to survive the bad state, k1 the loss in the good one.
+            # struct tc_netem_gemodel: h is the probability of no loss in the bad state, k1 of loss in the good one.
             g = s.loss
             model = struct.pack("=IIII", *map(_probability, (g.p, g.r, 1 - g.bad, g.good)))
             found += nest(uapi.TCA_NETEM_LOSS, attr(uapi.NETEM_LOSS_GE, model))
@@ -173,7 +173,7 @@ class Netem(Struct, frozen=True, tag=True):
 
 
 class Limit(Struct, frozen=True, tag=True):
-    """A discipline that takes one number: bytes for bfifo, packets for the others (None: its default)."""
+    """A discipline with one option, its limit: bytes for bfifo, packets for the others (None: the default)."""
 
     kind: str
     value: int | None
@@ -193,7 +193,7 @@ class Limit(Struct, frozen=True, tag=True):
 
 
 class Plug(Struct, frozen=True, tag=True):
-    """A gate (net/sched/sch_plug.c): closed, it keeps what comes; open, it lets that out and holds up nothing."""
+    """A gate (net/sched/sch_plug.c): closed, it holds all packets back; open, it releases them and delays none."""
 
     closed: bool
     limit: int = 1 << 20  # bytes
@@ -202,13 +202,13 @@ class Plug(Struct, frozen=True, tag=True):
         return "block" if self.closed else "release_indefinite"
 
     def encode(self) -> bytes:
-        """Encode struct tc_plug_qopt; a new one is closed, whatever its action."""
+        """Encode struct tc_plug_qopt; a new plug is closed, whatever its action."""
         action = uapi.TCQ_PLUG_BUFFER if self.closed else uapi.TCQ_PLUG_RELEASE_INDEFINITE
         return struct.pack("=iI", action, self.limit)
 
 
 def gate(dev: str, closed: bool) -> Qdisc:
-    """Return the gate of an interface without shaping, made when it first closes."""
+    """Return the gate of an interface without shaping; it is made when it first closes."""
     return Qdisc(dev, "plug", _GATE, ROOT, Plug(closed))
 
 
@@ -216,12 +216,12 @@ DISCIPLINES = ("bfifo", "pfifo", "fq_codel", "codel", "fq", "cake")
 
 
 def burst(rate: int) -> int:
-    """Return the default bucket in bytes: 4 ms of the rate covers a late timer, ten frames the slow links."""
+    """Return the default bucket in bytes: 4 ms of the rate, to cover late timers, but at least ten frames."""
     return max(10 * FRAME, rate // 8 // 250)
 
 
 def depth(rate: int) -> int:
-    """Return the default queue in bytes: a hundred frames, or 20 ms of a fast link, behind one burst."""
+    """Return the default queue in bytes: one burst, and 20 ms of the rate but at least a hundred frames."""
     return burst(rate) + max(100 * FRAME, rate // 8 // 50)
 
 
@@ -229,7 +229,7 @@ def shape(dev: str, want: Shape) -> tuple[Qdisc, ...]:
     """Return the qdiscs of one direction, outermost first: netem (1:), tbf (2:), the discipline (3:)."""
     found, parent = [], ROOT
     if want.netem():
-        # netem must hold all that is under way, else it drops: a second of the rate, or of 10 Gbit/s in full frames
+        # netem drops what exceeds its limit: make room for all packets in flight, at the rate or at 10 Gbit/s.
         limit = max(1000, int(((want.delay or 0) + (want.jitter or 0) + 0.1) * (want.rate or 10**10) / 8 / 512))
         found.append(Qdisc(dev, "netem", _NETEM, parent, Netem(_only_netem(want), min(limit, 10**6))))
         parent = _NETEM | 1
@@ -255,13 +255,13 @@ def _probability(value: float | None) -> int:
 
 @lru_cache(maxsize=8)
 def _table(name: str) -> bytes:
-    """Tabulate a distribution's quantiles, scaled by 8192 (NETEM_DIST_SCALE), as the tables of tc(8) are."""
-    from statistics import NormalDist  # late: it costs 5 ms, and few links have jitter
+    """Tabulate a distribution's quantiles, scaled by 8192 (NETEM_DIST_SCALE), like the tables of tc(8)."""
+    from statistics import NormalDist  # only when needed: it costs 5 ms, and few links have jitter
 
     size = 4096
     ranks = [(i + 0.5) / size for i in range(size)]
     normal = [NormalDist().inv_cdf(r) for r in ranks]
-    # Pareto with exponent 3 has mean 1.5; tc(8) stretches it by 4/3, and 16 bits cut its tail off at 4.
+    # A Pareto distribution with exponent 3 has the mean 1.5; tc(8) stretches it by 4/3, and 16 bits cut it off at 4.
     pareto = [((1 - r) ** (-1 / 3) - 1.5) * 4 / 3 for r in ranks]
     mixed = [0.25 * n + 0.75 * p for n, p in zip(normal, pareto, strict=True)]
     chosen = {"normal": normal, "pareto": pareto, "paretonormal": mixed}[name]

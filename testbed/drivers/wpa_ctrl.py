@@ -1,4 +1,4 @@
-"""The control sockets of hostapd and wpa_supplicant (wpa_ctrl.h: one datagram a command, one an answer)."""
+"""The control sockets of hostapd and wpa_supplicant (wpa_ctrl.h: one datagram for each command and answer)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Tool = Literal["hostapd", "wpa"]
 
 
 class Control(Struct, frozen=True, tag=True):
-    """A command for a daemon, that must answer OK; `folder` holds the socket of the interface."""
+    """Send a command to a daemon, which must answer OK; `folder` holds the interface's socket."""
 
     tool: Tool
     folder: str
@@ -21,12 +21,12 @@ class Control(Struct, frozen=True, tag=True):
         return f"{self.tool}_cli -p {self.folder} -i {self.ifname} raw {self.command}"
 
     def path(self) -> str:
-        """Return the socket of the daemon."""
+        """Return the path of the daemon's socket."""
         return f"{self.folder}/{self.ifname}"
 
 
 class Controlled(Struct, frozen=True, tag=True):
-    """A daemon has made the control socket of an interface."""
+    """A daemon has created the control socket of an interface."""
 
     tool: Tool
     folder: str

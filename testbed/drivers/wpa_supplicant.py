@@ -1,4 +1,4 @@
-"""wpa_supplicant(8): the configuration of a station, and the commands that let it join."""
+"""wpa_supplicant(8): the configuration file of a station, and the commands that make it join."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _CIPHERS = {"ccmp": "CCMP", "gcmp-256": "GCMP-256"}
 
 
 class Sta(Struct, frozen=True):
-    """A station as its file states it; it looks for the network on these frequencies (MHz) and no others."""
+    """The configuration of a station; it scans these frequencies (MHz) only."""
 
     ifname: str
     ssid: str
@@ -30,11 +30,11 @@ def folder(node: str) -> str:
 
 
 def config(sta: Sta, control: str) -> str:
-    """Return the file; the network is disabled: its station joins when the access point is up, in its turn.
+    """Return the configuration file; its network is disabled, so that a station only joins when told to.
 
-    No `bssid`: of an MLD the 4-way handshake has another address, and fails with it.
+    It has no `bssid`: the 4-way handshake of an MLD uses another address and would fail.
     """
-    # A scan of every channel of hwsim takes 12 s, of three half a second.
+    # Scanning all channels of hwsim takes 12 s, three of them half a second.
     freqs = " ".join(map(str, sta.freqs))
     rows = [f'ssid="{sta.ssid}"', f"key_mgmt={_KEY_MGMT[sta.akm]}", f"scan_freq={freqs}", f"freq_list={freqs}"]
     if sta.akm != "open":
@@ -54,26 +54,25 @@ def argv(ifname: str, file: str) -> tuple[str, ...]:
 
 
 def join(node: str, ifname: str, unwanted: tuple[str, ...] = ()) -> tuple[Control, ...]:
-    """Join the network, with no link whose BSSID is unwanted."""
+    """Join the network without links whose BSSIDs are unwanted."""
     return _told(node, ifname, (*_ignore(unwanted), "ENABLE_NETWORK 0"))
 
 
 def rejoin(node: str, ifname: str, unwanted: tuple[str, ...] = ()) -> tuple[Control, ...]:
-    """Leave and join anew with all links but the unwanted.
+    """Leave the network and join again with all links but the unwanted ones.
 
-    An access point that rejected one request is on the list of BSSIDs to ignore: with that, the PMKSA cache or the
-    old scan, a station would be left with fewer links. A scan that missed a beacon, on a busy processor, has the same
-    cure.
+    wpa_supplicant ignores the BSSID of an access point that rejected a request: with that list, its PMKSA cache or an
+    old scan it would join with fewer links. Clearing them also helps if a scan missed a beacon on a busy processor.
     """
     fresh = ("DISCONNECT", "PMKSA_FLUSH", "BSS_FLUSH 0", "BSSID_IGNORE clear")
     return _told(node, ifname, (*fresh, *_ignore(unwanted), "RECONNECT"))
 
 
 def _ignore(bssids: tuple[str, ...]) -> tuple[str, ...]:
-    """Return what leaves links out of an association.
+    """Return the commands that keep links out of an association.
 
-    Nothing else does: the frequencies of a network limit where it looks for an MLD, and of the links that it does not
-    find there it asks the MLD itself (an ML probe request). Said five times a BSSID is ignored for ten minutes.
+    The frequencies of a network do not: they only limit where wpa_supplicant looks for an MLD, which it then asks for
+    its other links (an ML probe request). Five times BSSID_IGNORE make it ignore a BSSID for ten minutes.
     """
     return tuple(f"BSSID_IGNORE {bssid}" for bssid in bssids for _ in range(5))
 

@@ -1,4 +1,4 @@
-"""The few system calls that Python 3.11 lacks: unshare, setns, mount, umount2, prctl, sethostname."""
+"""System calls that Python 3.11 lacks, through ctypes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _call(what: str, status: int) -> None:
 
 
 def unshare(flags: int) -> None:
-    """Leave namespaces (unshare(2))."""
+    """Move this process into new namespaces (unshare(2))."""
     _call("unshare", _libc.unshare(flags))
 
 
@@ -42,24 +42,24 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str
 
 
 def detach(target: str) -> None:
-    """Take a mount out of sight; it goes with its last open file (umount2(2), MNT_DETACH)."""
+    """Detach a mount: the kernel unmounts it once nothing uses it any more (umount2(2), MNT_DETACH)."""
     _call(f"umount {target}", _libc.umount2(target.encode(), 2))
 
 
 def prctl(option: int, value: int | bytes) -> None:
-    """Operate on this process (prctl(2))."""
+    """Set an attribute of this process (prctl(2))."""
     word = ctypes.c_char_p(value) if isinstance(value, bytes) else ctypes.c_ulong(value)
     _call("prctl", _libc.prctl(option, word, ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)))
 
 
 def sethostname(name: str) -> None:
-    """Name the machine of this UTS namespace (sethostname(2))."""
+    """Set the host name of this UTS namespace (sethostname(2))."""
     raw = name.encode()
     _call("sethostname", _libc.sethostname(raw, len(raw)))
 
 
 def drop_bounding_set() -> None:
-    """Let no program that this process executes have capabilities (capabilities(7))."""
+    """Keep every program that this process executes from gaining capabilities (capabilities(7))."""
     with open("/proc/sys/kernel/cap_last_cap") as file:
         last = int(file.read())
     for capability in range(last + 1):
@@ -67,14 +67,14 @@ def drop_bounding_set() -> None:
 
 
 def drop_capabilities() -> None:
-    """Give up all capabilities that this process has or may take (capset(2))."""
+    """Drop all capabilities of this process for good (capset(2))."""
     _call("prctl", _libc.prctl(_PR_CAP_AMBIENT, *map(ctypes.c_ulong, (_CLEAR_ALL, 0, 0, 0))))
     header, none = (ctypes.c_uint32 * 2)(_CAPABILITIES, 0), (ctypes.c_uint32 * 6)()
     _call("capset", _libc.syscall(ctypes.c_long(_SYS_CAPSET), header, none))
 
 
 def seccomp_listener(program: bytes) -> int:
-    """Have a BPF program decide about the system calls of this process; return where it asks (seccomp_unotify(2))."""
+    """Filter this process's system calls by a BPF program; return its notification descriptor (seccomp_unotify(2))."""
     code = ctypes.create_string_buffer(program, len(program))
     head = (ctypes.c_uint64 * 2)(len(program) // 8, ctypes.addressof(code))  # struct sock_fprog, little-endian
     words = (ctypes.c_long(_SYS_SECCOMP), _SECCOMP_SET_MODE_FILTER, _NEW_LISTENER, head)
@@ -84,5 +84,5 @@ def seccomp_listener(program: bytes) -> int:
 
 
 def punch(fd: int, offset: int, length: int) -> None:
-    """Give back the room that a part of a file takes; it reads as zeros (fallocate(2))."""
+    """Free the space of a part of a file, which then reads as zeros (fallocate(2))."""
     _call("fallocate", _libc.fallocate(fd, _PUNCH_HOLE, ctypes.c_long(offset), ctypes.c_long(length)))

@@ -1,7 +1,7 @@
-"""Control groups (v2, or v1): where a lab's can be, how its processes enter them, and who removes them.
+"""Control groups, version 2 or 1: find where a lab can have some, let its processes in, and remove them.
 
-A cgroup is a directory, which the kernel does not remove with the last process in it. `sweep` does: in a process
-outside of the lab that waits for its end (`sandbox.launch`), and at every `down`.
+A cgroup is a directory that stays after its last process has ended. `sweep` removes it: from a process outside the
+lab that waits for the lab's end (`sandbox.launch`), and at every `down`.
 Source: Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/cgroups.rst.
 """
 
@@ -21,7 +21,7 @@ PREFIX = "testbed-"
 
 
 class Groups(NamedTuple):  # and no Struct: `testbed exec` waits for no library
-    """Where cgroups for a process's children can be: a folder for each v1 controller, and one of v2 for several."""
+    """The folders that can hold cgroups for a process's children: one for each v1 controller, one for all of v2."""
 
     separate: Mapping[str, Path]
     unified: Path | None
@@ -29,9 +29,9 @@ class Groups(NamedTuple):  # and no Struct: `testbed exec` waits for no library
 
 
 def doors(holder: int) -> list[int]:
-    """Return descriptors of the cgroups of a lab, through which a process enters them by writing 0.
+    """Return descriptors of a lab's cgroups: a process that writes 0 to one enters that cgroup.
 
-    A user who is in a session that systemd does not delegate may not move a process out of it: there are none then.
+    There are none where a user may not move a process out of a session that systemd does not delegate.
     """
     found = []
     for folder in _folders(_rows(f"/proc/{holder}/cgroup")):
@@ -45,14 +45,14 @@ def sweep(groups: Groups, patience: float = 0.0) -> None:
     """Remove the cgroups of labs that have ended."""
     deadline = time.monotonic() + patience
     for place in {*groups.separate.values(), *filter(None, (groups.unified,))}:
-        with suppress(OSError):  # somebody took the place itself away
+        with suppress(OSError):  # somebody removed the folder itself
             for name in os.listdir(place):
                 while name.startswith(PREFIX) and not _removed(place / name) and time.monotonic() < deadline:
-                    time.sleep(0.02)  # what ended a moment ago is not yet reaped: nothing tells when that is
+                    time.sleep(0.02)  # what has just ended is not yet reaped, and nothing announces that
 
 
 def _removed(folder: Path) -> bool:
-    """Remove a cgroup that nothing lives in; False when only what has ended is still in it."""
+    """Remove a cgroup without live processes; return False while it still holds dead ones."""
     try:
         folder.rmdir()
     except OSError as e:
@@ -62,7 +62,7 @@ def _removed(folder: Path) -> bool:
 
 
 def find(table: str = "/proc/self/cgroup") -> Groups:
-    """Return where the kernel lets this user make cgroups for the children of a process (/proc/PID/cgroup)."""
+    """Return where this user may make cgroups for the children of a process (/proc/PID/cgroup)."""
     rows = _rows(table)
     separate = {}
     for key in CONTROLLERS:
@@ -74,7 +74,7 @@ def find(table: str = "/proc/self/cgroup") -> Groups:
     best, together = None, frozenset[str]()
     base = next((b for b in (ROOT, ROOT / "unified") if (b / "cgroup.controllers").exists()), None)
     if base is not None and "" in rows:
-        # A cgroup with controllers of its children has no processes of its own, so it is mostly one above ours.
+        # In v2 a cgroup that gives its children controllers has no processes itself: it is usually our parent.
         for place in _upwards(base / rows[""].lstrip("/"), base):
             with suppress(OSError):
                 offered = set((place / "cgroup.subtree_control").read_text().split())
@@ -94,7 +94,7 @@ def _upwards(own: Path, base: Path) -> Iterator[Path]:
 
 
 def _rows(table: str) -> dict[str, str]:
-    """Return the cgroup of a process in each hierarchy: by controller in v1, by "" in v2."""
+    """Return the cgroup of a process in each hierarchy: keyed by controller for v1, by "" for v2."""
     found: dict[str, str] = {}
     with suppress(OSError):
         for row in Path(table).read_text().splitlines():
@@ -104,7 +104,7 @@ def _rows(table: str) -> dict[str, str]:
 
 
 def _folders(rows: Mapping[str, str]) -> Iterable[Path]:
-    """Return the folders of a process's cgroups, those of v2 below both places where it is mounted."""
+    """Return the folders of a process's cgroups; v2 may be mounted at two places."""
     for key, path in rows.items():
         if key in CONTROLLERS:
             yield ROOT / key / path.lstrip("/")

@@ -1,7 +1,7 @@
-"""Subflows by inet_diag: every TCP socket that carries MPTCP, with its connection, bytes, RTT and window.
+"""MPTCP subflows, read by inet_diag: every TCP socket that carries MPTCP, with its bytes, RTT and window.
 
-Sources: include/uapi/linux/inet_diag.h, tcp.h (struct tcp_info), mptcp.h. The initial subflow and the joined
-ones belong together by the local token.
+All subflows of a connection have the same local token.
+Sources: include/uapi/linux/inet_diag.h, tcp.h (struct tcp_info), mptcp.h.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ def _request(family: int, protocol: int) -> bytes:
 
 
 def mptcp_sockets(family: int) -> int:
-    """Return how many MPTCP connections this namespace has; LabError when the kernel lacks MPTCP inet_diag."""
+    """Count the MPTCP connections of this namespace; raise LabError if the kernel lacks MPTCP inet_diag."""
     with netlink.connect(wire.NETLINK_SOCK_DIAG) as sock:
         return len(netlink.dump(sock, uapi.SOCK_DIAG_BY_FAMILY, _request(family, IPPROTO_MPTCP)))
 
 
 def subflows(sock: socket.socket) -> list[Subflow]:
-    """Return the subflows in the namespace that a NETLINK_SOCK_DIAG socket belongs to."""
+    """Return the subflows in the namespace of a NETLINK_SOCK_DIAG socket."""
     found = []
     for family in (socket.AF_INET, socket.AF_INET6):
         for entry in netlink.dump(sock, uapi.SOCK_DIAG_BY_FAMILY, _request(family, socket.IPPROTO_TCP)):
@@ -77,7 +77,7 @@ def subflows(sock: socket.socket) -> list[Subflow]:
 def abort(sock: socket.socket) -> None:
     """Reset every connection in the namespace of a NETLINK_SOCK_DIAG socket, as `ss -K` does.
 
-    A kernel without CONFIG_INET_DIAG_DESTROY refuses; they then end by their own timers.
+    A kernel without CONFIG_INET_DIAG_DESTROY refuses this; the connections then end by their own timers.
     """
     for family in (socket.AF_INET, socket.AF_INET6):
         for entry in netlink.dump(sock, uapi.SOCK_DIAG_BY_FAMILY, _request(family, socket.IPPROTO_TCP)):

@@ -1,4 +1,4 @@
-"""Netlink sockets of namespaces: batches of requests out, errors and dumps back."""
+"""Netlink sockets of namespaces: send batches of requests, receive errors and dumps."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from testbed.steps import LAB
 # include/uapi/linux/sockios.h: the flags of an interface, and the network namespace of a socket.
 _SIOCGIFFLAGS, _SIOCGSKNS = 0x8913, 0x894C
 _IFREQ = struct.Struct("=16sH22x")
-_SPARE = 256  # descriptors for what else a lab does
+_SPARE = 256  # descriptors kept free for the rest of a lab
 
 
 class Sockets(Struct):
-    """The rtnetlink sockets of a lab's namespaces, of which as many are open as there are descriptors to spare."""
+    """The open rtnetlink sockets of a lab's namespaces, as many as there are descriptors to spare."""
 
-    opened: dict[str, socket.socket] = field(default_factory=dict)  # the first is the one that was opened first
+    opened: dict[str, socket.socket] = field(default_factory=dict)  # in the order in which they were opened
 
     def add(self, name: str, sock: socket.socket, nodes: int) -> socket.socket:
-        """Keep the socket of one of so many nodes; where there is no room, others are closed for it."""
+        """Keep the socket of one of `nodes` nodes; close the oldest ones if there is no descriptor for it."""
         while len(self.opened) >= max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - nodes - _SPARE):
             self.opened.pop(next(iter(self.opened))).close()
         self.opened[name] = sock
@@ -46,22 +46,22 @@ class Namespace(Struct):
     fd: int
     sockets: Sockets
     peers: dict[str, Namespace]
-    unused: Iterator[int]  # indexes, one sequence for a whole lab
+    unused: Iterator[int]  # interface indexes, one sequence for a whole lab
     known: dict[str, int] = field(default_factory=lambda: {"lo": 1})
-    stale: bool = False  # the kernel may have interfaces that we did not make: look before choosing an index
+    stale: bool = False  # the kernel may have interfaces whose indexes it chose itself: look before choosing one
     genl: socket.socket | None = None
-    mounts: int = -1  # a mount namespace whose /sys is this node's, made when its first process starts
+    mounts: int = -1  # a mount namespace with this node's /sys, made when its first process starts
     families: dict[str, int] = field(default_factory=dict)  # message types of generic netlink families
 
     @property
     def route(self) -> socket.socket:
-        """Return an rtnetlink socket of this namespace: any process can use one, wherever it is."""
+        """Return an rtnetlink socket of this namespace, which works from any namespace."""
         if (found := self.sockets.opened.get(self.name)) is None:
             found = self.sockets.add(self.name, self._connect(wire.NETLINK_ROUTE), len(self.peers))
         return found
 
     def index(self, ifname: str) -> int:
-        """Return an interface's index, looked up only where it was not chosen here."""
+        """Return an interface's index; ask the kernel only if `claim` did not choose it."""
         if (found := self.known.get(ifname)) is None:
             self.look()
             found = self.known.get(ifname)
@@ -70,10 +70,10 @@ class Namespace(Struct):
         return found
 
     def claim(self, ifname: str, node: str | None = None) -> int:
-        """Choose the index of an interface about to be made: nothing has to be looked up later.
+        """Choose the index of an interface that is about to be made, so that it need not be looked up later.
 
-        No two interfaces of a lab share one: where both ends of a veth pair had the same, the kernel would take
-        the pair for one device and report carrier up to a second late (net/core/link_watch.c).
+        Indexes are unique in a lab. If both ends of a veth pair had the same index, the kernel would take the pair for
+        one device and report its carrier up to a second late (net/core/link_watch.c).
         """
         if node is not None:
             return self.peers[node].claim(ifname)
@@ -84,11 +84,11 @@ class Namespace(Struct):
         return index
 
     def namespace(self, node: str) -> int:
-        """Return another node's namespace."""
+        """Return the descriptor of another node's namespace."""
         return self.peers[node].fd
 
     def generic(self) -> socket.socket:
-        """Return a generic netlink socket of this namespace, made when it is first needed; we stay where we are."""
+        """Return a generic netlink socket of this namespace, made on first use."""
         if self.genl is None:
             self.genl = self._connect(wire.NETLINK_GENERIC)
         return self.genl
@@ -102,7 +102,7 @@ class Namespace(Struct):
             os.close(back)
 
     def family(self, name: str) -> int:
-        """Return the message type of a generic netlink family; LabError when this kernel does not have it."""
+        """Return the message type of a generic netlink family; raise LabError if the kernel does not have it."""
         if not self.families.get(name):
             self.families[name] = family(self.generic(), name)
         if not self.families[name]:
@@ -110,11 +110,11 @@ class Namespace(Struct):
         return self.families[name]
 
     def radio(self, name: str) -> str:
-        """Return a radio's name in the kernel: a kernel has each once (net/wireless/core.c), so the lab's is in it."""
+        """Return a radio's name in the kernel, where names are unique (net/wireless/core.c): it includes the lab."""
         return f"{name}.{os.fstat(self.peers[LAB].fd).st_ino}"
 
     def wiphy(self, radio: str) -> int:
-        """Return the number of a radio of this namespace (nl80211 names it a wiphy)."""
+        """Return the number of a radio of this namespace (nl80211 calls a radio a wiphy)."""
         name = self.radio(radio)
         for entry in dump(self.generic(), self.family(nl80211.FAMILY), nl80211.GET_WIPHYS):
             if (found := nl80211.parse_wiphy(entry)).name == name:
@@ -122,18 +122,13 @@ class Namespace(Struct):
         raise LabError(f"{self.name}: there is no radio {name}; `iw phy` lists what is there")
 
     def look(self) -> None:
-        """Learn every interface's index from the kernel."""
+        """Read all interface indexes from the kernel."""
         self.known = dict(links(self.route))
-        self.stale = True
-
-    def forget(self, ifname: str) -> None:
-        """An interface could not be made, or went."""
-        self.known.pop(ifname, None)
         self.stale = True
 
 
 class Refusal(Struct, frozen=True):
-    """The kernel refused message number `at` of a batch."""
+    """The kernel's refusal of message number `at` of a batch."""
 
     at: int
     errno: int
@@ -145,7 +140,7 @@ class Refusal(Struct, frozen=True):
 
 
 def create(name: str, sockets: Sockets, peers: dict[str, Namespace], unused: Iterator[int]) -> Namespace:
-    """Make an empty namespace and leave this process in it: the caller goes home when all are made."""
+    """Make an empty namespace and leave this process in it; the caller returns home after the last one."""
     linux.unshare(linux.CLONE_NEWNET)
     route = sockets.add(name, connect(wire.NETLINK_ROUTE), len(peers) + 1)
     return Namespace(name, ioctl(route, _SIOCGSKNS), sockets, peers, unused)
@@ -153,7 +148,7 @@ def create(name: str, sockets: Sockets, peers: dict[str, Namespace], unused: Ite
 
 @contextmanager
 def inside(fd: int, home: int) -> Iterator[None]:
-    """Be in the network namespace `fd`; this process must have one thread."""
+    """Run a block in the network namespace `fd`; this process must have a single thread."""
     linux.setns(fd, linux.CLONE_NEWNET)
     try:
         yield
@@ -170,16 +165,16 @@ def connect(protocol: int) -> socket.socket:
 
 
 def transact(sock: socket.socket, batch: Sequence[Message], kind: int = 0) -> list[Refusal]:
-    """Send a batch in one system call and return what was refused; the kernel performs the others all the same.
+    """Send a batch in one system call; return the refusals. The kernel performs all other messages of the batch.
 
-    Only the last message asks for an acknowledgement: errors of the others are reported anyway.
-    `kind` is the message type of a generic netlink family, else each message's own.
+    Only the last message asks for an acknowledgement, since errors of the others are reported anyway.
+    `kind` is the message type of a generic netlink family; without it, each message has its own.
     """
     last = len(batch) - 1
     parts = []
     for seq, m in enumerate(batch):
         flags = wire.NLM_F_REQUEST | m.flags | (wire.NLM_F_ACK if seq == last else 0)
-        # A length is a multiple of four already: attributes and the fixed headers all are.
+        # Lengths need no padding: attributes and headers are multiples of four bytes.
         parts += [wire.header(len(m.body), kind or m.kind, flags, seq), m.body]
     sock.send(b"".join(parts))
     refused: list[Refusal] = []
@@ -188,7 +183,7 @@ def transact(sock: socket.socket, batch: Sequence[Message], kind: int = 0) -> li
             if got != uapi.NLMSG_ERROR:
                 continue
             error = parse_error(body)
-            # Above zero it is no error: hwsim answers NEW_RADIO with the radio's number (mac80211_hwsim.c).
+            # Positive numbers are not errors: hwsim answers NEW_RADIO with the radio's number (mac80211_hwsim.c).
             if error < 0:
                 why = (
                     wire.attributes(body, uapi.NLMSGERR.size)
@@ -203,16 +198,17 @@ def transact(sock: socket.socket, batch: Sequence[Message], kind: int = 0) -> li
 
 @wire.decoder
 def parse_error(body: bytes) -> int:
-    """Return the error number of an NLMSG_ERROR: 0 is an acknowledgement."""
+    """Return the error number of an NLMSG_ERROR; 0 means acknowledged."""
     return int(struct.unpack_from("=i", body)[0])
 
 
 def dump(sock: socket.socket, kind: int, body: bytes) -> list[bytes]:
-    """Ask for a table and return its entries' bodies; LabError when the kernel refuses."""
+    """Dump a table; return the bodies of its entries. Raise LabError if the kernel refuses."""
     sock.send(wire.header(len(body), kind, wire.NLM_F_REQUEST | wire.NLM_F_DUMP, 1) + body)
     found: list[bytes] = []
     while True:
-        # The kernel sends at most 32 KiB at once (net/netlink/af_netlink.c); what malloc maps anew costs 0.1 ms a node.
+        # The kernel sends at most 32 KiB at once (net/netlink/af_netlink.c). A larger buffer would be mapped for each
+        # call, which costs 0.1 ms a node.
         for got, _, _, entry in wire.messages(sock.recv(1 << 16)):
             if got == uapi.NLMSG_DONE:
                 return found
@@ -221,12 +217,12 @@ def dump(sock: socket.socket, kind: int, body: bytes) -> list[bytes]:
             found.append(entry)
 
 
-# RTM_GETLINK for a table without statistics
+# A request for the interfaces without their statistics
 _LINKS = bytes(uapi.IFINFOMSG.size) + wire.u32(uapi.IFLA_EXT_MASK, uapi.RTEXT_FILTER_SKIP_STATS)
 
 
 def links(sock: socket.socket) -> Iterator[tuple[str, int]]:
-    """Yield (name, index) of every interface of the socket's namespace."""
+    """Yield the name and index of every interface of the socket's namespace."""
     yield from map(parse_link, dump(sock, uapi.RTM_GETLINK, _LINKS))
 
 
@@ -238,18 +234,18 @@ def parse_link(entry: bytes) -> tuple[str, int]:
 
 
 def link_entries(sock: socket.socket) -> list[bytes]:
-    """Return what the kernel says of every interface, undecoded."""
+    """Return the kernel's description of every interface, undecoded."""
     return dump(sock, uapi.RTM_GETLINK, _LINKS)
 
 
 def running(sock: socket.socket, ifname: str) -> bool:
-    """Say whether an interface of the socket's namespace is there and operational (IFF_RUNNING, RFC 2863)."""
+    """Return whether an interface of the socket's namespace exists and is operational (IFF_RUNNING, RFC 2863)."""
     return bool(flags(sock, ifname) & uapi.IFF_RUNNING)
 
 
 def flags(sock: socket.socket, ifname: str) -> int:
-    """Return the flags of an interface of the socket's namespace, 0 when it is not there."""
-    # net/socket.c gives this to a socket of any family; a dump of the same links takes twenty times as long.
+    """Return the flags of an interface of the socket's namespace, 0 if it does not exist."""
+    # net/socket.c takes this ioctl from sockets of any family; a dump of the links takes twenty times as long.
     try:
         found = ioctl(sock, _SIOCGIFFLAGS, _IFREQ.pack(ifname.encode(), 0))
     except OSError as e:
@@ -260,12 +256,12 @@ def flags(sock: socket.socket, ifname: str) -> int:
 
 
 def family(sock: socket.socket, name: str) -> int:
-    """Return a generic netlink family's message type; 0 when this kernel does not have it."""
+    """Return the message type of a generic netlink family, 0 if this kernel does not have it."""
     return parse_family(controller(sock, name))
 
 
 def controller(sock: socket.socket, name: str) -> bytes:
-    """Return what the kernel says of a generic netlink family: one or more messages."""
+    """Ask the controller about a generic netlink family; return its answer (one or more messages)."""
     body = uapi.GENLMSGHDR.pack(uapi.CTRL_CMD_GETFAMILY, 1, 0) + wire.text(uapi.CTRL_ATTR_FAMILY_NAME, name)
     sock.send(wire.header(len(body), uapi.GENL_ID_CTRL, wire.NLM_F_REQUEST, 1) + body)
     return sock.recv(65536)
@@ -273,7 +269,7 @@ def controller(sock: socket.socket, name: str) -> bytes:
 
 @wire.decoder
 def parse_family(data: bytes) -> int:
-    """Return the message type that an answer of the controller tells; 0 when it is a refusal."""
+    """Return the message type in an answer of the controller, 0 if that is a refusal."""
     for got, _, _, entry in wire.messages(data):
         if got == uapi.GENL_ID_CTRL:
             fields = wire.attributes(entry, uapi.GENLMSGHDR.size)

@@ -1,6 +1,6 @@
-"""Which abstract unix sockets there are and whose they are: what another user has bound is nobody's lab.
+"""Abstract unix sockets and their owners: a socket that another user has bound is not one of our labs.
 
-Source: net/unix/diag.c. A kernel without it lists names alone (/proc/net/unix); who answers there is then asked.
+Source: net/unix/diag.c. A kernel without it only lists names (/proc/net/unix): then connect to each to see who listens.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from contextlib import suppress
 
 from testbed.linux import uapi, wire
 
-_BOUND = 1 << uapi.TCP_CLOSE | 1 << uapi.TCP_LISTEN  # bound, and not a connection, which has the same name
-_PATIENCE = 1.0  # s for one who has a name to take a connection
+_BOUND = 1 << uapi.TCP_CLOSE | 1 << uapi.TCP_LISTEN  # bound sockets; connections have the same name
+_PATIENCE = 1.0  # s to wait for a connection to be accepted
 
 
 def owned(prefix: str) -> Iterator[tuple[str, int]]:
-    """Yield (the rest of the name, uid) of every abstract stream socket that is bound to a name with this prefix."""
+    """Yield (rest of the name, uid) of every abstract stream socket that is bound to a name with this prefix."""
     try:
         yield from list(_asked(prefix.encode()))
     except OSError:
@@ -51,7 +51,7 @@ def _listed(prefix: str) -> Iterator[tuple[str, int]]:
 
     with open("/proc/net/unix", errors="replace") as file:
         rows = [row.rstrip("\n").split(None, 7) for row in file]
-    # Field 5 is the state: accepted connections carry the same address, only the bound socket is unconnected (01).
+    # Accepted connections have the same name; field 5, the state, tells the bound socket: unconnected (01).
     for row in rows:
         if len(row) == 8 and row[5] == "01" and row[7].startswith(f"@{prefix}"):
             with suppress(OSError), sandbox.dial("\0" + row[7][1:], _PATIENCE) as connection:

@@ -1,7 +1,7 @@
-"""Netlink as bytes: attributes, messages and what encoding a request may ask of its place (pure).
+"""Netlink as bytes: encode and decode attributes and messages (pure).
 
-We encode by hand because bring-up speed is what the project is for (pyroute2's encoder takes 117 us for
-a veth pair, this one about 5); what is read back and is not hot is decoded with pyroute2.
+Requests are encoded by hand for the sake of bring-up speed: a veth pair takes pyroute2's encoder 117 us, this one 5.
+pyroute2 decodes what is read back and not time-critical.
 Sources: include/uapi/linux/netlink.h, rtnetlink.h, if_link.h.
 """
 
@@ -29,12 +29,12 @@ _ATTR = struct.Struct("=HH")
 _PAD = (b"", b"\0\0\0", b"\0\0", b"\0")
 
 
-# What Python raises for bytes that are cut off, of another form, or not what the field is for.
+# Python's errors for bytes that are truncated, malformed, or not valid for their field.
 _BROKEN = (struct.error, LookupError, ValueError, OverflowError)
 
 
 def decoder(read: Callable[P, T]) -> Callable[P, T]:
-    """Let a function that decodes what a kernel says raise LabError when that is cut off or of another form."""
+    """Make a function that decodes a message of the kernel raise LabError if the message is truncated or malformed."""
 
     @wraps(read)
     def reads(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -48,19 +48,19 @@ def decoder(read: Callable[P, T]) -> Callable[P, T]:
 
 
 class Here(Protocol):
-    """What a request may ask about the namespace it is encoded for."""
+    """What encoding a request may ask of the namespace that it is for."""
 
     def index(self, ifname: str) -> int:
         """Return the interface index of `ifname` in this namespace."""
 
     def claim(self, ifname: str, node: str | None = None) -> int:
-        """Choose the index that `ifname` is about to get, here or in `node`."""
+        """Choose the index for a new interface of this namespace, or of `node`'s."""
 
     def namespace(self, node: str) -> int:
         """Return a file descriptor of another node's network namespace."""
 
     def radio(self, name: str) -> str:
-        """Return the name that a radio of this lab has in the kernel, where no two labs may have the same."""
+        """Return the name of a radio of this lab in the kernel, where it differs from those of other labs."""
 
     def wiphy(self, radio: str) -> int:
         """Return the number of a radio that is in this namespace."""
@@ -128,7 +128,7 @@ def messages(data: bytes) -> list[tuple[int, int, int, bytes]]:
 
 
 def attributes(data: bytes, at: int = 0) -> dict[int, bytes]:
-    """Decode the attributes from offset `at`; of one that repeats, the last."""
+    """Decode the attributes from offset `at`; of a repeated one, keep the last."""
     found = {}
     while at + 4 <= len(data):
         length, kind = _ATTR.unpack_from(data, at)

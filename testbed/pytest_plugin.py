@@ -24,6 +24,7 @@ from uuid import uuid4
 import pytest
 
 from testbed.errors import BugError, InputError, LabError, TestbedError
+from testbed.lab import reach
 
 MARK = "testbed_feature(*names, machine='here'): skip where the machine lacks a feature (see `testbed doctor`)"
 PATIENCE = 30.0  # seconds in which a command line that was told to end may take its lab along
@@ -359,9 +360,8 @@ def _options(sets: Sequence[str]) -> Iterator[str]:
 
 
 def _is_up(name: str) -> bool:
-    from testbed.lab import sandbox
 
-    return name in sandbox.names() or name in _guests()
+    return name in reach.names() or name in _guests()
 
 
 def _guests() -> list[str]:

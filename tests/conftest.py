@@ -14,6 +14,8 @@ from uuid import uuid4
 
 import pytest
 
+from testbed.lab import reach
+
 ROOT = Path(__file__).parent.parent
 REQUIRED = frozenset(filter(None, os.environ.get("TESTBED_REQUIRE", "").split(",")))
 
@@ -51,10 +53,10 @@ def name() -> Iterator[str]:
     """A lab's name that no other test has; the lab is taken down at the end if the test left it up."""
     chosen = f"t{uuid4().hex[:10]}"
     yield chosen
-    from testbed.lab import control, sandbox
+    from testbed.lab import control
     from testbed.machines.guest import microvm
 
-    if chosen in sandbox.names():
+    if chosen in reach.names():
         control.find(chosen).down()
     if chosen in microvm.guests():
         microvm.stop(microvm.find(chosen))

@@ -16,7 +16,7 @@ TREES = {m.removesuffix(".__init__"): ast.parse(f.read_text()) for m, f in FILES
 # Every module of the tree, lowest floor first: a module imports from its own floor and from those below it.
 FLOORS: tuple[dict[str, str], ...] = (
     {"": "errors plain words features spec units files faults"},
-    {"linux": "calls cgroups inet_diag netlink uapi unix_diag wire"},
+    {"linux": "calls cgroups inet_diag kernel_log netlink signals uapi unix unix_diag wire"},
     {"": "steps"},
     {
         "drivers": "amt bound channels facts hostapd hwsim link membership mptcp nl80211 route smcroute sysctl tc "
@@ -35,8 +35,8 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"rules": "multicast names whole"},
     {"": "results"},
     {
-        "lab": "answers asking bounds changes control enter forked holder listening look messages perform probes "
-        "sandbox timeline travel",
+        "lab": "answers asking bounds changes control ending enter forked furniture holder listening look "
+        "messages namespace perform probes reach sandbox timeline travel",
         "report": "doubts effects report",
     },
     {
@@ -56,17 +56,11 @@ LATE = {("__init__", "language.topology"), ("__init__", "runs.bring_up")}
 UPWARD = {
     ("drivers.bound", "metrics.records"),
     ("language.topology", "rules.whole"),
-    ("linux.netlink", "drivers.nl80211"),
-    ("linux.netlink", "steps"),
-    ("linux.unix_diag", "lab.sandbox"),
-    ("machines.ssh.request", "cli.program"),
     ("metrics.nodes", "plan.addressing"),
     ("metrics.nodes", "workloads.place"),
     ("metrics.reception", "workloads.place"),
     ("metrics.wifi", "workloads.place"),
     ("plan.run", "rules.whole"),
-    ("report.doubts", "machines.guest.qemu"),
-    ("report.report", "machines.guest.qemu"),
 }
 # Planning asks nothing of the machine; and what performs steps knows nothing of where they come from.
 PURE = {"drivers", "nodes", "metrics", "workloads", "language", "plan", "rules"}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from testbed.linux.kernel_log import frames_without_channel, kernel_faults
 from testbed.machines.guest import microvm, saved
 from testbed.machines.guest.qemu import (
     Boot,
@@ -16,8 +17,6 @@ from testbed.machines.guest.qemu import (
     Wires,
     argv,
     digest,
-    frames_without_channel,
-    kernel_faults,
 )
 
 BOOT = Boot(Path("/i/vmlinux"), Path("/i/initrd.gz"), Path("/i/root.squashfs"), "tcg")

@@ -21,9 +21,9 @@ import typer
 
 from testbed import __version__, plain
 from testbed.cli import present
-from testbed.cli.program import GUESTS, execute, perform, place_of
+from testbed.cli.program import execute, perform, place_of, script
 from testbed.errors import InputError, LabError, TestbedError
-from testbed.lab import control, sandbox
+from testbed.lab import control, ending, reach
 from testbed.lab.enter import enter
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _every() -> None:
 
 
 def _labs(incomplete: str) -> list[str]:
-    return [n for n in (*sandbox.names(), *sandbox.names(GUESTS)) if n.startswith(incomplete)]
+    return [n for n in (*reach.names(), *reach.names(reach.GUESTS)) if n.startswith(incomplete)]
 
 
 def _nodes(context: typer.Context, incomplete: str) -> list[str]:
@@ -194,10 +194,10 @@ def up(
         raise typer.Exit(elsewhere.up(errand, lab_name, guest, _say, _fraction))
     began = time.monotonic()
     what = "up"
-    if lab_name in sandbox.names():
+    if lab_name in reach.names():
         lab = control.find(lab_name)
         _idle(lab)
-        change = changes.compare(lab.ask(asking.Plan(), patience=sandbox.PATIENCE), made.steps)
+        change = changes.compare(lab.ask(asking.Plan(), patience=ending.PATIENCE), made.steps)
         if dry_run:
             print(change, end="")
             start.permitted(lab_name, change)
@@ -249,8 +249,8 @@ def status(
         words = ("status", *filter(None, (place.lab, node)), *(["--json"] if as_json else []))
         raise typer.Exit(place.enter(words))
     if lab is None:
-        found = [s for n in sandbox.names() if (s := _status(n)) is not None]
-        found += [_guest(n) for n in sandbox.names(GUESTS)]
+        found = [s for n in reach.names() if (s := _status(n)) is not None]
+        found += [_guest(n) for n in reach.names(reach.GUESTS)]
         if as_json:
             keys = ("name", "state", "machine", "topology", "nodes", "began")
             print(json.dumps([{k: s[k] for k in keys} for s in found], indent=1))
@@ -274,7 +274,7 @@ def status(
 
         from testbed.lab import asking, look
 
-        seen = look.interfaces(running.ask(asking.Look(node), patience=sandbox.ANSWERS))
+        seen = look.interfaces(running.ask(asking.Look(node), patience=reach.ANSWERS))
         if as_json:
             print(json.dumps(to_builtins(seen), indent=1))
         else:
@@ -324,7 +324,7 @@ def down(
     if not labs and not everything:
         raise InputError("name the labs to take down, or write --all (`testbed status` lists them)")
     faults: list[TestbedError] = []
-    for name in [*sandbox.names(), *sandbox.names(GUESTS)] if everything else labs or []:
+    for name in [*reach.names(), *reach.names(reach.GUESTS)] if everything else labs or []:
         try:
             if (place := place_of(name)) is not None:
                 place.down()
@@ -542,7 +542,7 @@ def serve_request() -> None:
     """Perform a command line that another machine sends on standard input."""
     from testbed.machines.ssh import request
 
-    raise typer.Exit(request.serve())
+    raise typer.Exit(request.serve(script))
 
 
 @app.command(hidden=True)
@@ -628,9 +628,9 @@ def _choice(machine: str, lab: str, requires: Sequence[Feature]) -> Choice:
     if machine not in known.RESERVED:
         known.find(machine)
         return choose.choose((), machine)  # which has labs of its own
-    if lab in sandbox.names():
+    if lab in reach.names():
         there = choose.HERE
-    elif lab in sandbox.names(GUESTS):
+    elif lab in reach.names(reach.GUESTS):
         there = choose.MICROVM
     else:
         return choose.choose(requires, machine)
@@ -717,7 +717,7 @@ def _count(number: int, what: str) -> str:
 def _status(name: str) -> dict[str, Any] | None:
     try:
         return {**control.find(name).status(), "machine": os.environ.get("TESTBED_AT", "@here")[1:]}
-    except sandbox.SilentError:
+    except reach.SilentError:
         return {**_unknown(name, "here"), "state": "does not answer"}
     except LabError:
         return None  # it ended between two looks

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, NoReturn
 from testbed import faults
 from testbed.cli.screen import screens
 from testbed.errors import BugError, InputError, LabError, TestbedError
+from testbed.lab import reach
 
 # Everything else is imported where an error is told as one: what a library can't be loaded for, for example.
 if TYPE_CHECKING:
     from testbed.machines.elsewhere import Elsewhere
-
-GUESTS = "testbed-guest"  # the family of abstract sockets of guests
 
 
 def script() -> NoReturn:
@@ -108,9 +107,7 @@ def execute(lab: str, node: str, argv: Sequence[str]) -> NoReturn:
 
 def place_of(lab: str) -> Elsewhere | None:
     """Return the machine that a lab is on, None when that is this one."""
-    from testbed.lab import sandbox
-
-    if "@" not in lab and (sandbox.listens(lab) or lab in sandbox.names() or lab not in sandbox.names(GUESTS)):
+    if "@" not in lab and (reach.listens(lab) or lab in reach.names() or lab not in reach.names(reach.GUESTS)):
         return None
     from testbed.machines import elsewhere
 

@@ -15,12 +15,13 @@ from typing import Any
 from msgspec import Struct, convert
 
 from testbed.errors import LabError
-from testbed.lab import answers, asking, sandbox
+from testbed.lab import answers, asking, ending, reach
 from testbed.lab.answers import Done, Failed, Progress
 from testbed.lab.asking import Asked
+from testbed.lab.ending import PATIENCE
 from testbed.lab.messages import receive, send
-from testbed.lab.sandbox import ANSWERS, PATIENCE, SilentError
-from testbed.linux import cgroups
+from testbed.lab.reach import ANSWERS, SilentError
+from testbed.linux import cgroups, unix
 from testbed.metrics.records import Held
 
 Say = Callable[[dict[str, Any]], None]
@@ -65,16 +66,16 @@ class RunningLab(Struct):
         """
         message = asking.encode(question)
         with connect(self.name, patience) as connection:
-            if sandbox.peer(connection).pid != self.holder:
-                raise LabError(sandbox.ended(self.name))  # and another lab has its name now
+            if unix.peer(connection).pid != self.holder:
+                raise LabError(reach.ended(self.name))  # and another lab has its name now
             try:
                 send(connection, message, fds)
             except (BrokenPipeError, ConnectionResetError) as e:
-                raise LabError(sandbox.ended(self.name)) from e
+                raise LabError(reach.ended(self.name)) from e
             try:
                 return answer(self.name, connection, question, say)
             except TimeoutError as e:
-                raise SilentError(sandbox.silent(self.name, self.holder)) from e
+                raise SilentError(reach.silent(self.name, self.holder)) from e
 
     def status(self) -> dict[str, Any]:
         """Return what the holder knows of its lab: state, nodes, processes."""
@@ -143,7 +144,7 @@ class RunningLab(Struct):
 
     def _gone(self, patience: float) -> None:
         """Wait until PID 1, and with it every process of the lab, has ended; SIGKILL it after `patience` seconds."""
-        sandbox.await_end(self.name, self.life, patience)
+        ending.await_end(self.name, self.life, patience)
         cgroups.sweep(cgroups.find())  # also where what waits for that was killed
         if self.owner is not None:
             self.owner.close()
@@ -151,18 +152,18 @@ class RunningLab(Struct):
 
 def own(name: str, owner: socket.socket, life: FileIO) -> RunningLab:
     """Return a lab that has just been launched."""
-    return RunningLab(name, sandbox.process(life), life, owner)
+    return RunningLab(name, ending.process(life), life, owner)
 
 
 def find(name: str) -> RunningLab:
     """Return a lab that is up."""
     with connect(name) as connection:
-        return RunningLab(name, *sandbox.holder(name, connection))
+        return RunningLab(name, *reach.holder(name, connection))
 
 
 def connect(name: str, patience: float | None = None) -> socket.socket:
     """Connect to a lab's holder, which then has `patience` seconds for each answer; LabError when there is none."""
-    connection = sandbox.call(name)
+    connection = reach.call(name)
     connection.settimeout(patience)
     return connection
 
@@ -173,7 +174,7 @@ def answer(name: str, connection: socket.socket, question: Asked | None = None, 
         try:
             came = answers.decode(receive(connection)[0])
         except EOFError as e:
-            raise LabError(sandbox.ended(name)) from e
+            raise LabError(reach.ended(name)) from e
         match came:
             case Failed():
                 answers.throw(came)

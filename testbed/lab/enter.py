@@ -20,10 +20,10 @@ from typing import Any, NoReturn
 
 from testbed import __version__
 from testbed.errors import LabError, TestbedError
-from testbed.lab import sandbox
+from testbed.lab import furniture, reach
 from testbed.lab.messages import receive, send
 from testbed.linux import calls as linux
-from testbed.linux import cgroups
+from testbed.linux import cgroups, unix
 
 _LEAVING = 3.0  # s for what a command left to end
 _MARKS = ("uts", "mnt")
@@ -31,9 +31,9 @@ _MARKS = ("uts", "mnt")
 
 def enter(lab: str, node: str, argv: tuple[str, ...]) -> int:
     """Run a command in a node of a lab on this machine, on this terminal; return its exit status."""
-    with sandbox.call(lab) as connection:
-        connection.settimeout(sandbox.ANSWERS)
-        holder, life = sandbox.holder(lab, connection)
+    with reach.call(lab) as connection:
+        connection.settimeout(reach.ANSWERS)
+        holder, life = reach.holder(lab, connection)
         here = "/"
         with suppress(FileNotFoundError):  # a folder that was removed
             here = os.getcwd()
@@ -65,9 +65,9 @@ def _ask(lab: str, connection: socket.socket, question: dict[str, object], fds: 
         send(connection, json.dumps({"version": __version__, **question}).encode(), fds)
         answer = json.loads(receive(connection)[0])
     except TimeoutError as e:
-        raise sandbox.SilentError(sandbox.silent(lab, sandbox.peer(connection).pid)) from e
+        raise reach.SilentError(reach.silent(lab, unix.peer(connection).pid)) from e
     except (EOFError, ConnectionError) as e:
-        raise LabError(sandbox.ended(lab)) from e
+        raise LabError(reach.ended(lab)) from e
     if answer["kind"] == "error":
         raise LabError(answer["text"])
     return answer["value"]
@@ -88,7 +88,7 @@ def _inside(lab: str, node: str, holder: int, life: int, connection: socket.sock
             raise FileNotFoundError(node)
         linux.setns(os.open(f"/run/netns/{node}", os.O_RDONLY | os.O_CLOEXEC), linux.CLONE_NEWNET)
         linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWUTS)
-        sandbox.settle()
+        furniture.settle()
         linux.sethostname(node)
     except FileNotFoundError as e:
         nodes = _ask(lab, connection, {"verb": "status"})["nodes"]
@@ -146,7 +146,7 @@ def _become(argv: tuple[str, ...], parent: int, groups: list[int]) -> NoReturn:
             os._exit(1)  # it came before that
         for number in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)  # Python ignores these, and a command would inherit that
-        os.environ["PATH"] = ":".join(filter(None, (os.environ.get("PATH"), sandbox.SYSTEM_PATH)))
+        os.environ["PATH"] = ":".join(filter(None, (os.environ.get("PATH"), furniture.SYSTEM_PATH)))
         os.execvp(argv[0], argv)  # noqa: S606 (the user's own command)
     except (OSError, ValueError) as e:  # ValueError: the program is an empty word
         from testbed.plain import line

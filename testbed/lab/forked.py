@@ -9,8 +9,8 @@ import signal
 import traceback
 from collections.abc import Sequence
 
-from testbed.lab import sandbox
 from testbed.linux import calls as linux
+from testbed.linux import signals
 
 # A program's name in a plan, and so in the records of runs, outlives the module that it is in.
 PROGRAMS = {
@@ -27,7 +27,7 @@ def fork(program: str, words: Sequence[str], cwd: str, fds: Sequence[int]) -> in
     It ends with status 1 and a traceback in its log if `main` raises.
     """
     # A signal that came before the copy has handlers of its own would be told to the holder, by a pipe that both have.
-    with sandbox.signals_wait():
+    with signals.signals_wait():
         if (pid := os.fork()) == 0:
             _become(program, words, cwd, fds)
     os.setpgid(pid, pid)  # both do it: who signals the group must not come before it is there

@@ -18,7 +18,7 @@ from msgspec import Struct, field, to_builtins
 from testbed import __version__, faults
 from testbed.drivers import nl80211
 from testbed.errors import LabError, TestbedError
-from testbed.lab import answers, asking, bounds, sandbox, timeline, travel
+from testbed.lab import answers, asking, bounds, furniture, sandbox, timeline, travel
 from testbed.lab import perform as labs
 from testbed.lab.answers import Answer, Progress
 from testbed.lab.asking import Change, Down, Enter, Exec, Keep, Leave, Look, Plan, Question, Run, Status
@@ -65,7 +65,7 @@ def serve(
     """
 
     def body(listener: socket.socket, owner: socket.socket) -> None:
-        lab = labs.begin(name, Path(folder or sandbox.FOLDER))
+        lab = labs.begin(name, Path(folder or furniture.FOLDER))
         if folder:
             lab.log = (lab.folder / "commands.log").open("a")
         owner.setblocking(False)
@@ -247,7 +247,7 @@ def _up(
 ) -> Task:
     """Perform steps, first of all or as a change of what stands; afterwards the lab is what `whole` makes."""
     with _busy(holder, "up"):
-        sandbox.write_hosts(hosts)
+        furniture.write_hosts(hosts)
         # What others did in the nodes meanwhile is not known: look before an interface index is chosen.
         for here in holder.lab.nodes.values():
             here.stale = bool(holder.lab.done)

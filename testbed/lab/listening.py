@@ -8,8 +8,8 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 
-from testbed.lab import sandbox
 from testbed.lab.messages import Line
+from testbed.linux import unix
 
 MOST = 512  # connections at once
 _PAUSE = 1.0  # s without new ones where no descriptor is free, unless one closes before
@@ -51,7 +51,7 @@ class Listening:
             if (gone := self._idle()) is None:
                 self._pause()
             return None, gone
-        if sandbox.peer(connection).uid != os.geteuid():
+        if unix.peer(connection).uid != os.geteuid():
             connection.close()
             return None, None
         line = Line(connection, self.longest)

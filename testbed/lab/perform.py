@@ -28,13 +28,13 @@ from testbed.drivers.nl80211 import LOOKING
 from testbed.drivers.sysctl import SysctlSet
 from testbed.drivers.wpa_ctrl import Control
 from testbed.errors import LabError
-from testbed.lab import bounds, sandbox
+from testbed.lab import bounds, furniture
 from testbed.lab.forked import fork
+from testbed.lab.namespace import Namespace, Sockets, create
 from testbed.lab.probes import holds
 from testbed.linux import calls as linux
 from testbed.linux import inet_diag as diag
 from testbed.linux import netlink, wire
-from testbed.linux.netlink import Namespace, Sockets
 from testbed.metrics.records import Held
 from testbed.results import written
 from testbed.steps import LAB, Configure, Netlink, Run, Spawn, Step, Wait, Write
@@ -103,7 +103,7 @@ def begin(name: str, folder: Path) -> Lab:
     """Return a lab without nodes, in the sandbox that this process is in."""
     home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     host = os.open("/proc/self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
-    lab = Lab(name, home, host, folder, dict(os.environ, TMPDIR=f"{sandbox.FOLDER}/tmp"))
+    lab = Lab(name, home, host, folder, dict(os.environ, TMPDIR=f"{furniture.FOLDER}/tmp"))
     lab.nodes[LAB] = Namespace(LAB, home, lab.sockets, lab.nodes, lab.indexes)
     lab.nodes[LAB].mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     configure(lab, [Configure(LAB, LinkSet("lo", up=True))])
@@ -205,7 +205,7 @@ def _send(lab: Lab, batch: Sequence[tuple[Configure, wire.Message]]) -> None:
 
 def _add_namespace(lab: Lab, name: str) -> None:
     try:
-        here = lab.nodes[name] = netlink.create(name, lab.sockets, lab.nodes, lab.indexes)
+        here = lab.nodes[name] = create(name, lab.sockets, lab.nodes, lab.indexes)
     except OSError as e:
         if e.errno == errno.ENOSPC:
             why = "as many as /proc/sys/user/max_net_namespaces allows are there"
@@ -239,7 +239,7 @@ def _sysctls(lab: Lab, node: str) -> int:
     if lab.sysctls < 0 or lab.sysctls_used > _NODES_A_PROC:
         if lab.sysctls >= 0:
             os.close(lab.sysctls)
-        own = f"{sandbox.FOLDER}/proc"
+        own = f"{furniture.FOLDER}/proc"
         os.makedirs(own, exist_ok=True)
         linux.mount("proc", own, "proc", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
         lab.sysctls = os.open(f"{own}/sys", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -354,7 +354,7 @@ def _own_sys(here: Namespace, home: Namespace) -> Iterator[None]:
             linux.setns(here.mounts, linux.CLONE_NEWNS)
         else:
             linux.unshare(linux.CLONE_NEWNS)
-            sandbox.settle()
+            furniture.settle()
             here.mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         yield
     finally:

@@ -9,8 +9,8 @@ from testbed.drivers import amt, link, membership, mptcp, nl80211, smcroute
 from testbed.drivers.facts import Capturing, FileHas, Listening
 from testbed.drivers.wpa_ctrl import Controlled
 from testbed.errors import LabError
+from testbed.lab.namespace import Namespace
 from testbed.linux import netlink, uapi, wire
-from testbed.linux.netlink import Namespace
 from testbed.steps import Probe
 
 _LISTEN = "0A"  # include/net/tcp_states.h

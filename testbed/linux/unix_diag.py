@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import suppress
 
-from testbed.linux import uapi, wire
+from testbed.linux import uapi, unix, wire
 
 _BOUND = 1 << uapi.TCP_CLOSE | 1 << uapi.TCP_LISTEN  # bound sockets; connections have the same name
 _PATIENCE = 1.0  # s to wait for a connection to be accepted
@@ -47,12 +47,10 @@ def _asked(prefix: bytes) -> Iterator[tuple[str, int]]:
 
 
 def _listed(prefix: str) -> Iterator[tuple[str, int]]:
-    from testbed.lab import sandbox
-
     with open("/proc/net/unix", errors="replace") as file:
         rows = [row.rstrip("\n").split(None, 7) for row in file]
     # Accepted connections have the same name; field 5, the state, tells the bound socket: unconnected (01).
     for row in rows:
         if len(row) == 8 and row[5] == "01" and row[7].startswith(f"@{prefix}"):
-            with suppress(OSError), sandbox.dial("\0" + row[7][1:], _PATIENCE) as connection:
-                yield row[7][1 + len(prefix) :], sandbox.peer(connection).uid
+            with suppress(OSError), unix.dial("\0" + row[7][1:], _PATIENCE) as connection:
+                yield row[7][1 + len(prefix) :], unix.peer(connection).uid

@@ -13,13 +13,14 @@ from msgspec import Struct
 
 from testbed import __version__, results
 from testbed.errors import LabError, Unsupported
+from testbed.linux.kernel_log import kernel_faults
 from testbed.machines import collected, trusted
 from testbed.machines.case import Begin, Case, Perform, Performed, Say, Told
 from testbed.machines.choose import MICROVM, Choice
 from testbed.machines.collected import Taken
 from testbed.machines.guest import console, microvm, staging
 from testbed.machines.guest.microvm import Guest, Hears
-from testbed.machines.guest.qemu import Share, Size, kernel_faults
+from testbed.machines.guest.qemu import Share, Size
 from testbed.machines.ssh import known, remote, request
 from testbed.machines.ssh.known import Known
 from testbed.machines.ssh.relayed import relayed

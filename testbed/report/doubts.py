@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from testbed.drivers import bound
 from testbed.language.topology import Topology
-from testbed.machines.guest.qemu import frames_without_channel, kernel_faults
+from testbed.linux.kernel_log import frames_without_channel, kernel_faults
 from testbed.metrics.records import Air, Happened, Machine, Manifest, Run
 from testbed.workloads.place import STALL, Measured
 

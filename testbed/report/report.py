@@ -13,7 +13,7 @@ from testbed import results
 from testbed.errors import InputError, Problem
 from testbed.language.experiment import read
 from testbed.language.topology import Check, Topology
-from testbed.machines.guest.qemu import kernel_faults
+from testbed.linux.kernel_log import kernel_faults
 from testbed.metrics import nodes as derive
 from testbed.metrics import wifi as links
 from testbed.metrics.recorded import KIB, MIB, Recorded

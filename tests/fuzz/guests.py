@@ -12,8 +12,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from testbed.cli.program import GUESTS
-from testbed.lab import sandbox
+from testbed.lab import reach
 from tests.fuzz import labs
 from tests.kernel.remains import Driver, Process, settled
 
@@ -23,7 +22,7 @@ _LAB = "name: small\nnodes: {a: {}, b: {}}\nlinks: [{ends: [a:eth0, b:eth0]}]\n"
 def remains(line: Driver, name: str) -> dict[str, list[str]]:
     """Return what there is of a guest."""
     found = {
-        "socket": [name] if name in sandbox.names(GUESTS) else [],
+        "socket": [name] if name in reach.names(reach.GUESTS) else [],
         "process": [f"{p.pid} {p.words[:60]}" for p in line.processes()],
         "file": [str(f) for f in (line.folder / "tmp").iterdir()],
     }
@@ -32,11 +31,11 @@ def remains(line: Driver, name: str) -> dict[str, list[str]]:
 
 def works(line: Driver, name: str) -> str:
     """Take a guest down that is up, which then must work; return what does not."""
-    if name not in sandbox.names(GUESTS):
+    if name not in reach.names(reach.GUESTS):
         return ""
     if line.run("exec", name, "a", "--", "ping", "-c1", "-W5", "b") not in (0, 3):
         return f"the guest is up, and a does not reach b: {line.said()}"
-    if line.run("down", name) and name in sandbox.names(GUESTS):
+    if line.run("down", name) and name in reach.names(reach.GUESTS):
         return f"down: {line.said()}"
     return ""
 

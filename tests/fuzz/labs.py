@@ -12,7 +12,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from testbed.errors import LabError
-from testbed.lab import control, sandbox
+from testbed.lab import control, reach
 from tests.kernel.remains import Driver, Process, driver
 
 LAB = """
@@ -63,7 +63,7 @@ def settle(line: Driver, name: str) -> str:
         lab = control.find(name)
         if lab.status()["state"] == "up" and lab.exec("a", ("ping", "-c1", "-W2", "b")).returncode:
             return "the lab is up, and a does not reach b"
-    if name in sandbox.names() and line.run("down", name) and name in sandbox.names():
+    if name in reach.names() and line.run("down", name) and name in reach.names():
         return f"down: {line.said()}"
     left = line.remains(name)
     return f"left behind: {left}" if left else ""

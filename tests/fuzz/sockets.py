@@ -19,7 +19,7 @@ from uuid import uuid4
 
 from testbed import __version__, load, up
 from testbed.errors import LabError
-from testbed.lab import control, sandbox, travel
+from testbed.lab import control, reach, travel
 from testbed.lab.messages import LONGEST
 from testbed.machines.guest import microvm
 from testbed.plan import run as schedule
@@ -112,14 +112,14 @@ def sent(address: str, data: bytes, fds: int) -> None:
 def lab(name: str) -> Iterator[tuple[str, int, Callable[[], object]]]:
     """Yield a lab: its address, its holder, and a function that says that it lives."""
     with up(load(FILE), name) as found:
-        yield sandbox.address(name), found.holder, lambda: control.find(name).status()
+        yield reach.address(name), found.holder, lambda: control.find(name).status()
 
 
 @contextmanager
 def guest(name: str) -> Iterator[tuple[str, int, Callable[[], object]]]:
     """Yield a keeper: its address, its process, and a function that says that it lives."""
     with without_qemu(name) as found:
-        yield sandbox.address(name, GUEST), found.holder, lambda: microvm.alive(found)
+        yield reach.address(name, GUEST), found.holder, lambda: microvm.alive(found)
 
 
 def campaign(count: int, chance: random.Random, place: Callable[[str], Any], kinds: tuple[Any, ...]) -> Counter[str]:

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
-from testbed.lab import sandbox
+from testbed.lab import furniture, reach, sandbox
 from testbed.lab.messages import Line
+from testbed.linux import unix
 from testbed.machines.guest import asking, keeper, microvm
 from testbed.machines.guest.console import opened
 from testbed.machines.guest.keeper import Keeper, Order, Talk
@@ -22,7 +23,7 @@ from testbed.machines.guest.microvm import Guest
 from testbed.machines.guest.qemu import Boot, Size
 
 NOBODY = 65534
-GUEST = microvm.FAMILY
+GUEST = reach.GUESTS
 
 
 def as_other(body: Callable[[], object]) -> int:
@@ -64,7 +65,7 @@ def evil(marker: Path) -> bytes:
 
 def connected(address: str) -> socket.socket:
     """Connect to an abstract address, as whoever this is."""
-    connection = sandbox.dial(address)
+    connection = unix.dial(address, 5.0)
     connection.settimeout(10)
     return connection
 
@@ -102,7 +103,7 @@ def without_qemu(name: str, said: Sequence[bytes] = ()) -> Iterator[Guest]:
 
     guest = sandbox.launch(name, body, use, GUEST, microvm._SPACES)
     try:
-        eventually(Path(f"/proc/{guest.holder}/root{sandbox.FOLDER}/said").exists)
+        eventually(Path(f"/proc/{guest.holder}/root{furniture.FOLDER}/said").exists)
         yield guest
     finally:
         microvm.stop(guest)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from testbed.lab import sandbox
+from testbed.lab import reach
 from testbed.lab.control import RunningLab
 from testbed.linux import cgroups, netlink, wire
 
@@ -105,7 +105,7 @@ def remains(name: str, tags: set[int] | None = None) -> Remains:
     # A lab's mounts are in its own mount namespace: here there is none at all, of whatever lab.
     mounts = [row.split() for row in Path("/proc/self/mountinfo").read_text().splitlines()]
     found = {
-        "socket": [name] if name in sandbox.names() else [],
+        "socket": [name] if name in reach.names() else [],
         "netns": [str(t) for t in (tags & _tags() if tags else ())],
         "mount": [m[4] for m in mounts if m[-2] == "testbed" or "nsfs" in m[-3:]],
         "cgroup": [str(f) for p in _groups() for f in p.glob(f"{cgroups.PREFIX}{name}-*")],

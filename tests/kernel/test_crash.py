@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from testbed.errors import LabError
-from testbed.lab import control, sandbox
+from testbed.lab import control, reach
+from testbed.linux import unix
 from tests.kernel.remains import Driver, Process, awaited, driver, tag
 
 pytestmark = pytest.mark.kernel
@@ -51,7 +52,7 @@ def whole_or_nothing(line: Driver, name: str, told: str) -> bool:
             if lab.status()["state"] == "up":
                 assert lab.exec("a", ("ping", "-c1", "-W2", "b")).returncode == 0, told
                 return True
-        if name not in sandbox.names():
+        if name not in reach.names():
             break
         time.sleep(0.01)  # it is coming or going
     assert line.remains(name) == {}, told
@@ -75,7 +76,7 @@ def running(name: str) -> Process:
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         with suppress(LabError), control.connect(name) as connection:
-            return Process(sandbox.peer(connection).pid, "the holder")
+            return Process(unix.peer(connection).pid, "the holder")
         time.sleep(0.005)
     raise AssertionError(f"there is no lab {name}")
 
@@ -132,13 +133,13 @@ def test_a_signal_during_up_leaves_nothing_and_after_it_a_lab_that_says_so(
         else:
             assert status == 128 + number, f"{told}: {line.said()}"
             assert f"interrupted ({number.name})" in line.said()
-            assert name not in sandbox.names(), f"{told}: it must be gone when the command line is"
+            assert name not in reach.names(), f"{told}: it must be gone when the command line is"
         assert line.remains(name) == {}, told
 
 
 STRIKES = """
 import select, signal, sys, time
-from testbed.lab import sandbox
+from testbed.lab import reach, sandbox
 name = sys.argv[1]
 class Struck(Exception): pass
 def strike(number, frame): raise Struck
@@ -162,7 +163,7 @@ for n in range(1, 150):
         signal.setitimer(signal.ITIMER_REAL, 0)
     except Struck:
         struck += 1
-        if name in sandbox.names():
+        if name in reach.names():
             sys.exit(f"there is a sandbox after a strike at {after:.5f} s of {length:.5f} s")
 print(struck)
 """
@@ -280,7 +281,7 @@ def test_a_signal_during_run_leaves_nothing_but_results(line: Driver, name: str,
         struck(Process(cli, "testbed run"), number)
         assert line.end() == 128 + number, f"seed {SEED}: {line.said()}"
         assert "Traceback" not in line.said()
-        assert name not in sandbox.names(), f"seed {SEED}: it must be gone when the command line is"
+        assert name not in reach.names(), f"seed {SEED}: it must be gone when the command line is"
         assert line.remains(name, tags) == {}, f"seed {SEED}"
         assert list((line.folder / "work/results" / str(n) / "crash").glob("*/plan.txt"))
 

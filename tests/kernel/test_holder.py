@@ -23,7 +23,7 @@ from testbed.drivers.route import RouteAdd
 from testbed.drivers.sysctl import SysctlSet
 from testbed.drivers.tc import Qdisc, Tbf
 from testbed.errors import BugError, InputError, LabError
-from testbed.lab import asking, control, listening, messages, sandbox, travel
+from testbed.lab import asking, control, listening, messages, reach, travel
 from testbed.lab.control import RunningLab
 from testbed.steps import Configure, Run, Spawn, Step, Wait, Write
 from tests.conftest import ROOT
@@ -213,7 +213,7 @@ def test_another_user_can_not_say_a_word_to_a_holder(lab: RunningLab, tmp_path: 
     tmp_path.chmod(0o777)
     marker = tmp_path / "marker"
     down = frame(asks(verb="down"))
-    address = sandbox.address(lab.name)
+    address = reach.address(lab.name)
     assert as_other(lambda: refused(address, [evil(marker), down, down[:3], b"", b"\xff" * 100])) == 0
     assert not marker.exists()
     assert works(lab)
@@ -224,7 +224,7 @@ def test_a_flood_of_another_user_keeps_nobody_out(lab: RunningLab) -> None:
         deadline = time.monotonic() + 3
         while time.monotonic() < deadline:
             with suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
-                connection.connect(sandbox.address(lab.name))
+                connection.connect(reach.address(lab.name))
                 connection.send(frame(asks(verb="down"))[:20])
 
     if (child := os.fork()) == 0:
@@ -341,7 +341,7 @@ def test_a_lab_ends_with_the_process_that_made_it_unless_it_is_kept(name: str) -
     words = (sys.executable, "-c", making, str(TWO), name)
     subprocess.run(words, check=True)
     deadline = time.monotonic() + 5
-    while name in sandbox.names():
+    while name in reach.names():
         assert time.monotonic() < deadline
     subprocess.run((*words, "keep"), check=True)
     assert works(control.find(name))

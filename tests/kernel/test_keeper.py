@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.lab import sandbox
+from testbed.lab import reach
 from testbed.lab.messages import LONGEST
 from testbed.machines.guest import microvm
 from tests.kernel.others import GUEST, as_other, connected, eventually, evil, frame, refused, without_qemu
@@ -25,7 +25,7 @@ def test_another_user_can_not_say_a_word_to_a_keeper(name: str, tmp_path: Path) 
     marker = tmp_path / "marker"
     stop = frame(json.dumps({"verb": "stop"}).encode())
     with without_qemu(name) as guest:
-        address = sandbox.address(name, GUEST)
+        address = reach.address(name, GUEST)
         assert as_other(lambda: refused(address, [evil(marker), stop, b"", stop[:3], b"\xff" * 100])) == 0
         assert not marker.exists(), "what it sent was run"
         assert microvm.alive(guest).name == name
@@ -47,7 +47,7 @@ def test_what_a_keeper_does_not_understand_costs_its_connection_and_not_the_gues
         (LONGEST + 1).to_bytes(4, "little") + b"x" * 1000,
     ]
     with without_qemu(name) as guest:
-        address = sandbox.address(name, GUEST)
+        address = reach.address(name, GUEST)
         halves = [connected(address) for _ in range(300)]
         for half in halves:
             half.sendall(frame(status)[:-1])

@@ -14,7 +14,7 @@ import pytest
 
 from testbed import __version__, load, up
 from testbed.errors import LabError
-from testbed.lab import asking, control, messages, sandbox
+from testbed.lab import asking, control, messages, reach
 from testbed.linux import unix_diag as names
 from tests.conftest import ROOT, testbed
 from tests.kernel.others import NOBODY, as_other
@@ -112,16 +112,16 @@ def test_names_are_known_without_unix_diag_too(name: str, monkeypatch: pytest.Mo
     with up(load(TWO), name), squatting(f"a{name}", full=False), squatting(f"b{name}", listening=False):
         assert (name, 0) in names.owned("testbed/0/")
         assert (f"a{name}", NOBODY) in names.owned("testbed/0/")
-        assert name in sandbox.names()
-        assert f"a{name}" not in sandbox.names()
-        assert f"b{name}" not in sandbox.names()
+        assert name in reach.names()
+        assert f"a{name}" not in reach.names()
+        assert f"b{name}" not in reach.names()
 
 
 def test_a_name_of_ours_that_is_no_name_of_a_lab_is_not_listed(name: str) -> None:
     with socket.socket(socket.AF_UNIX) as odd:
         odd.bind(f"\0testbed/0/{name}\x1b[31m")
         odd.listen()
-        assert not [n for n in sandbox.names() if n.startswith(name)]
+        assert not [n for n in reach.names() if n.startswith(name)]
 
 
 def test_a_holder_that_is_stopped_is_said_to_be_silent_and_down_ends_it_and_the_others(name: str) -> None:

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 
+from testbed.lab import reach
 from tests.conftest import ROOT, Need
 from tests.kernel.remains import MARK, marked, settled
 
@@ -137,9 +138,8 @@ def test_a_test_that_fails_leaves_no_lab_and_its_report_has_what_the_command_lin
     done.assert_outcomes(failed=1)
     done.stdout.fnmatch_lines(["*testbed up quick.yaml*", "$ testbed up *", "*testbed run quick.yaml*"])
     done.stdout.fnmatch_lines(["testbed: 1 of 1 checks failed", "(exit 1)", "FAIL  rtt.rtt_p50_ms <= 0: it is * ms"])
-    from testbed.lab import sandbox
 
-    assert own.path.joinpath("name").read_text() not in sandbox.names()
+    assert own.path.joinpath("name").read_text() not in reach.names()
 
 
 def test_a_lab_that_linux_refuses_is_an_error_in_the_command_lines_words(own: pytest.Pytester) -> None:

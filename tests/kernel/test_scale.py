@@ -10,7 +10,7 @@ from threading import Thread
 import pytest
 
 import testbed as api
-from testbed.lab import control, sandbox
+from testbed.lab import control, reach
 from testbed.language.topology import load
 from tests.conftest import testbed
 
@@ -82,7 +82,7 @@ def test_a_lab_of_more_nodes_than_descriptors_is_refused_and_one_of_nearly_as_ma
     refused = limited("up", str(write(180)), "--name", name)
     assert refused.returncode == 3
     assert "180 nodes take a descriptor each, and 200 is the most" in refused.stderr
-    assert name not in sandbox.names()
+    assert name not in reach.names()
     assert limited("up", str(write(150)), "--name", name).returncode == 0
     lab = control.find(name)
     for node, other in (("n0", "n1"), ("n149", "n148-e"), ("n60", "n61")):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from testbed import load, up
-from testbed.lab import control, sandbox
+from testbed.lab import control, reach
 from tests.conftest import Need, testbed
 from tests.kernel.remains import Driver, awaited, driver
 
@@ -80,8 +80,8 @@ def test_ten_labs_of_one_topology_do_not_see_each_other(tmp_path: Path, name: st
             assert lab.exec("", ("ls", "/run/testbed")).stdout.split().count(f"only-{other}") == 0
             processes = lab.exec("", ("ps", "-e", "-o", "args=")).stdout.splitlines()
             assert len(processes) == 2, f"PID 1 and ps, no process of another lab: {processes}"
-        assert {lab.name for lab in labs} <= set(sandbox.names())
-    assert not {lab.name for lab in labs} & set(sandbox.names())
+        assert {lab.name for lab in labs} <= set(reach.names())
+    assert not {lab.name for lab in labs} & set(reach.names())
 
 
 _AT_ONCE = """
@@ -156,7 +156,7 @@ def test_of_several_downs_at_once_none_fails(name: str, tmp_path: Path) -> None:
         labs = [control.find(name) for _ in range(4)]
         with ThreadPoolExecutor(4) as threads:
             list(threads.map(control.RunningLab.down, labs))
-        assert name not in sandbox.names()
+        assert name not in reach.names()
 
 
 def test_up_again_changes_nothing(line: Driver, name: str) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from testbed.lab import sandbox
-from testbed.machines.guest import microvm, staging
+from testbed.lab import reach
+from testbed.machines.guest import staging
 from tests.conftest import ROOT, testbed
 
 pytestmark = [pytest.mark.machine, pytest.mark.xdist_group("lab")]
@@ -144,4 +144,4 @@ def test_the_console_of_a_guest_that_kills_itself_is_a_file_of_ours(
     untouched(tmp_path, victim, run)
     assert "AAAATHEATTACKER" in (run / "console.log").read_text(errors="replace")
     assert json.loads((run / "verdict.json").read_text())["verdict"] == "error"
-    assert name not in sandbox.names(microvm.FAMILY)
+    assert name not in reach.names(reach.GUESTS)

@@ -17,7 +17,7 @@ from uuid import uuid4
 import pytest
 
 from testbed import features
-from testbed.lab import sandbox
+from testbed.lab import reach
 from testbed.machines import trusted
 from testbed.machines.guest import image, microvm
 from testbed.machines.probe import here
@@ -49,7 +49,7 @@ def lab(guests: None) -> Iterator[str]:
     assert f"lab {name} up in" in done.stdout
     yield name
     testbed("down", name)
-    assert name not in sandbox.names(microvm.FAMILY)
+    assert name not in reach.names(reach.GUESTS)
 
 
 def said(lab: str, *argv: str, node: str = "client") -> str:
@@ -119,7 +119,7 @@ def test_ctrl_c_of_a_run_leaves_nothing(tmp_path: Path, name: str, guests: None)
             assert row, "it has begun"
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
-    assert name not in sandbox.names(microvm.FAMILY)
+    assert name not in reach.names(reach.GUESTS)
     assert (tmp_path / "two-hosts").is_dir()
 
 
@@ -141,7 +141,7 @@ def test_a_guest_that_is_killed_in_mid_run_is_told_with_the_end_of_its_console(
         told = process.stderr.read()
     assert "QEMU was killed by SIGKILL" in told
     assert "the end of its console" in told
-    assert name not in sandbox.names(microvm.FAMILY)
+    assert name not in reach.names(reach.GUESTS)
     [console] = (tmp_path / "two-hosts").glob("2*/console.log")
     assert console.read_bytes()
 
@@ -199,7 +199,7 @@ def test_an_image_that_was_damaged_is_named_with_its_cure(copied: Path, name: st
     assert cure in done.stderr
     assert "the end of its console" in done.stderr
     assert time.monotonic() - began < 60, "what its own init says is not waited out"
-    assert name not in sandbox.names(microvm.FAMILY)
+    assert name not in reach.names(reach.GUESTS)
     assert not list(copied.glob("*saved-*/*")), "and nothing of it was saved"
 
 
@@ -215,7 +215,7 @@ def test_a_guest_whose_kernel_panics_at_boot_is_booted_once_more_and_then_told(c
     assert f"image {copied.name} is damaged (initrd.gz): " in done.stderr
     assert "Kernel panic - not syncing: " in done.stderr
     assert "Traceback" not in done.stderr
-    assert name not in sandbox.names(microvm.FAMILY)
+    assert name not in reach.names(reach.GUESTS)
 
 
 def test_an_image_that_is_not_whole_is_not_taken_for_one(copied: Path) -> None:
@@ -239,7 +239,7 @@ def test_a_run_in_a_guest_that_is_out_of_memory_fails_with_the_kernels_words(
     assert done.returncode == 3, done.stdout + done.stderr
     assert "hog.command ended with signal SIGKILL" in done.stdout
     assert "the guest's kernel says: Out of memory: Killed process" in done.stdout
-    assert name not in sandbox.names(microvm.FAMILY)
+    assert name not in reach.names(reach.GUESTS)
 
 
 def test_a_lab_whose_guest_is_out_of_memory_is_told_in_the_kernels_words(name: str, guests: None) -> None:
@@ -251,7 +251,7 @@ def test_a_lab_whose_guest_is_out_of_memory_is_told_in_the_kernels_words(name: s
     if "it hangs: no sign of life" not in done.stderr:
         assert f"guest {name}: its kernel says: Out of memory: Killed process" in done.stderr
         assert testbed("down", name).returncode == 0
-    assert name not in sandbox.names(microvm.FAMILY)
+    assert name not in reach.names(reach.GUESTS)
 
 
 def test_doctor_in_the_guest_shows_every_feature(guests: None) -> None:

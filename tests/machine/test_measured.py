@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.lab import sandbox
-from testbed.machines.guest import microvm
+from testbed.lab import reach
 from tests.conftest import ROOT, testbed
 from tests.machine.test_lab import PATIENCE, has_netem, results
 
@@ -30,7 +29,7 @@ def test_netem_goes_to_the_microvm_by_itself_and_is_accurate(tmp_path: Path, nam
     assert metrics["order.reorder_packets"] > 100
     assert manifest["machine"] == "microvm"
     assert manifest["accelerator"] in ("kvm", "tcg")
-    assert name not in sandbox.names(microvm.FAMILY), "the guest ended with the run"
+    assert name not in reach.names(reach.GUESTS), "the guest ended with the run"
     assert has_netem() or "machine microvm: this kernel lacks netem" in done.stderr
 
 

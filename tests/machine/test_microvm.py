@@ -23,7 +23,8 @@ from uuid import uuid4
 import pytest
 
 from testbed.errors import LabError
-from testbed.lab import sandbox
+from testbed.lab import reach
+from testbed.linux import kernel_log
 from testbed.machines.guest import console, keeper, kvm, microvm, qemu
 from testbed.machines.guest.microvm import Guest
 from testbed.machines.guest.qemu import Boot, Share, Size
@@ -297,7 +298,7 @@ def test_many_commands_at_once_have_connections_of_their_own_when_the_shared_one
 def test_another_user_can_not_say_a_word_to_the_keeper_of_a_guest(guest: Guest, tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     marker = tmp_path / "marker"
-    address = sandbox.address(guest.name, microvm.FAMILY)
+    address = reach.address(guest.name, reach.GUESTS)
     stop = frame(b'{"verb": "stop"}')
     assert as_other(lambda: refused(address, [evil(marker), stop, stop[:5], b"\xff" * 100])) == 0
     assert not marker.exists(), "what it sent was run as root"
@@ -413,7 +414,7 @@ def test_the_end_of_a_guest_is_told_within_10_s_and_nothing_is_left(
     eventually(lambda: not [p for p in pids if Path(f"/proc/{p}").exists()], 5)
     assert guest.name not in microvm.guests()
     if says == "panicked":
-        assert [f for f in qemu.kernel_faults(str(caught.value)) if "sysrq triggered crash" in f]
+        assert [f for f in kernel_log.kernel_faults(str(caught.value)) if "sysrq triggered crash" in f]
 
 
 def _inside(guest: Guest) -> list[int]:

@@ -29,10 +29,11 @@ from msgspec import Raw, Struct, field
 from msgspec.json import Decoder
 
 from testbed.errors import LabError
-from testbed.lab import sandbox
+from testbed.lab import furniture
 from testbed.lab.answers import Dead
 from testbed.lab.listening import Listening
 from testbed.lab.messages import BROKEN, Line, close
+from testbed.linux.kernel_log import kernel_faults
 from testbed.machines.guest import asking, confined, lent, qemu, shared
 from testbed.machines.guest.asking import (
     LONGEST,
@@ -51,7 +52,7 @@ from testbed.machines.guest.asking import (
 from testbed.machines.guest.console import Console, opened
 from testbed.machines.guest.qemu import Boot, Memory, Share, Size, Wires
 
-FOLDER = Path(sandbox.FOLDER)
+FOLDER = Path(furniture.FOLDER)
 PATIENCE = 8  # s without a sign of life, after which a guest hangs
 _BOOT, _WARM, _RESTORE = 90.0, 180.0, 15.0  # s: an emulated processor on a machine that is busy with other things
 _LOOK = 1.0  # s between two looks at the console of a guest that does not answer
@@ -577,7 +578,7 @@ def _death(keeper: Keeper, status: int) -> str:
 def last_rows(console: bytes, rows: int = 20) -> str:
     """Return the end of a console, for people; a fault of the kernel's and what came before it if there is one."""
     text = [r for r in console.decode(errors="replace").replace("\r", "").splitlines() if r.strip()]
-    fault = next((n for n, row in enumerate(text) if qemu.kernel_faults([row])), len(text))
+    fault = next((n for n, row in enumerate(text) if kernel_faults([row])), len(text))
     end = text[max(0, fault - 5) :] if fault < len(text) else text
     end = [*end[: rows // 2], "...", *end[-rows // 2 :]] if len(end) > rows and fault < len(text) else end[-rows:]
     return "".join(f"\n    {row}" for row in end) or " it is empty"

@@ -14,8 +14,8 @@ import struct
 from fcntl import ioctl
 from pathlib import Path
 
-from testbed.lab import sandbox
 from testbed.linux import calls as linux
+from testbed.linux import signals
 
 _SYS_OPENAT, _X86_64 = 257, 0xC000003E
 _ALLOW, _ASK = 0x7FFF0000, 0x7FC00000
@@ -42,7 +42,7 @@ def listener() -> int:
 
 def possible() -> bool:
     """Say whether the kernel lets a process ask so: a container, or its seccomp profile, may forbid that."""
-    with sandbox.signals_wait():
+    with signals.signals_wait():
         if (child := os.fork()) == 0:
             status = 1
             try:

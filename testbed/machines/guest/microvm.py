@@ -26,8 +26,8 @@ from msgspec import Raw, Struct, field
 from msgspec.structs import replace
 
 from testbed.errors import LabError, Unsupported
-from testbed.lab import sandbox
-from testbed.lab.sandbox import SilentError
+from testbed.lab import ending, furniture, reach, sandbox
+from testbed.lab.reach import GUESTS, SilentError
 from testbed.linux import calls as linux
 from testbed.machines import trusted
 from testbed.machines.guest import asking, confined, console, keeper, kvm, lent, qemu, saved
@@ -35,7 +35,6 @@ from testbed.machines.guest.asking import About, BrokenStateError, Call, Ended, 
 from testbed.machines.guest.keeper import Order, Saved
 from testbed.machines.guest.qemu import Boot, Share, Size
 
-FAMILY = "testbed-guest"
 # QEMU forwards a port of this host's loopback, so the guest keeps this network namespace.
 _SPACES = linux.CLONE_NEWNS | linux.CLONE_NEWPID | linux.CLONE_NEWUTS
 _TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "ssh": "openssh-client", "ssh-keygen": "openssh-client"}
@@ -175,7 +174,7 @@ def _saved(image: Image, order: Order, version: str, told: Told) -> Path | None:
                 owner.close()
                 life.close()
 
-            sandbox.launch(made.name, keeper.serve(made), saved_there, FAMILY, _SPACES, inside=order.files)
+            sandbox.launch(made.name, keeper.serve(made), saved_there, GUESTS, _SPACES, inside=order.files)
 
         _patiently(boot, told)
         trusted.remember(work, saved.FILES)
@@ -211,12 +210,12 @@ def _launched(order: Order, why: str) -> Guest:
     def started(owner: socket.socket, life: FileIO) -> Guest:
         return _guest(asking.told(_answer(order.name, owner)), life, why, owner)
 
-    return sandbox.launch(order.name, keeper.serve(order), started, FAMILY, _SPACES, inside=(*order.files, *more))
+    return sandbox.launch(order.name, keeper.serve(order), started, GUESTS, _SPACES, inside=(*order.files, *more))
 
 
 def _guest(told: About, life: FileIO, why: str, owner: socket.socket | None) -> Guest:
-    holder = sandbox.process(life)
-    folder = Path(f"/proc/{holder}/root{sandbox.FOLDER}")
+    holder = ending.process(life)
+    folder = Path(f"/proc/{holder}/root{furniture.FOLDER}")
     return Guest(
         name=told.name,
         ssh=keeper.ssh(folder, told.port),
@@ -235,13 +234,13 @@ def _guest(told: About, life: FileIO, why: str, owner: socket.socket | None) -> 
 
 def guests() -> list[str]:
     """Return the names of this user's guests that are up or coming up."""
-    return sandbox.names(FAMILY)
+    return reach.names(GUESTS)
 
 
 def find(name: str) -> Guest:
     """Return a guest that is up."""
     with _connect(name) as connection:
-        _, life = sandbox.holder(name, connection)
+        _, life = reach.holder(name, connection)
         return _guest(asking.told(_asked(name, connection, Status())), life, "", None)
 
 
@@ -257,7 +256,7 @@ def stop(guest: Guest) -> None:
     """End a guest and everything that runs in it; return when nothing is left."""
     with suppress(LabError, BrokenPipeError), _connect(guest.name) as connection:
         asking.ask(connection, Stop())
-    sandbox.await_end(guest.name, guest.life, 10)
+    ending.await_end(guest.name, guest.life, 10)
     if guest.owner is not None:
         guest.owner.close()
 
@@ -408,11 +407,11 @@ def _gone(guest: Guest) -> str:
 
 
 def _connect(name: str) -> socket.socket:
-    return sandbox.call(name, FAMILY)
+    return reach.call(name, GUESTS)
 
 
 def _asked(name: str, connection: socket.socket, question: asking.Asked) -> Raw:
-    connection.settimeout(sandbox.ANSWERS)
+    connection.settimeout(reach.ANSWERS)
     try:
         asking.ask(connection, question)
         return _answer(name, connection)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
-from testbed.lab import sandbox
+from testbed.linux import signals
 from testbed.plain import stream
 
 _PART = 1 << 16
@@ -22,7 +22,7 @@ def relayed(streams: Sequence[int] = (1, 2)) -> Iterator[tuple[int, ...]]:
     All that was written has come out when this ends, which is when the last one that has a pipe closes it.
     """
     pipes = [os.pipe2(os.O_CLOEXEC) for _ in streams]
-    with sandbox.signals_wait():
+    with signals.signals_wait():
         if (child := os.fork()) == 0:
             _pass_on({source: out for (source, _), out in zip(pipes, streams, strict=True)})
     for source, _ in pipes:

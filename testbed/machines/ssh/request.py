@@ -65,8 +65,8 @@ def folder(token: str) -> Path:
     return Path(os.environ.get("TMPDIR") or "/tmp").resolve() / f"testbed-{os.geteuid()}-{token}"
 
 
-def serve() -> int:
-    """Perform the request on standard input in a child and return its exit status."""
+def serve(program: Callable[[], NoReturn]) -> int:
+    """Perform the request on standard input in a child, by `program`, and return its exit status."""
     os.environ.pop(TIED, None)  # of this process, and not of the lab's
     request = _read(0)
     if request.version != __version__:
@@ -81,7 +81,7 @@ def serve() -> int:
         lock = os.open(place, os.O_RDONLY | os.O_CLOEXEC)  # the child has it too: it is held until both have ended
         fcntl.flock(lock, fcntl.LOCK_EX)
         _write(request, place)
-        status, gone = _perform(request, place)
+        status, gone = _perform(request, place, program)
         os.close(lock)
         return status
     except OSError as e:
@@ -188,12 +188,12 @@ def _write(request: Request, place: Path) -> None:
         file.write_text(text)
 
 
-def _perform(request: Request, place: Path) -> tuple[int, bool]:
+def _perform(request: Request, place: Path, program: Callable[[], NoReturn]) -> tuple[int, bool]:
     """Run the command line in a child; return its exit status, and whether its asker went away meanwhile."""
     parent = os.pidfd_open(os.getpid())
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until each of both has handlers of its own
     if (child := os.fork()) == 0:
-        _become(request, place, parent, mask)
+        _become(request, place, parent, mask, program)
     life = os.pidfd_open(child)
 
     def pass_on(number: int, _: FrameType | None) -> None:
@@ -210,11 +210,11 @@ def _perform(request: Request, place: Path) -> tuple[int, bool]:
     return status if status >= 0 else 128 - status, gone
 
 
-def _become(request: Request, place: Path, parent: int, mask: Iterable[int]) -> NoReturn:
+def _become(
+    request: Request, place: Path, parent: int, mask: Iterable[int], program: Callable[[], NoReturn]
+) -> NoReturn:
     """Be the command line that was asked for; it ends with its parent, and that with the connection."""
     try:
-        from testbed.cli import program
-
         os.setpgrp()  # a signal to the group of its parent comes from that, once
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGTERM)
         if select.select([parent], [], [], 0)[0]:
@@ -226,7 +226,7 @@ def _become(request: Request, place: Path, parent: int, mask: Iterable[int]) -> 
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        program.script()
+        program()
     finally:
         os._exit(3)  # this is a child: it must not go on as its parent
 

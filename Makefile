@@ -1,4 +1,4 @@
-# On a fresh Debian machine: `make demo` runs the main job, `make test` the tests; both install what they need.
+# On a fresh Debian machine, `make demo` runs the main experiment and `make test` the tests; both install what they need.
 SHELL := /bin/bash
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -10,17 +10,17 @@ MACHINE_TOOLS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap debian
   newuidmap:uidmap cc:gcc unsquashfs:squashfs-tools zstd:zstd ssh:openssh-client sshd:openssh-server
 PEERS := cc:gcc mn:mininet brctl:bridge-utils
 
-.PHONY: setup tools peers machine demo demo-mptcp test pure lint lint-python lint-shell lint-c lint-words dist bench fuzz soak clean
+.PHONY: setup tools peers machine demo demo-mptcp test pure lint lint-python lint-shell lint-c lint-words dist docs bench fuzz soak clean
 .DEFAULT_GOAL := help
 
-help: ## say what there is
+help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/'
 
-setup: tools $(VENV)/.done ## install Debian's tools and the Python packages, at the versions that were tested
-	@$(BIN)/python -m compileall -q testbed # who forbids Python to write bytecode would wait for it at every command
+setup: tools $(VENV)/.done ## install Debian packages, and Python packages at the tested versions
+	@$(BIN)/python -m compileall -q testbed # with PYTHONDONTWRITEBYTECODE, every command would compile it again
 
-# Only what is missing is installed, so that a machine which has it all needs neither root nor a network. Debian starts
-# a service of smcroute, which would route multicast on this machine: labs start their own, each in its node.
+# Only missing packages are installed: if there are none, neither root nor a network is needed. Debian starts a service
+# for smcroute, which would route multicast on this machine; labs start their own daemons in their nodes.
 define install
 	@missing=""; for pair in $(1); do \
 	  PATH="$$PATH:/usr/sbin:/sbin" command -v $${pair%%:*} >/dev/null || missing="$$missing $${pair##*:}"; done; \
@@ -44,22 +44,27 @@ $(VENV)/.done: pyproject.toml constraints.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: machine ## Wi-Fi MLO, MPTCP and AMT in one lab: thirty seconds with events, measured and judged
+# The packages of the documentation are as large as half of the others, so only `make docs` and `make test` install them.
+$(VENV)/.docs: $(VENV)/.done
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+demo: machine ## run Wi-Fi MLO, MPTCP and AMT in one lab for thirty seconds, with events and checks
 	@$(BIN)/testbed run experiments/reference.yaml
 
-demo-mptcp: setup ## on this kernel, without a guest: two shaped paths, MPTCP against TCP
+demo-mptcp: setup ## compare MPTCP with TCP over two shaped paths, on this kernel without a guest
 	@$(BIN)/testbed run experiments/mptcp-aggregation.yaml
 
-machine: setup ## what a microVM takes: QEMU, and the guest's image (some minutes, once)
+machine: setup ## install QEMU and build the image of the microVM (takes minutes, once)
 	$(call install,$(MACHINE_TOOLS))
 	@$(BIN)/testbed image build || [ $$? = 4 ]
 
-test: machine ## every test
+test: machine $(VENV)/.docs ## run all tests
 	@$(BIN)/pytest -q -n $(WORKERS) --dist loadgroup -m "not machine and not quiet" -p no:rerunfailures
-	# An emulated processor that the host holds up for seconds misses beacons and deadlines, and multi-threaded TCG has
-	# been seen to break a booting kernel: a test in a guest has three tries, and says so. The main job fills the
-	# processors of a small machine, and a rate that is held to three per cent is one only on processors that are free:
-	# these are tested alone, and those without a guest have one try.
+	# A busy host can stop an emulated processor for seconds, which then misses beacons and deadlines, and multi-threaded
+	# TCG sometimes breaks a booting kernel: a test in a guest has three tries, and reports each. The main experiment
+	# fills the processors of a small machine, and rates are within three percent only on idle processors: these tests
+	# run alone, and those without a guest have one try.
 	@$(BIN)/pytest -q -n 2 --dist loadgroup -m "machine and not quiet" --reruns 2 --durations 12
 	@$(BIN)/pytest -q -m "quiet and not machine" -p no:rerunfailures
 	@$(BIN)/pytest -q -n 1 -m "machine and quiet" --reruns 2 --durations 12
@@ -93,18 +98,21 @@ dist: setup ## build the source archive and the wheel into dist/, and inspect th
 	@$(BIN)/hatchling build --directory dist
 	@$(BIN)/pytest -q tests/test_wheel.py -p no:rerunfailures
 
-bench: setup peers ## side by side with Mininet, ip -batch and a C program
+docs: setup $(VENV)/.docs ## build these pages as a site, in build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "build/site/index.html"
+
+bench: setup peers ## compare the speed with Mininet, ip -batch and a C program
 	@$(BIN)/python benchmarks/bringup.py
 	@$(BIN)/python benchmarks/execution.py
 	@$(BIN)/python benchmarks/planning.py
 
-# How many (N), with which seed (SEED), of which kinds (KINDS): `python -m tests.fuzz --help` says what there is.
-fuzz: setup ## inputs that are broken on purpose, and labs that are killed, stopped and out of room: N= SEED= KINDS=
+# N is the number of inputs, SEED the first seed, KINDS selects kinds: see `python -m tests.fuzz --help`.
+fuzz: setup ## try broken inputs, and labs that are killed, stopped or out of disk space: N= SEED= KINDS=
 	$(call install,cc:gcc)
 	@$(BIN)/python -m tests.fuzz $(KINDS) $(if $(N),--n $(N)) $(if $(SEED),--seed $(SEED))
 
-soak: setup ## up, exec and down over and over, by the API and by the command line: nothing may grow: N=
+soak: setup ## repeat up, exec and down, and check that nothing grows: N=
 	@$(BIN)/python -m tests.fuzz soak $(if $(N),--n $(N))
 
-clean: ## remove what make made
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean: ## remove what make created
+	@rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -6,9 +6,11 @@ A comment before a fenced block says what is done with it; readers do not see it
     <!-- machine -->                            the same, where a guest may be booted (tests/machine/test_docs.py)
     <!-- check -->                              a yaml block: `testbed check` finds no error
     <!-- file: docs/examples/event.yaml -->     a yaml or python block: the content of that file
+    <!-- not run: why -->                       a console block that no test can run
 
 A command ends with status 0, or with that of a following line `(exit 1)`. The lines shown below it are lines of its
-real output, in that order; numbers may differ, and a line `...` stands for those left out.
+real output, in that order; numbers and MAC addresses may differ. A line `...` stands for those left out, and one that
+ends in ` ...` for a line that begins so.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import pytest
 from testbed import __version__, features
 from testbed.language.experiment import read
 from testbed.language.topology import Work, schema
-from tests.conftest import RACE, ROOT, Need, testbed
+from tests.conftest import RACE, ROOT, Need
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {p.stem: p.read_text() for p in PAGES}
@@ -72,8 +74,16 @@ def commands(body: str) -> Iterator[Command]:
 
 
 def plain(row: str) -> str:
-    """Return a line of output without what differs from run to run: numbers, and the width of columns."""
+    """Return a line of output without what differs from run to run: numbers, MAC addresses, the width of columns."""
+    row = re.sub(r"\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b", "MAC", row)
     return " ".join(re.sub(r"\d+(\.\d+)?(e[+-]\d+)?", "#", row).split())
+
+
+def same(shown: str, row: str) -> bool:
+    """Say whether a line of output is the one that is shown."""
+    if shown.endswith(" ..."):
+        return plain(row).startswith(plain(shown.removesuffix(" ...")))
+    return plain(shown) == plain(row)
 
 
 def perform(
@@ -104,7 +114,7 @@ def explained(command: Command, output: str, status: int) -> str:
         return f"$ {command.text}\nended with {status} instead of {command.status}:\n{output}"
     rows = iter(output.splitlines())
     for shown in command.shown:
-        if not any(plain(shown) == plain(row) for row in rows):
+        if not any(same(shown, row) for row in rows):
             return (
                 f"$ {command.text}\nthis line is shown, and it is not in the output, or not there:\n{shown}\n\n{output}"
             )
@@ -151,9 +161,9 @@ def test_examples_are_right(file: Path) -> None:
 def test_every_mark_is_one_that_is_known(page: str) -> None:
     for mark, kind, body in blocks(TEXTS[page]):
         word = mark.partition(":")[0]
-        assert word in {"console": ("", "run", "machine"), "yaml": ("", "check", "file"), "python": ("", "file")}.get(
-            kind, ("",)
-        ), mark
+        marks = {"console": ("run", "machine", "not run"), "yaml": ("", "check", "file"), "python": ("file",)}
+        assert word in marks.get(kind, ("",)), mark or body
+        assert word != "not run" or mark.partition(":")[2].strip(), "it says why"
         assert kind != "console" or body.startswith("$ "), body
 
 
@@ -197,17 +207,38 @@ def test_the_metrics_page_has_every_metric_of_every_workload() -> None:
             assert not [m for m in metrics if f"`{m.removeprefix('b.')}`" not in page]
 
 
-def test_the_page_of_commands_has_every_verb() -> None:
-    verbs = re.findall(r"^  (\w+)  ", testbed("--help").stdout.partition("Commands:")[2], flags=re.M)
-    assert len(verbs) > 9
-    page = (ROOT / "docs/commands.md").read_text()
-    assert not [v for v in verbs if f"testbed {v}" not in page]
-
-
-def test_the_design_names_every_module() -> None:
+def test_the_design_names_every_room() -> None:
     page = (ROOT / "docs/design.md").read_text()
-    modules = [m.stem for m in (ROOT / "testbed").glob("*.py") if not m.stem.startswith("_")]
-    assert not [m for m in modules if f"`{m}`" not in page]
+    rooms = [f.parent.name for f in (ROOT / "testbed").glob("*/__init__.py")]
+    assert len(rooms) > 9
+    assert not [room for room in rooms if f"| `{room}/` |" not in page]
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs/index.md").read_text()
+    assert not [p.name for p in PAGES if p.stem not in ("README", "index") and f"({p.name})" not in index]
+
+
+def test_every_example_is_in_the_index() -> None:
+    index = (ROOT / "docs/index.md").read_text()
+    used = [m["topology"].removeprefix("../") for f in (ROOT / "experiments").glob("*.yaml") if (m := _keys(f))]
+    found = [*ROOT.glob("topologies/*.yaml"), *ROOT.glob("experiments/*.yaml")]
+    files = {f.relative_to(ROOT).as_posix() for f in found}
+    assert sorted(name for name in files - set(used) if f"`{name}`" not in index) == []
+
+
+def _keys(file: Path) -> dict[str, str]:
+    return dict(re.findall(r"^(topology): (\S+)$", file.read_text(), flags=re.M))
+
+
+def test_the_environment_page_has_exactly_the_variables_that_are_read() -> None:
+    """Every TESTBED_* that a source of the program, its tests or its benchmarks has in it."""
+    page = set(re.findall(r"`(_?TESTBED_[A-Z]+)`", (ROOT / "docs/environment.md").read_text()))
+    files = [f for top in ("testbed", "tests", "benchmarks") for f in (ROOT / top).rglob("*") if f.is_file()]
+    sources = [f for f in files if f.suffix in (".py", ".sh", ".c") or (f.suffix == "" and "provision" in f.parts)]
+    assert len(sources) > 200
+    read = {v for f in sources for v in re.findall(r"\b_?TESTBED_[A-Z]+\b", f.read_text()) if not v.endswith("_H")}
+    assert page == read
 
 
 def test_every_feature_is_explained() -> None:

@@ -71,7 +71,7 @@ def test_a_bridge_takes_1023_ports_and_no_more(say: Say, tmp_path: Path) -> None
     assert say("check", topology(tmp_path, star(1023)))[0] == 0
     status, _, err = say("check", topology(tmp_path, star(1024)))
     assert status == 2
-    assert ":3:8: sw has 1024 ports, and a Linux bridge takes at most 1023: use several bridges" in err
+    assert ":3:8: sw has 1024 ports, but a Linux bridge takes at most 1023: use several bridges" in err
 
 
 def test_aliases_can_not_nest_deeper_than_what_is_written(say: Say, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Node and its roles, one file a role."""
+"""Nodes and their roles, one file for each role."""

@@ -17,7 +17,7 @@ from testbed.spec import Spec
 from testbed.steps import START, Spawn, Step, Wait, Write
 from testbed.units import Address
 
-_GCMP_MTU = 1400  # hwsim leaves no room behind a frame for the MIC of software GCMP: longer ones are dropped
+_GCMP_MTU = 1400  # bytes: hwsim leaves no room for the MIC of software GCMP behind longer frames, and drops them
 _MTU = 1500
 _LINKS = 3
 Akm = Literal["sae", "sae-ext-key", "owe", "open"]
@@ -25,7 +25,7 @@ Pairwise = Literal["ccmp", "gcmp-256"]
 
 
 class Security(Spec):
-    """How stations join (IEEE 802.11-2024 clause 12): SAE with a password, OWE (RFC 8110), or not protected at all."""
+    """How stations join (IEEE 802.11-2024 clause 12): SAE with a password, OWE (RFC 8110), or an open network."""
 
     akm: Akm = "sae"
     pairwise: Pairwise = "ccmp"
@@ -54,7 +54,7 @@ class AccessPoint(Spec):
     addresses: Annotated[tuple[Address, ...] | None, Field(description="Planned when left out")] = None
 
     def mlo(self) -> bool:
-        """Say whether this is an AP MLD."""
+        """Return whether this is an AP MLD."""
         return self.mlo_links is not None
 
     def freqs(self) -> tuple[tuple[int, int], ...]:
@@ -64,44 +64,47 @@ class AccessPoint(Spec):
         return ((0, self.freq or 0),)
 
     def mtu(self) -> int:
-        """Return what the whole segment must keep to."""
+        """Return the largest MTU of the access point's segment."""
         return _GCMP_MTU if self.security.akm != "open" and self.security.pairwise == "gcmp-256" else _MTU
 
     def bss(self, node: str, bssids: tuple[str, ...]) -> Bss:
-        """Return what it offers stations."""
+        """Return what the access point offers to stations."""
         s = self.security
         protected = s.pmf if s.beacon_protection is None else s.beacon_protection
         common = (node, self.name, self.ssid, self.country, self.mlo(), self.freqs(), bssids)
         return Bss(*common, s.akm, s.pairwise, s.password, s.pmf, protected)
 
     def requires(self) -> tuple[features.Feature, ...]:
-        """Return what the machine must offer."""
+        """Return the features that this role needs."""
         own = (features.HWSIM_MLO, features.HOSTAPD_BE) if self.mlo() else (features.HWSIM, features.HOSTAPD)
         return (*own, features.REGDB)
 
     def faults(self, here: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        """Yield what can't work."""
+        """Yield (path below this role, sentence) for each fault."""
         yield from named(self.name, here, "the access point needs another name")
         if (self.mlo_links is None) == (self.freq is None):
             what = "it has both" if self.freq is not None else "it has neither"
-            yield (), f"an access point has `mlo_links` (an AP MLD) or a `freq` (without MLO), and {what}"
+            yield (), f"an access point needs either `mlo_links` (an AP MLD) or a `freq` (without MLO); {what}"
         if not re.fullmatch("[A-Z]{2}", self.country):
-            yield ("country",), f"{self.country!r} is no country: two capital letters (ISO 3166), such as DE"
+            yield (
+                ("country",),
+                f"{self.country!r} is not a country code: write two capital letters, such as DE (ISO 3166)",
+            )
         elif others := [b for b in here.air if b.country != self.country]:
             what = f"{others[0].node} is in {others[0].country}"
-            yield ("country",), f"{what}, and a kernel has one regulatory domain: all access points are in one country"
+            yield ("country",), f"{what}, and a kernel has one regulatory domain: put all access points in one country"
         yield from _channels(self)
         yield from _wrong_security(self)
         if len(self.ssid.encode()) > 32 or not self.ssid.isprintable() or '"' in self.ssid:
-            yield ("ssid",), f"{self.ssid!r} is no SSID: at most 32 bytes, printable, without quotation marks"
+            yield ("ssid",), f"{self.ssid!r} is not a valid SSID: use 1 to 32 printable bytes without quotation marks"
         if others := [b for b in here.air if b.ssid == self.ssid and b.node != here.node]:
             yield (
                 ("ssid",),
-                f"{self.ssid!r} is the SSID of {others[0].node} as well: a lab has one access point an SSID",
+                f"{others[0].node} has the SSID {self.ssid!r} as well: each access point of a lab needs its own",
             )
 
     def steps(self, here: Place) -> Iterator[Step]:
-        """Yield hostapd's files, its process, and the wait until every link is up on its channel."""
+        """Yield hostapd's configuration, its process, and the wait until every link is up on its channel."""
         own = next(b for b in here.air if b.node == here.node)
         interface = here.interface(self.name)
         assert interface is not None
@@ -141,21 +144,21 @@ def _channels(role: AccessPoint) -> Iterator[tuple[tuple[str | int, ...], str]]:
         if role.mlo_links is None and role.freq is None:
             return
         if link_id in ids:
-            yield (*at, "link_id"), f"link_id {link_id} is that of item {ids[link_id] + 1} already"
+            yield (*at, "link_id"), f"item {ids[link_id] + 1} already has the link_id {link_id}"
         elif role.mlo_links is not None and link_id != n:
             yield (
                 (*at, "link_id"),
-                f"hostapd numbers links as they are listed: here link_id is {n}, not {link_id}",
+                f"hostapd numbers links in the order of the list: this link_id must be {n}, not {link_id}",
             )
         if freq in freqs:
-            yield (*at, "freq"), f"{freq} MHz is the channel of item {freqs[freq] + 1} already: each link has its own"
+            yield (*at, "freq"), f"item {freqs[freq] + 1} already uses {freq} MHz: each link needs its own channel"
         ids.setdefault(link_id, n)
         freqs.setdefault(freq, n)
         if (found := channel(freq)) is None:
-            yield (*at, "freq"), f"{freq} MHz is no centre of a 20 MHz channel: such as 2412, 5180 or 5975"
+            yield (*at, "freq"), f"{freq} MHz is not the centre of a 20 MHz channel, such as 2412, 5180 or 5975"
         elif found.radar:
-            why = "an access point must listen for radars there for a minute (DFS)"
-            yield (*at, "freq"), f"{freq} MHz is channel {found.number}: {why}: take 5180 to 5240, or 5745 and above"
+            why = "where an access point must first listen for radars for a minute (DFS)"
+            yield (*at, "freq"), f"{freq} MHz is channel {found.number}, {why}: use 5180 to 5240, or 5745 and above"
 
 
 def _wrong_security(role: AccessPoint) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -163,7 +166,7 @@ def _wrong_security(role: AccessPoint) -> Iterator[tuple[tuple[str | int, ...], 
     six = [f for _, f in role.freqs() if (c := channel(f)) is not None and c.band == "6 GHz"]
     strict = "an AP MLD" if role.mlo() else "6 GHz"
     if (role.mlo() or six) and s.akm == "open":
-        yield ("security", "akm"), f"{strict} is always protected (IEEE 802.11be 12.12.2): take sae, sae-ext-key or owe"
+        yield ("security", "akm"), f"{strict} must be protected (IEEE 802.11be 12.12.2): use sae, sae-ext-key or owe"
     elif s.akm != "open" and not s.pmf and (role.mlo() or six or s.akm == "owe"):
         yield (
             ("security", "pmf"),
@@ -172,4 +175,4 @@ def _wrong_security(role: AccessPoint) -> Iterator[tuple[tuple[str | int, ...], 
     if s.beacon_protection and not s.pmf and s.akm != "open":
         yield ("security", "beacon_protection"), "beacon protection needs protected management frames: `pmf: true`"
     if "|" in s.password or not s.password.isprintable():
-        yield ("security", "password"), "a password is printable, and has no | (hostapd.conf)"
+        yield ("security", "password"), "a password must be printable and not contain `|` (hostapd.conf)"

@@ -17,7 +17,7 @@ from testbed.units import Address
 
 Driver = Literal["auto", "kernel", "userspace"]
 CLASH = "the pseudo-interface needs a name of its own"
-_WITHIN = 30.0  # s: a Relay Discovery that is lost is repeated after 5 s
+_WITHIN = 30.0  # s: the driver repeats a lost Relay Discovery after 5 s
 
 
 class AmtGateway(Spec):
@@ -34,18 +34,18 @@ class AmtGateway(Spec):
     )
 
     def requires(self) -> tuple[features.Feature, ...]:
-        """Return what the kernel must offer."""
+        """Return the features that this role needs."""
         return (driver(self.driver),)
 
     def faults(self, here: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        """Yield what can't work, as far as this node tells: `tunnels` looks at both ends."""
+        """Yield (path below this role, sentence) for each fault of this node alone; `tunnels` checks both ends."""
         yield from named(self.name, here, CLASH)
         if self.port != self.relay_port:
             why = "the kernel's gateway sends from its `port` and listens on its `relay_port`"
             yield ("port",), f"port {self.port} and relay_port {self.relay_port} differ: {why}"
 
     def steps(self, here: Place) -> Iterator[Step]:
-        """Yield the pseudo-interface, and the wait until a relay has answered."""
+        """Yield the pseudo-interface, and the wait for a relay's answer."""
         tunnel, own = here.tunnel(self.name), here.interface(self.name)
         assert tunnel is not None
         assert own is not None
@@ -65,10 +65,10 @@ class AmtGateway(Spec):
 
 
 def begun(here: Place, own: Interface) -> Iterator[SysctlSet | AutoAddressOff | AddressAdd | PortAdd | LinkSet]:
-    """Yield what makes a new pseudo-interface one that is up.
+    """Yield the requests that configure a new pseudo-interface and bring it up.
 
-    A relay's asks for MLD reports from its link-local address, and says nothing while it has none (drivers/net/amt.c:
-    amt_build_mld_gq): the kernel gives it one whenever it comes up, without duplicate address detection.
+    A relay queries for MLD reports from its link-local address, and not before it has one (drivers/net/amt.c:
+    amt_build_mld_gq). The kernel gives it one when it comes up, here without duplicate address detection.
     """
     if own.port:
         yield PortAdd(own.name, here.bridge)
@@ -86,7 +86,7 @@ def begun(here: Place, own: Interface) -> Iterator[SysctlSet | AutoAddressOff | 
 
 
 def driver(chosen: Driver) -> features.Feature:
-    """Return what a driver needs; Unsupported for what there is none of."""
+    """Return the feature that a driver needs; raise Unsupported if this version lacks that driver."""
     if chosen == "userspace":
         raise Unsupported("this version has no AMT gateway and relay in user space; use `driver: kernel`")
     return features.AMT

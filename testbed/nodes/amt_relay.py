@@ -13,7 +13,7 @@ from testbed.steps import Configure, Step
 
 
 class AmtRelay(Spec):
-    """A relay's pseudo-interface: what a multicast router sends into it goes to every gateway that asked for it."""
+    """A relay's pseudo-interface: it sends multicast packets to every gateway that has asked for their group."""
 
     max_tunnels: int = Field(16, ge=1, le=MOST_TUNNELS, description="Gateways at most")
     interface: str | None = Field(None, description="Towards the gateways; planned when left out")
@@ -22,14 +22,14 @@ class AmtRelay(Spec):
     port: int = Field(PORT, ge=1, le=65535, description="UDP port")
 
     def requires(self) -> tuple[features.Feature, ...]:
-        """Return what the kernel must offer."""
+        """Return the features that this role needs."""
         return (driver(self.driver),)
 
     def faults(self, here: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        """Yield what can't work, as far as this node tells: `tunnels` looks at both ends."""
+        """Yield (path below this role, sentence) for each fault of this node alone; `tunnels` checks both ends."""
         yield from named(self.name, here, CLASH)
         if any(i.port for i in here.interfaces if i.name == self.name):
-            yield (), f"{self.name} can't be a port of a bridge: a relay routes multicast into it"
+            yield (), f"{self.name} cannot be a port of a bridge: a relay routes multicast into it"
 
     def steps(self, here: Place) -> Iterator[Step]:
         """Yield the pseudo-interface."""

@@ -13,7 +13,7 @@ from testbed.units import Address
 
 
 class Bridge(Spec):
-    """Ports are all interfaces of the node unless named; the bridge itself is the interface `name`."""
+    """A bridge: its ports are all interfaces of the node unless listed, and it is itself the interface `name`."""
 
     name: str = Field("br0", description="The bridge's own interface name")
     ports: tuple[str, ...] | None = Field(None, description="Interfaces that are ports; all when left out")
@@ -24,11 +24,11 @@ class Bridge(Spec):
     )
 
     def requires(self) -> tuple[Feature, ...]:
-        """Return what the kernel must offer."""
+        """Return the features that this role needs."""
         return (BRIDGE,)
 
     def faults(self, here: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        """Yield what can't work."""
+        """Yield (path below this role, sentence) for each fault."""
         for n, port in enumerate(self.ports or ()):
             if here.interface(port) is None:
                 yield ("ports", n), here.lacks(port)
@@ -36,18 +36,18 @@ class Bridge(Spec):
         if count > BRIDGE_PORTS:
             yield (
                 (),
-                f"{here.node} has {count} ports, and a Linux bridge takes at most {BRIDGE_PORTS}: use several bridges, "
-                "and routers between them",
+                f"{here.node} has {count} ports, but a Linux bridge takes at most {BRIDGE_PORTS}: use several bridges, "
+                "with routers between them",
             )
         if problem := misnamed(self.name):
             yield ("name",), problem
         if any(i.name == self.name and i.kind != "bridge" for i in here.interfaces):
-            yield ("name",), f"{self.name} is an interface of {here.node} already: the bridge needs a name of its own"
+            yield ("name",), f"{here.node} already has an interface {self.name}: give the bridge another name"
 
     def is_port(self, ifname: str) -> bool:
-        """Say whether an interface of the node is a port of the bridge."""
+        """Return whether an interface of the node is a port of the bridge."""
         return self.ports is None or ifname in self.ports
 
     def steps(self, here: Place) -> Iterator[Step]:
-        """Yield nothing: the plan makes bridges together with links, whose order decides the speed."""
+        """Yield nothing: the plan makes bridges together with links, in the order that is fastest."""
         return iter(())

@@ -20,14 +20,14 @@ Count = Annotated[int, Field(ge=0, le=LIMIT)]
 
 
 class Limits(Spec):
-    """Additional subflows of a connection, and accepted ADD_ADDR options (0-8; the kernel's own default is 2 and 0)."""
+    """Additional subflows of a connection, and accepted ADD_ADDR options (0-8; the kernel's defaults are 2 and 0)."""
 
     subflows: Count = LIMIT
     add_addr_accepted: Count = LIMIT
 
 
 class Endpoint(Spec):
-    """An address of this host that the path manager uses; give the interface, or one address of it."""
+    """An address of this host that the path manager uses, given by its interface or as one address."""
 
     interface: str | None = None
     address: Host | None = None
@@ -51,7 +51,7 @@ class Mptcp(Spec):
     syn_retrans_before_tcp_fallback: int | None = Field(None, ge=0, le=127)
 
     def requires(self) -> tuple[features.Feature, ...]:
-        """Return what the kernel must offer."""
+        """Return the features that this role needs."""
         if self.path_manager == "userspace":
             raise Unsupported(
                 "feature mptcp-userspace-pm: this version has no userspace path manager; use `path_manager: kernel`"
@@ -60,7 +60,7 @@ class Mptcp(Spec):
         return (features.MPTCP, features.MPTCP_DIAG, *chosen)
 
     def faults(self, here: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        """Yield what can't work."""
+        """Yield (path below this role, sentence) for each fault."""
         seen: dict[str, int] = {}
         for n, endpoint in enumerate(self.endpoints):
             at = ("endpoints", n)
@@ -70,11 +70,11 @@ class Mptcp(Spec):
                 continue
             hosts = [address for address, _ in addresses(endpoint, here)]
             if twice := [h for h in hosts if h in seen]:
-                yield at, f"{twice[0]} is an endpoint already: item {seen[twice[0]] + 1} of `endpoints`"
+                yield at, f"item {seen[twice[0]] + 1} of `endpoints` already has the address {twice[0]}"
             seen |= dict.fromkeys(hosts, n)
         if len(seen) > LIMIT:
-            why = f"the kernel keeps at most {LIMIT}; an interface counts once for each family"
-            yield ("endpoints",), f"{len(seen)} endpoint addresses, and {why}"
+            why = f"the kernel keeps at most {LIMIT} (an interface counts once for each family)"
+            yield ("endpoints",), f"these are {len(seen)} endpoint addresses, but {why}"
 
     def steps(self, here: Place) -> Iterator[Step]:
         """Yield sysctls, limits and endpoints, and the wait that verifies them."""
@@ -106,13 +106,13 @@ _SYSCTLS = (
 
 
 def planned(role: Mptcp, here: Place) -> tuple[EndpointAdd, ...]:
-    """Return every endpoint with its id: ids count from 1 in the order of the file, both families apart."""
+    """Return every endpoint with its ID: these count from 1 in the order of the file, each family separately."""
     pairs = [(endpoint, address, dev) for endpoint in role.endpoints for address, dev in addresses(endpoint, here)]
     return tuple(EndpointAdd(a, n, e.flags, dev, e.port or 0) for n, (e, a, dev) in enumerate(pairs, start=1))
 
 
 def addresses(endpoint: Endpoint, here: Place) -> list[tuple[str, str]]:
-    """Return (address, interface) for each family that an endpoint stands for."""
+    """Return (address, interface) for each address of an endpoint."""
     for interface in here.interfaces:
         if endpoint.address is not None and endpoint.address in interface.hosts():
             return [(endpoint.address, interface.name)]
@@ -123,24 +123,24 @@ def addresses(endpoint: Endpoint, here: Place) -> list[tuple[str, str]]:
 
 def _wrong(endpoint: Endpoint, here: Place) -> tuple[str, str] | None:
     if (endpoint.interface is None) == (endpoint.address is None):
-        both = "this has both" if endpoint.address else "this has neither"
-        return "", f"an endpoint names either its `interface` or its `address`, and {both}"
+        both = "this one has both" if endpoint.address else "this one has neither"
+        return "", f"an endpoint needs either an `interface` or an `address`; {both}"
     if endpoint.interface is not None and here.interface(endpoint.interface) is None:
         return "interface", here.lacks(endpoint.interface)
     if endpoint.address is not None:
         try:
             ip_address(endpoint.address)
         except ValueError:
-            return "address", f"{endpoint.address!r} is no IP address"
+            return "address", f"{endpoint.address!r} is not an IP address"
         if not addresses(endpoint, here):
             own = ", ".join(h for i in here.interfaces for h in i.hosts()) or "none"
-            return "address", f"{endpoint.address} is no address of {here.node} (it has {own})"
+            return "address", f"{here.node} does not have the address {endpoint.address} (it has {own})"
     flags = set(endpoint.flags)
     # net/mptcp/pm_kernel.c: mptcp_pm_nl_add_addr_doit refuses these two
     if {"signal", "fullmesh"} <= flags:
-        return "flags", "the kernel takes no endpoint that is both `signal` and `fullmesh`: leave one of them out"
+        return "flags", "the kernel refuses endpoints with both `signal` and `fullmesh`: leave one of them out"
     if endpoint.port is not None and "signal" not in flags:
-        return "port", "a port is announced: that needs `flags: [signal]`"
+        return "port", "only `signal` endpoints announce a port: add `flags: [signal]`, or leave the port out"
     if not addresses(endpoint, here):
         return "interface", f"{here.node}:{endpoint.interface} has no address"
     return None

@@ -1,4 +1,4 @@
-"""Node: a network namespace. The list of its fields is the registry of roles."""
+"""Node: a network namespace. The fields of `Node` are the registry of roles."""
 
 from pydantic import Field
 
@@ -22,7 +22,7 @@ class Route(Spec):
 
 
 class Node(Spec):
-    """Roles of the node and what else is set in it; all may be left out: then it is a plain host."""
+    """A node's roles and settings; a node without any is a plain host."""
 
     bridge: Bridge | None = None
     router: Router | None = None

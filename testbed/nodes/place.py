@@ -1,4 +1,4 @@
-"""Where a role is: its node and the node's interfaces, as planned. What `Role.steps` may know of the world."""
+"""The place of a role: its node with the planned interfaces. Roles know nothing else of the topology."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Kind = Literal["veth", "wlan", "bridge", "amt"]
 
 
 class Interface(Struct, frozen=True):
-    """One end of a link, or what a role brings: addresses are `address/length`, without link-local ones.
+    """An interface: one end of a link, or one that a role adds; addresses are `address/length`, none link-local.
 
-    `at` is where the file says it: an end of a link, or a role of a node.
+    `at` is the path in the file that it comes from: an end of a link, or a role of a node.
     """
 
     node: str
@@ -36,19 +36,19 @@ class Interface(Struct, frozen=True):
         return tuple(a.partition("/")[0] for a in self.addresses)
 
     def host(self, version: int) -> str:
-        """Return the first address of a family (4 or 6), "" when there is none."""
+        """Return the first address of a family (4 or 6), "" if it has none."""
         return next((h for h in self.hosts() if (":" in h) == (version == 6)), "")
 
     def network(self, version: int) -> str:
-        """Return the network of the first address of a family, "" when there is none."""
+        """Return the network of the first address of a family, "" if it has none."""
         found = next((a for a in self.addresses if (":" in a) == (version == 6)), "")
         return str(ip_interface(found).network) if found else ""
 
 
 class Bss(Struct, frozen=True):
-    """What an access point offers: its links (link_id, MHz of the centre), addresses of these, and how to join.
+    """What an access point offers: its links (link_id, centre frequency in MHz), their addresses, and how to join.
 
-    `mlo`: an AP MLD (IEEE 802.11be), whose MLD address is that of the interface and of no link. `moves` are the
+    With `mlo` it is an AP MLD (IEEE 802.11be), whose interface has the MLD address, which no link has. `moves` are the
     frequencies (link_id, MHz) that events move links to.
     """
 
@@ -68,9 +68,9 @@ class Bss(Struct, frozen=True):
 
 
 class Tunnel(Struct, frozen=True):
-    """A node's end of AMT tunnels: its pseudo-interface `name`, and the interface and address that carry them.
+    """A node's end of AMT tunnels: its pseudo-interface `name`, and the interface and address that carry the tunnels.
 
-    `discovery` is the relay's address, "" where this is the relay.
+    `discovery` is the relay's address, "" on the relay itself.
     """
 
     node: str
@@ -81,9 +81,9 @@ class Tunnel(Struct, frozen=True):
 
 
 class Place(Struct, frozen=True):
-    """A node's name, its interfaces in the order of the file, the families of the topology (4, 6), every BSS.
+    """A node: its name, its interfaces in the order of the file, the topology's IP versions (4, 6), and all BSSs.
 
-    `bridge` is the name of the node's bridge, "" when it has none; `tunnels` are the node's ends of AMT tunnels.
+    `bridge` is the name of the node's bridge, "" without one; `tunnels` are the node's ends of AMT tunnels.
     """
 
     node: str
@@ -94,7 +94,7 @@ class Place(Struct, frozen=True):
     tunnels: tuple[Tunnel, ...] = ()
 
     def tunnel(self, name: str) -> Tunnel | None:
-        """Return the node's end of AMT tunnels with that pseudo-interface."""
+        """Return the node's end of AMT tunnels by the name of its pseudo-interface."""
         return next((t for t in self.tunnels if t.name == name), None)
 
     def interface(self, name: str) -> Interface | None:
@@ -102,30 +102,30 @@ class Place(Struct, frozen=True):
         return next((i for i in self.interfaces if i.name == name), None)
 
     def lacks(self, name: str) -> str:
-        """Say that there is no such interface, and which there are."""
+        """Return a sentence that names the missing interface and the existing ones."""
         names = ", ".join(i.name for i in self.interfaces) or "none: no link ends there"
         return f"{self.node} has no interface {name!r} (it has {names})"
 
 
 def misnamed(name: str) -> str:
-    """Say what is wrong with the name of an interface (net/core/dev.c: dev_valid_name), "" when nothing is."""
+    """Return what is wrong with the name of an interface (net/core/dev.c: dev_valid_name), "" if nothing is."""
     if len(name.encode()) > 15:
-        return f"the interface name {name!r} has {len(name.encode())} bytes, and Linux takes at most 15"
+        return f"the interface name {name!r} has {len(name.encode())} bytes, but Linux takes at most 15"
     if name in ("lo", "all", "default"):
-        return f"{name!r} is no name for an interface: the kernel uses it itself"
+        return f"{name!r} is not available as the name of an interface: the kernel uses it itself"
     if name in ("", ".", "..") or re.search(r"[/:\s%]", name) or not name.isprintable():
-        return f"{name!r} is no name of an interface: 1 to 15 characters without spaces, / : and %"
+        return f"{name!r} is not a valid interface name: use 1 to 15 characters without spaces, / : and %"
     if "#" in name:
-        return f"{name!r} can't be the name of an interface: in the lab's /etc/hosts a comment would begin there"
+        return f"{name!r} is not a valid interface name: # would start a comment in the lab's /etc/hosts"
     return ""
 
 
 def named(name: str, here: Place, cure: str) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """Yield what is wrong with the name of an interface that a role brings; `cure` ends the sentence of a clash."""
+    """Yield what is wrong with the name of an interface that a role adds; `cure` says what to do about a clash."""
     if problem := misnamed(name):
         yield ("name",), problem
     if sum(i.name == name for i in here.interfaces) > 1:
-        yield ("name",), f"{name} is an interface of {here.node} already: {cure}"
+        yield ("name",), f"{here.node} already has an interface {name}: {cure}"
 
 
 class Role(Protocol):

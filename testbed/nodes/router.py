@@ -18,37 +18,37 @@ class Router(Spec):
     multicast: bool = Field(False, description="Forward multicast by static routes, planned from the workloads")
 
     def requires(self) -> tuple[Feature, ...]:
-        """Return what the kernel must offer."""
+        """Return the features that this role needs."""
         return (SMCROUTE, MROUTE, MROUTE6) if self.multicast else ()
 
     def faults(self, here: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        """Yield what can't work."""
+        """Yield (path below this role, sentence) for each fault."""
         if not self.multicast:
             return
         names = self.interfaces(here)
         if len(names) > smcroute.MOST:
-            yield (), f"{len(names)} interfaces, and Linux forwards multicast between at most {smcroute.MOST} of a node"
+            yield (), f"Linux forwards multicast between at most {smcroute.MOST} interfaces; this node has {len(names)}"
         for name in filter(smcroute.unfit, names):
             yield (
                 (),
-                f"smcroute.conf(5) can't name the interface {name!r}: letters, digits, _ . and - only",
+                f"smcroute.conf(5) cannot name the interface {name!r}: use letters, digits, _ . and - only",
             )
 
     def interfaces(self, here: Place) -> tuple[str, ...]:
-        """Return the interfaces that multicast is forwarded between."""
+        """Return the interfaces between which the node forwards multicast."""
         return tuple(i.name for i in here.interfaces if not i.port and (i.addresses or i.kind == "amt"))
 
     def steps(self, here: Place) -> Iterator[Step]:
-        """Yield forwarding as the sysctls that everybody reads; per-device flags alone would leave these 0."""
+        """Yield the global forwarding sysctls: programs read these, and per-device ones would leave them 0."""
         if 4 in here.families:
             yield Configure(here.node, SysctlSet("net.ipv4.ip_forward", "1"))
         if 6 in here.families:
             yield Configure(here.node, SysctlSet("net.ipv6.conf.all.forwarding", "1"))
 
     def forward(self, here: Place, entries: tuple[smcroute.Entry, ...]) -> Iterator[Step]:
-        """Yield what makes a multicast router forward by these routes."""
+        """Yield the steps that make a multicast router forward by these routes."""
         names = self.interfaces(here)
         if self.multicast and names:
-            # Nobody asks an AMT gateway's relay for what others want: this router does.
+            # An AMT gateway only asks its relay for groups with a member on its interface: this router joins them.
             tunnels = tuple(i.name for i in here.interfaces if i.kind == "amt")
             yield from smcroute.steps(here.node, names, entries, here.families, tunnels)

@@ -15,12 +15,12 @@ from testbed.spec import Spec
 from testbed.steps import START, Spawn, Step, Wait, Write
 from testbed.units import Address
 
-_WITHIN = 90.0  # s: on an emulated processor some scans miss beacons, and the station joins again
-STATIONS = 20  # of one access point
+_WITHIN = 90.0  # s: on an emulated processor some scans miss beacons, and the station has to join again
+STATIONS = 20  # at one access point
 
 
 class Station(Spec):
-    """A station of the access point with that SSID: with all of its links, with some, or without MLO on one."""
+    """A station of the access point with this SSID: it joins with all links, with some, or on one without MLO."""
 
     ssid: str
     mlo_links: tuple[int, ...] | None = Field(None, min_length=1, description="Link IDs; all when left out")
@@ -30,12 +30,12 @@ class Station(Spec):
     addresses: Annotated[tuple[Address, ...] | None, Field(description="Planned when left out")] = None
 
     def mlo(self, here: Place) -> bool:
-        """Say whether it joins as an MLD."""
+        """Return whether it joins as an MLD."""
         bss = self.bss(here)
         return bss is not None and bss.mlo and self.legacy_link is None
 
     def bss(self, here: Place) -> Bss | None:
-        """Return what it joins."""
+        """Return the BSS that it joins."""
         return next((b for b in here.air if b.ssid == self.ssid), None)
 
     def freqs(self, bss: Bss) -> tuple[tuple[int, int], ...]:
@@ -51,18 +51,18 @@ class Station(Spec):
         return tuple(bssid for (n, _), bssid in links if n not in chosen)
 
     def rejoin(self, here: Place) -> tuple[Control, ...]:
-        """Return what lets it leave and join anew."""
+        """Return the commands that make it leave and join again."""
         bss = self.bss(here)
         return wpa_supplicant.rejoin(here.node, self.name, self._unwanted(bss) if bss is not None else ())
 
     def requires(self) -> tuple[features.Feature, ...]:
-        """Return what the machine must offer."""
+        """Return the features that this role needs."""
         if self.legacy_link is not None:
             return (features.HWSIM, features.WPA_SUPPLICANT, features.REGDB)
         return (features.HWSIM_MLO, features.WPA_SUPPLICANT_MLO, features.REGDB)
 
     def faults(self, here: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        """Yield what can't work."""
+        """Yield (path below this role, sentence) for each fault."""
         yield from named(self.name, here, "the station needs another name")
         bss = self.bss(here)
         if bss is None:
@@ -70,27 +70,27 @@ class Station(Spec):
             yield ("ssid",), f"no access point has the SSID {self.ssid!r} (there are: {have})"
             return
         if any(i.port for i in here.interfaces if i.name == self.name):
-            yield (), f"{self.name} can't be a port of a bridge: a station sends with its own address only"
+            yield (), f"{self.name} cannot be a port of a bridge: a station only sends frames from its own address"
         if self.password is not None and self.password != bss.password and bss.akm.startswith("sae"):
-            yield ("password",), f"this is not the password of {bss.node}: {self.name} could never join"
+            yield ("password",), f"this differs from the password of {bss.node}: {self.name} could never join"
         if self.password is not None and not self.password.isprintable():
-            yield ("password",), "a password is printable"
+            yield ("password",), "a password must be printable"
         if self.mlo_links is not None and self.legacy_link is not None:
-            yield ("legacy_link",), "a station joins with `mlo_links`, or without MLO on its `legacy_link`"
+            yield ("legacy_link",), "a station joins either with `mlo_links` or, without MLO, on its `legacy_link`"
         known = [n for n, _ in bss.freqs]
         some = ", ".join(map(str, known))
         for n, link_id in enumerate(self.mlo_links or ()):
             if link_id not in known:
                 yield ("mlo_links", n), f"{bss.node} has no link {link_id} (link IDs: {some})"
             elif link_id in (self.mlo_links or ())[:n]:
-                yield ("mlo_links", n), f"link {link_id} is here twice"
+                yield ("mlo_links", n), f"link {link_id} is listed twice"
         if self.mlo_links is not None and not bss.mlo:
-            yield ("mlo_links",), f"{bss.node} is no AP MLD: leave `mlo_links` out"
+            yield ("mlo_links",), f"{bss.node} is not an AP MLD: leave `mlo_links` out"
         if self.legacy_link is not None and self.legacy_link not in known:
             yield ("legacy_link",), f"{bss.node} has no link {self.legacy_link} (link IDs: {some})"
 
     def steps(self, here: Place) -> Iterator[Step]:
-        """Yield wpa_supplicant's file, its process, and the wait until the negotiated links are the planned ones."""
+        """Yield wpa_supplicant's configuration, its process, and the wait for the planned links."""
         bss = self.bss(here)
         own = here.interface(self.name)
         assert bss is not None

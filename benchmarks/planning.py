@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 from testbed import units  # noqa: E402
 from testbed.errors import InputError  # noqa: E402
 from testbed.language.experiment import read  # noqa: E402
-from testbed.plan import addressing  # noqa: E402
+from testbed.plan import assemble  # noqa: E402
 from testbed.plan.lab import plan  # noqa: E402
 from testbed.plan.run import run_steps  # noqa: E402
 from testbed.rules import whole as consistency  # noqa: E402
@@ -33,7 +33,7 @@ TIMES = 10
 
 def once(file: Path) -> float:
     """Return the seconds of CPU time to read, check and plan a file, or to refuse it."""
-    for cached in (addressing.network, units.interface_of, consistency._address):
+    for cached in (assemble.network, units.interface_of, consistency._address):
         cached.cache_clear()
     began = time.process_time()
     try:

@@ -13,12 +13,11 @@ from testbed.errors import InputError, Unsupported
 from testbed.language.document import parse
 from testbed.language.topology import Topology, build
 from testbed.linux import wire
-from testbed.plan import addressing, trees
+from testbed.plan import assemble, trees
 from testbed.plan import lab as plan
 from testbed.plan import run as schedule
-from testbed.plan.addressing import Network
+from testbed.plan.network import Network
 from testbed.report import doubts as validity
-from testbed.rules import whole as consistency
 from testbed.steps import Configure, Wait, Write
 
 MAC = "02:00:00:00:00:0a"
@@ -127,7 +126,7 @@ VIDEO = "workloads: {v: {multicast: {source: source, receivers: [%s], group: %s,
 
 
 def network(*parts: str) -> Network:
-    return addressing.network(topology(*parts))
+    return assemble.network(topology(*parts))
 
 
 def test_the_interface_is_as_narrow_as_the_tunnel_and_in_the_segment_of_its_bridge() -> None:
@@ -173,9 +172,7 @@ def test_two_gateways_of_one_relay_have_one_route() -> None:
     net = network(nodes, links, VIDEO % ("listener, far", "ff3e::8000:1"))
     [route] = trees.entries(net)["relay"]
     assert route.oifs == ("amt0",)
-    work = net.topology.workloads["v"].multicast
-    assert work is not None
-    assert dict(trees.way(net, work).receivers) == {"listener": "eth0", "far": "amt0"}, "and not by eth0"
+    assert dict(trees.way(net.trees["v"]).receivers) == {"listener": "eth0", "far": "amt0"}, "and not by eth0"
 
 
 def test_a_router_behind_the_tunnel_joins_in_it_for_others() -> None:
@@ -226,4 +223,4 @@ def test_a_restart_takes_the_interface_down_and_up() -> None:
 
 def test_captures_and_counters_know_the_interface() -> None:
     net = network(f"{PAIR}, {ROLES}", LINE)
-    assert ("relay", "amt0") in consistency.captured(net, "relay:*")
+    assert ("relay", "amt0") in net.captured("relay:*")

@@ -15,7 +15,7 @@ from testbed import units
 from testbed.errors import SHOWN, InputError
 from testbed.language import explain
 from testbed.language.experiment import read
-from testbed.plan import addressing
+from testbed.plan import assemble
 from testbed.plan.lab import plan
 from testbed.plan.run import run_steps
 from testbed.rules import whole as consistency
@@ -85,7 +85,7 @@ def matrix(count: int) -> str:
 
 def calls(run: Callable[[], Any]) -> int:
     """Return how many functions are called until this has ended: work, the same on every machine. Nothing is kept."""
-    for cached in (addressing.network, units.interface_of, consistency._address):
+    for cached in (assemble.network, units.interface_of, consistency._address):
         cached.cache_clear()
     count = 0
 

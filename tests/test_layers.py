@@ -28,11 +28,11 @@ FLOORS: tuple[dict[str, str], ...] = (
         "programs.sampler": "air main wlans",
         "nodes": "access_point amt_gateway amt_relay bridge mptcp node place router station",
     },
-    {"metrics": "nodes reception recorded records table wifi"},
+    {"metrics": "bounds measured nodes reception recorded records table wifi"},
     {"workloads": "command iperf3 multicast ping place"},
     {"language": "document experiment explain topology"},
-    {"plan": "addressing lab routes run trees tunnels"},
-    {"rules": "multicast names whole"},
+    {"plan": "addresses assemble events lab network routes run trees tunnels"},
+    {"rules": "amt multicast names whole"},
     {"": "results"},
     {
         "lab": "answers asking bounds changes control ending enter forked furniture holder listening look "
@@ -54,13 +54,7 @@ FLOORS: tuple[dict[str, str], ...] = (
 LATE = {("__init__", "language.topology"), ("__init__", "runs.bring_up")}
 # What still runs back up. Nothing is added here.
 UPWARD = {
-    ("drivers.bound", "metrics.records"),
     ("language.topology", "rules.whole"),
-    ("metrics.nodes", "plan.addressing"),
-    ("metrics.nodes", "workloads.place"),
-    ("metrics.reception", "workloads.place"),
-    ("metrics.wifi", "workloads.place"),
-    ("plan.run", "rules.whole"),
 }
 # Planning asks nothing of the machine; and what performs steps knows nothing of where they come from.
 PURE = {"drivers", "nodes", "metrics", "workloads", "language", "plan", "rules"}

@@ -20,8 +20,8 @@ from testbed.metrics.reception import Listening, measure
 from testbed.metrics.recorded import Recorded
 from testbed.plan import lab as plan
 from testbed.plan import trees
-from testbed.plan.addressing import Network, network
-from testbed.plan.trees import End, Hop
+from testbed.plan.assemble import network
+from testbed.plan.network import Hop, Network, Spot, path
 from testbed.programs.multicast import packets as records
 from testbed.programs.multicast import receiver
 from testbed.programs.multicast.packets import MAGIC, PACKET, RECORD, SENT, Arrival
@@ -281,8 +281,7 @@ def test_families_have_routes_of_their_own() -> None:
 
 def test_a_source_sends_by_the_interface_that_leads_to_its_receivers() -> None:
     text = TREE.replace("links:\n", "links:\n  - {ends: [s:other, c:eth1]}\n")
-    work = next(trees.workloads(net(text).topology))
-    way = trees.way(net(text), work)
+    way = trees.way(net(text).trees["v"])
     assert (way.interface, way.source) == ("eth0", "10.0.2.1")
     assert way.receivers == (("a", "eth0"), ("b", "eth0"))
 
@@ -290,22 +289,22 @@ def test_a_source_sends_by_the_interface_that_leads_to_its_receivers() -> None:
 def test_a_receiver_joins_where_it_is_told_to_or_nearest_to_the_source() -> None:
     text = TREE.replace("links:\n", "links:\n  - {ends: [s:eth1, c:direct]}\n")
     near = text.replace("[a, b]", "[c]")
-    assert trees.way(net(near), next(trees.workloads(net(near).topology))).receivers == (("c", "direct"),)
+    assert trees.way(net(near).trees["v"]).receivers == (("c", "direct"),)
     told = text.replace("[a, b]", "[{node: c, interface: eth0}]")
-    way = trees.way(net(told), next(trees.workloads(net(told).topology)))
+    way = trees.way(net(told).trees["v"])
     assert (way.interface, way.receivers) == ("eth0", (("c", "eth0"),))
 
 
 def test_a_tunnel_is_one_more_hop() -> None:
     """What a relay adds: from where it hears the packets, by its tunnel's interface, to a segment of its own."""
     tunnel = Hop("relay", "eth0", 1, "amt0", -1)
-    tree = trees.grow(End("s", "eth0", 1), [tunnel, Hop("gateway", "amt0", -1, "lan", 2)])
-    assert [h.node for h in tree.path(2)] == ["gateway", "relay"]
+    tree = trees.grow(Spot("s", "eth0", 1), [tunnel, Hop("gateway", "amt0", -1, "lan", 2)])
+    assert [h.node for h in path(tree.into, 2)] == ["gateway", "relay"]
     assert tree.depth == {1: 0, -1: 1, 2: 2}
 
 
 def test_a_source_does_not_forward_what_it_sends() -> None:
-    assert trees.grow(End("s", "eth0", 1), [Hop("s", "eth0", 1, "eth1", 2)]).depth == {1: 0}
+    assert trees.grow(Spot("s", "eth0", 1), [Hop("s", "eth0", 1, "eth1", 2)]).depth == {1: 0}
 
 
 HOPS = st.lists(st.builds(Hop, NAME, NAME, st.integers(0, 6), NAME, st.integers(0, 6)), max_size=25)
@@ -313,11 +312,11 @@ HOPS = st.lists(st.builds(Hop, NAME, NAME, st.integers(0, 6), NAME, st.integers(
 
 @given(HOPS)
 def test_a_tree_reaches_each_segment_once_by_a_shortest_way_with_one_way_into_each_router(hops: list[Hop]) -> None:
-    tree = trees.grow(End("source", "eth0", 0), hops)
+    tree = trees.grow(Spot("source", "eth0", 0), hops)
     assert set(tree.depth) == {0, *tree.into}
     for segment, hop in tree.into.items():
         assert hop.far == segment
-        assert tree.depth[segment] == tree.depth[hop.near] + 1 == len(list(tree.path(segment)))
+        assert tree.depth[segment] == tree.depth[hop.near] + 1 == len(list(path(tree.into, segment)))
     incoming: dict[str, set[str]] = {}
     for hop in tree.into.values():
         incoming.setdefault(hop.node, set()).add(hop.iif)
@@ -424,13 +423,13 @@ def test_an_interface_that_the_kernel_leaves_out_of_the_list_of_sources_says_not
 
 
 def test_a_run_without_its_files_measures_nothing(tmp_path: Path) -> None:
-    assert next(trees.workloads(net(TREE).topology)).read("v", Recorded(tmp_path)) == {}
+    assert net(TREE).topology.workloads["v"].workload().read("v", Recorded(tmp_path)) == {}
 
 
 def test_many_receivers_are_few_lines() -> None:
     from testbed.cli import present
+    from testbed.metrics.measured import Measured
     from testbed.report.report import Report
-    from testbed.workloads.place import Measured
 
     hosts = "".join(f"  h{n}: {{}}\n" for n in range(50))
     links = "".join(f"  - {{ends: [sw:p{n}, h{n}:eth0]}}\n" for n in range(50))

@@ -13,10 +13,10 @@ from testbed.lab.look import Seen
 from testbed.language.experiment import Case
 from testbed.language.topology import Event, Topology
 from testbed.machines.guest.image import Image
+from testbed.metrics.measured import Measured
 from testbed.report.effects import Effect, describe
 from testbed.report.report import Report
 from testbed.runs.case import Outcome
-from testbed.workloads.place import Measured
 
 LAB = Topology.model_validate({"name": "l", "nodes": {"a": {}, "b": {}}, "links": [{"ends": ["a:e", "b:e"]}]})
 

@@ -19,9 +19,9 @@ import pytest
 from testbed import results
 from testbed.cli import present
 from testbed.errors import InputError, LabError
+from testbed.metrics.measured import Measured
 from testbed.metrics.recorded import Recorded
 from testbed.report.report import report
-from testbed.workloads.place import Measured
 from tests.conftest import ROOT
 from tests.fuzz import report as fuzz
 

@@ -9,6 +9,7 @@ import pytest
 
 from testbed.language.topology import Topology
 from testbed.metrics import nodes as metrics
+from testbed.metrics.measured import Measured
 from testbed.metrics.recorded import Recorded
 from testbed.metrics.records import Air, Happened, Held, Machine, Manifest, Run, Softnet
 from testbed.programs.multicast import receiver
@@ -18,7 +19,6 @@ from testbed.report import doubts as validity
 from testbed.report.doubts import Seen
 from testbed.workloads.iperf3 import Part, _gap
 from testbed.workloads.ping import Ping
-from testbed.workloads.place import Measured
 
 ORIGIN = 1000.0
 LAB = Topology.model_validate({"name": "l", "nodes": {"a": {}, "b": {}}, "links": [{"ends": ["a:e", "b:e"]}]})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from ipaddress import ip_address, ip_interface, ip_network
 
-from testbed.plan.addressing import Network
+from testbed.plan.network import Network
 
 Way = tuple[str, str]  # next hop ("" where the destination is on the link) and interface
 Table = dict[str, Way]  # by network

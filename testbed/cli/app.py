@@ -174,9 +174,9 @@ def up(
     """Bring a lab up, or change the one of this name in place; return when it is ready."""
     from msgspec import to_builtins
 
-    from testbed.drivers import bound
     from testbed.lab import asking, changes
     from testbed.machines import choose
+    from testbed.metrics import bounds
     from testbed.runs import bring_up as start
 
     made = _planned(file, sets)
@@ -220,7 +220,7 @@ def up(
             _commit()
             lab.keep()
     held = lab.bounds() if made.bounds() else {}
-    for sentence in bound.unenforced(held):
+    for sentence in bounds.unenforced(held):
         _say(sentence)
     seconds = time.monotonic() - began
     if as_json:

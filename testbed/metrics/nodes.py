@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from math import fsum
 from typing import TypeVar
 
+from testbed.metrics.measured import Measured, percentile
 from testbed.metrics.recorded import Stamped
 from testbed.metrics.records import Counters, Machine, Sample, Subflow
 from testbed.metrics.table import COUNTER, unit
-from testbed.plan.addressing import Network
-from testbed.workloads.place import Measured, percentile
 
 T = TypeVar("T", bound=Stamped)
 Series = tuple[tuple[float, float], ...]
@@ -75,8 +74,11 @@ def since(rows: Sequence[T], origin: float) -> Sequence[T]:
     return rows[max(0, bisect_right(rows, origin, key=lambda r: r.t) - 1) :]
 
 
-def mptcp(net: Network, node: str, rows: Sequence[Sample], origin: float) -> dict[str, Measured]:
-    """Return MPTCP counters, subflows of a connection at once, and bytes by the interface of a subflow's address."""
+def mptcp(node: str, owner: Mapping[str, str], rows: Sequence[Sample], origin: float) -> dict[str, Measured]:
+    """Return MPTCP counters, subflows of a connection at once, and bytes by the interface of a subflow's address.
+
+    `owner` is the interface of each address of the node.
+    """
     during = since(rows, origin)
     if not during or during[0].mib is None:
         return {}
@@ -92,7 +94,6 @@ def mptcp(net: Network, node: str, rows: Sequence[Sample], origin: float) -> dic
     found[f"{node}.mptcp.subflows"] = Measured(
         max(c for _, c in counts), unit("mptcp", "subflows"), counts, "most of one connection at once"
     )
-    owner = {h: i.name for i in net.interfaces[node] for h in i.hosts()}
     latest: dict[tuple[object, ...], Subflow] = {}
     sums = {(ifname, name): 0 for ifname in owner.values() for name in _SUBFLOW}
     series_of: dict[tuple[str, str], list[tuple[float, float]]] = {key: [] for key in sums}

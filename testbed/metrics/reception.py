@@ -11,8 +11,8 @@ from itertools import accumulate, pairwise
 
 from msgspec import Struct
 
+from testbed.metrics.measured import Measured, latencies
 from testbed.programs.multicast.packets import Arrival
-from testbed.workloads.place import Measured, latencies
 
 _SECOND = 1_000_000_000
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from testbed.metrics.measured import Measured, percentile
 from testbed.metrics.nodes import since
 from testbed.metrics.records import Air, Sample, Told, Wlan, WlanLink
 from testbed.metrics.table import unit
-from testbed.workloads.place import Measured, percentile
 
 
 def wlans(

@@ -31,9 +31,11 @@ from testbed.features import Feature
 from testbed.language.topology import Link, Topology
 from testbed.nodes.mptcp import planned
 from testbed.nodes.place import Interface
-from testbed.plan import addressing, trees
 from testbed.plan import routes as routing
-from testbed.plan.addressing import Network, link_local
+from testbed.plan import trees
+from testbed.plan.addresses import link_local, mac
+from testbed.plan.assemble import network
+from testbed.plan.network import Network, end_of
 from testbed.steps import LAB, Configure, Request, Run, Step, Wait
 from testbed.units import interface_of
 
@@ -99,12 +101,12 @@ class Plan(Struct, frozen=True, dict=True):
 
 def outline(topology: Topology) -> Plan:
     """Return a plan without its steps: what it requires is known without them, in a third of the time."""
-    return Plan(topology.name, addressing.network(topology), (), "")
+    return Plan(topology.name, network(topology), (), "")
 
 
 def plan(topology: Topology) -> Plan:
     """Return the steps that make a topology; the same topology gives the same steps."""
-    net = addressing.network(topology)
+    net = network(topology)
     # A relay is there before its gateways ask for it.
     order = sorted(net.interfaces, key=lambda name: topology.nodes[name].amt_gateway is not None)
     routed = trees.members(net)
@@ -183,7 +185,7 @@ def _links(net: Network) -> Iterator[Step]:
     for name, node in net.topology.nodes.items():
         if (bridge := node.bridge) is not None:
             own = next((i.mac for i in net.interfaces[name] if i.kind == "bridge"), "")
-            address = own or addressing.mac(name, bridge.name, taken)
+            address = own or mac(name, bridge.name, taken)
             yield Configure(name, BridgeAdd(bridge.name, address, bridge.mcast_snooping, bridge.stp))
     by_maker: dict[str, list[Step]] = {}
     ports: list[Step] = []
@@ -205,7 +207,7 @@ def _ends(net: Network, link: Link) -> tuple[Interface, Interface]:
 
 
 def _interface(net: Network, text: str) -> Interface:
-    return net.named[addressing.end_of(text)][0]
+    return net.named[end_of(text)][0]
 
 
 def _master(net: Network, interface: Interface) -> str:
@@ -351,7 +353,7 @@ def _shaping(net: Network) -> Iterator[Step]:
 def shape(link: Link) -> Iterator[Step]:
     """Yield both directions of a link as qdiscs, each at the end that sends."""
     for way, text in zip(("forward", "reverse"), link.ends, strict=True):
-        node, ifname = addressing.end_of(text)
+        node, ifname = end_of(text)
         for qdisc in tc.shape(ifname, link.shape(way)):  # type: ignore[arg-type]
             yield Configure(node, qdisc)
 

@@ -13,15 +13,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from itertools import groupby, islice
-from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from testbed.drivers.route import MAIN, RouteAdd, RuleAdd
 from testbed.nodes.place import Interface
-
-if TYPE_CHECKING:
-    from testbed.plan.addressing import Network
+from testbed.plan.network import Graph, Network
 
 _FIRST_TABLE = 100
 _BITS = {4: 32, 6: 128}
@@ -34,13 +31,6 @@ class Hop(Struct, frozen=True):
     dev: str
     segment: int
     router: str
-
-
-class Graph(Struct, frozen=True):
-    """The routers of each segment, and the segments of each router, by interfaces that have addresses of a family."""
-
-    routers: dict[int, tuple[str, ...]]
-    segments: dict[str, tuple[int, ...]]
 
 
 class Known(Struct, frozen=True):
@@ -56,8 +46,13 @@ class Known(Struct, frozen=True):
     segments: tuple[int | None, ...]
 
 
-def graph(net: Network, version: int) -> Graph:
-    """Return what packets of a family can pass."""
+def graphs(net: Network) -> dict[int, Graph]:
+    """Return what packets of each family can pass."""
+    four, six = _graph(net, 4), _graph(net, 6)
+    return {4: four, 6: four if six == four else six}
+
+
+def _graph(net: Network, version: int) -> Graph:
     routers: dict[int, list[str]] = {s: [] for s in net.segments}
     segments: dict[str, list[int]] = {}
     for s, members in net.segments.items():

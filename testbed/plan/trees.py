@@ -7,69 +7,36 @@ interface by which its sending end hears the packets to a segment of its own, an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from msgspec import Struct
 
 from testbed.drivers.smcroute import Entry
 from testbed.language.topology import Topology
-from testbed.plan.addressing import Network
-from testbed.workloads.multicast import Multicast, Receiver
+from testbed.plan.network import Hop, Network, Spot, Tree, path
+from testbed.workloads.multicast import Multicast, Receiver, misfit
 from testbed.workloads.place import Way
 
 
-class Hop(Struct, frozen=True):
-    """A router that takes packets of segment `near` by `iif` can send them by `oif` into segment `far`."""
-
-    node: str
-    iif: str
-    near: int
-    oif: str
-    far: int
-
-
-class End(Struct, frozen=True):
-    """An interface where packets can be sent or received."""
-
-    node: str
-    ifname: str
-    segment: int
-
-
-class Tree(Struct, frozen=True):
+class Growth(Struct, frozen=True):
     """Where a source sends, the hop that leads into each segment, and each segment's number of routers before it."""
 
-    source: End
+    source: Spot
     into: dict[int, Hop]
     depth: dict[int, int]
 
-    def path(self, segment: int) -> Iterator[Hop]:
-        """Yield the hops from a segment back to the source."""
-        while (hop := self.into.get(segment)) is not None:
-            yield hop
-            segment = hop.near
 
-
-class Found(Struct, frozen=True):
-    """The tree of a workload, and the interface of each receiver that it reaches."""
-
-    tree: Tree
-    ends: dict[str, End]
-
-    @property
-    def depth(self) -> int:
-        """Return the most routers that lie between the source and a receiver."""
-        return max((self.tree.depth[e.segment] for e in self.ends.values()), default=0)
-
-    @property
-    def hops(self) -> tuple[Hop, ...]:
-        """Return every hop that leads to a receiver."""
-        return tuple(dict.fromkeys(h for e in self.ends.values() for h in self.tree.path(e.segment)))
-
-    @property
-    def segments(self) -> frozenset[int]:
-        """Return every segment that packets to receivers pass."""
-        return frozenset((self.tree.source.segment, *(h.far for h in self.hops)))
+def planned(net: Network) -> dict[str, Tree]:
+    """Return the tree of each multicast workload, without those that have no source or no group to send to."""
+    found: dict[str, Tree] = {}
+    every: dict[int, list[Hop]] = {}
+    for name, work in _workloads(net.topology):
+        if work.version in net.families and not misfit(work.group):
+            if work.version not in every:
+                every[work.version] = list(hops(net, work.version))
+            if (tree := _find(net, work, every[work.version])) is not None:
+                found[name] = tree
+    return found
 
 
 def hops(net: Network, version: int) -> Iterator[Hop]:
@@ -87,11 +54,11 @@ def hops(net: Network, version: int) -> Iterator[Hop]:
             yield from (Hop(name, near.name, near.segment, relay.name, s) for s in segments for near in mine)
 
 
-def ends(net: Network, node: str, version: int) -> Iterator[End]:
+def ends(net: Network, node: str, version: int) -> Iterator[Spot]:
     """Yield where a node can send or receive packets of a family, in the order of the file."""
     for i in net.interfaces.get(node, ()):
         if not i.port and i.host(version):
-            yield End(node, i.name, i.segment)
+            yield Spot(node, i.name, i.segment)
 
 
 def _carriers(net: Network, node: str) -> frozenset[str]:
@@ -99,7 +66,7 @@ def _carriers(net: Network, node: str) -> frozenset[str]:
     return frozenset(t.dev for t in net.tunnels.get(node, ()) if t.discovery)
 
 
-def grow(source: End, steps: Iterable[Hop]) -> Tree:
+def grow(source: Spot, steps: Iterable[Hop]) -> Growth:
     """Return the shortest ways from a source into every segment (breadth first; of equal ones the first in `steps`).
 
     What the source itself could pass on is left out: the kernel does not route what its own host sends.
@@ -120,69 +87,71 @@ def grow(source: End, steps: Iterable[Hop]) -> Tree:
                     into[hop.far], depth[hop.far] = hop, depth[segment] + 1
                     following.append(hop.far)
         front = following
-    return Tree(source, into, depth)
+    return Growth(source, into, depth)
 
 
-def find(net: Network, work: Multicast) -> Found | None:
+def _find(net: Network, work: Multicast, every: Sequence[Hop]) -> Tree | None:
     """Return the tree of a workload from the interface of the source that is nearest to most receivers.
 
     None when the source has no address of the group's family. Receivers that no tree reaches are left out.
     """
-    version = work.version
-    every = list(hops(net, version))
-    trees = [grow(end, every) for end in ends(net, work.source, version)]
-    found = [Found(tree, dict(_reached(net, work, tree))) for tree in trees]
-    return min(found, key=lambda f: (-len(f.ends), sum(f.tree.depth[e.segment] for e in f.ends.values())), default=None)
+    grown = [grow(end, every) for end in ends(net, work.source, work.version)]
+    found = [(growth, dict(_reached(net, work, growth))) for growth in grown]
+    best = min(found, key=lambda f: (-len(f[1]), sum(f[0].depth[spot.segment] for spot in f[1].values())), default=None)
+    if best is None:
+        return None
+    growth, reached = best
+    return Tree(
+        growth.source,
+        _host(net, growth.source, work.version),
+        reached,
+        {hop.far: hop for spot in reached.values() for hop in path(growth.into, spot.segment)},
+        max((growth.depth[spot.segment] for spot in reached.values()), default=0),
+    )
 
 
-def _reached(net: Network, work: Multicast, tree: Tree) -> Iterator[tuple[str, End]]:
+def _reached(net: Network, work: Multicast, growth: Growth) -> Iterator[tuple[str, Spot]]:
     for receiver in work.receivers:
-        mine = [e for e in _wanted(net, receiver, work.version) if e.segment in tree.depth]
+        mine = [e for e in _wanted(net, receiver, work.version) if e.segment in growth.depth]
         if mine:
-            yield receiver.node, min(mine, key=lambda e: tree.depth[e.segment])
+            yield receiver.node, min(mine, key=lambda e: growth.depth[e.segment])
 
 
-def _wanted(net: Network, receiver: Receiver, version: int) -> Iterator[End]:
+def _wanted(net: Network, receiver: Receiver, version: int) -> Iterator[Spot]:
     if receiver.interface is not None:
         return (e for e in ends(net, receiver.node, version) if e.ifname == receiver.interface)
     return (e for e in ends(net, receiver.node, version) if e.ifname not in _carriers(net, receiver.node))
 
 
-def way(net: Network, work: Multicast) -> Way:
-    """Return where a workload's source sends and its receivers listen; the topology is consistent."""
-    found = find(net, work)
-    assert found is not None, "a source has an address"
-    source = found.tree.source
-    return Way(
-        _host(net, source, work.version), source.ifname, tuple((node, end.ifname) for node, end in found.ends.items())
-    )
+def way(tree: Tree) -> Way:
+    """Return where a source sends and its receivers listen."""
+    return Way(tree.host, tree.source.ifname, tuple((node, spot.ifname) for node, spot in tree.ends.items()))
 
 
-def _host(net: Network, end: End, version: int) -> str:
-    return next(i.host(version) for i in net.interfaces[end.node] if i.name == end.ifname)
+def _host(net: Network, spot: Spot, version: int) -> str:
+    return next(i.host(version) for i in net.interfaces[spot.node] if i.name == spot.ifname)
 
 
-def workloads(topology: Topology) -> Iterator[Multicast]:
+def _workloads(topology: Topology) -> Iterator[tuple[str, Multicast]]:
     """Yield the multicast workloads of a topology."""
-    yield from (w.multicast for w in topology.workloads.values() if w.multicast is not None)
+    yield from ((name, w.multicast) for name, w in topology.workloads.items() if w.multicast is not None)
 
 
 def members(net: Network) -> frozenset[str]:
     """Return the nodes where multicast comes in by more than one interface: routers of it, and some receivers."""
     routers = {name for name, node in net.topology.nodes.items() if node.router is not None and node.router.multicast}
-    receivers = {r.node for work in workloads(net.topology) for r in work.receivers}
+    receivers = {r.node for _, work in _workloads(net.topology) for r in work.receivers}
     return frozenset(routers | {name for name in receivers if len(net.interfaces[name]) > 1})
 
 
 def entries(net: Network) -> dict[str, tuple[Entry, ...]]:
     """Return the (S,G) routes of each multicast router; workloads of one source and group share theirs."""
     found: dict[tuple[str, str, str, str], list[str]] = {}
-    for work in workloads(net.topology):
-        if (tree := find(net, work)) is None:
+    for name, work in _workloads(net.topology):
+        if (tree := net.trees.get(name)) is None:
             continue
-        source = _host(net, tree.tree.source, work.version)
-        for hop in tree.hops:
-            oifs = found.setdefault((hop.node, source, work.group, hop.iif), [])
+        for hop in tree.into.values():
+            oifs = found.setdefault((hop.node, tree.host, work.group, hop.iif), [])
             oifs += [hop.oif] if hop.oif not in oifs else []
     by_node: dict[str, list[Entry]] = {name: [] for name in net.topology.nodes}
     for (node, source, group, iif), oifs in found.items():

@@ -7,47 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from typing import TYPE_CHECKING
 
-from msgspec import Struct
-
-from testbed.drivers.amt import HEADERS, LEAST_MTU
 from testbed.language.explain import suggest
 from testbed.nodes.amt_gateway import AmtGateway
 from testbed.nodes.amt_relay import AmtRelay
 from testbed.nodes.place import Interface, Place, Tunnel
+from testbed.plan.network import At, Fault, Network, Relay
 from testbed.plan.routes import hops, search
 from testbed.units import interface_of
-
-if TYPE_CHECKING:
-    from testbed.plan.addressing import Network
-
-Path = tuple[str | int, ...]
-Fault = tuple[Path, str, str]
-_IPV6_MTU = 1280  # RFC 8200 section 5
-
-
-class Relay(Struct, frozen=True):
-    """A relay: the nodes whose gateways are to find it, its end of their tunnels, or what is wrong with that.
-
-    `ways` has the interface by which planned routes lead to each segment of these nodes.
-    """
-
-    gateways: tuple[str, ...]
-    ways: dict[int, str]
-    end: Tunnel | Fault
 
 
 def relays(net: Network) -> dict[str, Relay]:
     """Return the relays by their nodes, each looked at once for all of its gateways."""
-    named: dict[str, list[str]] = {}
+    asking: dict[str, list[str]] = {}
     for name, node in net.topology.nodes.items():
         if node.amt_gateway is not None:
-            named.setdefault(_named(node.amt_gateway), []).append(name)
+            asking.setdefault(named(node.amt_gateway), []).append(name)
     found = {}
     for name, node in net.topology.nodes.items():
         if node.amt_relay is not None:
-            mine = tuple(named.get(name, ()))
+            mine = tuple(asking.get(name, ()))
             ways = _ways(net, name, {i.segment for g in mine for i in _usable(net, g)})
             found[name] = Relay(mine, ways, _relay(net, name, node.amt_relay, mine, ways))
     return found
@@ -57,87 +36,20 @@ def planned(net: Network) -> dict[str, tuple[Tunnel, ...]]:
     """Return the ends of tunnels that each node has, without those that can't be."""
     found: dict[str, tuple[Tunnel, ...]] = {}
     for name in net.topology.nodes:
-        ends = [_gateway(net, name), net.relays[name].end if name in net.relays else None]
+        ends = [gateway(net, name), net.relays[name].end if name in net.relays else None]
         if mine := tuple(t for t in ends if isinstance(t, Tunnel)):
             found[name] = mine
     return found
 
 
-def faults(net: Network) -> Iterator[Fault]:
-    """Yield what can't work between nodes."""
-    for name, node in net.topology.nodes.items():
-        if node.amt_gateway is not None:
-            yield from _gateway_faults(net, name, node.amt_gateway)
-        if node.amt_relay is not None:
-            yield from _relay_faults(net, name)
-
-
-def _gateway_faults(net: Network, name: str, role: AmtGateway) -> Iterator[Fault]:
-    at: Path = ("nodes", name, "amt_gateway")
-    end = _gateway(net, name)
-    if isinstance(end, tuple):
-        yield end
-    elif end is not None:
-        yield from _narrow(net, end, at)
-        master = net.topology.nodes[name].bridge
-        if master is not None and end.dev == master.name and any(i.port for i in _of(net, name, role.name)):
-            yield at, f"{role.name} is a port of {end.dev}, which carries its tunnel: leave it out of `ports`", ""
-    there = net.topology.nodes.get(_named(role))
-    if there is None or there.amt_relay is None:
-        return
-    if role.relay_port != (port := there.amt_relay.port):
-        yield (*at, "relay_port"), f"relay_port {role.relay_port} is not the port of {_named(role)}, {port}", ""
-    own = net.topology.nodes[name].amt_relay
-    if own is not None and own.port == role.relay_port:
-        message = f"the node's gateway has UDP port {own.port} already: an AMT interface has one of its own"
-        yield ("nodes", name, "amt_relay"), message, "state another `port` of this relay"
-
-
-def _relay_faults(net: Network, name: str) -> Iterator[Fault]:
-    at: Path = ("nodes", name, "amt_relay")
-    node = net.topology.nodes[name]
-    assert node.amt_relay is not None
-    if node.router is None:
-        yield at, "a relay is a multicast router", "give the node `router: {multicast: true}`"
-    gateways, end = net.relays[name].gateways, net.relays[name].end
-    if isinstance(end, tuple):
-        # Which interface it is, a gateway would tell that names no relay.
-        yield from () if end[0] == at and any(_astray(net, n) for n in net.topology.nodes) else (end,)
-    elif not any(list(_narrow(net, t, at)) for g in gateways for t in _mine(net, g)):
-        yield from _narrow(net, end, at)
-    if (count := len(gateways)) > (most := node.amt_relay.max_tunnels):
-        who = ", ".join(gateways[:4]) + (", ..." if count > 4 else "")
-        yield (*at, "max_tunnels"), f"{count} gateways have {name} as their relay ({who}), and it takes {most}", ""
-
-
-def _astray(net: Network, name: str) -> bool:
-    role = net.topology.nodes[name].amt_gateway
-    there = net.topology.nodes.get(_named(role)) if role is not None else None
-    return role is not None and (there is None or there.amt_relay is None or _named(role) == name)
-
-
-def _mine(net: Network, gateway: str) -> list[Tunnel]:
-    return [t for t in net.tunnels.get(gateway, ()) if t.discovery]
-
-
-def _narrow(net: Network, end: Tunnel, at: Path) -> Iterator[Fault]:
-    [stream] = _of(net, end.node, end.dev)
-    inner = stream.mtu - HEADERS
-    what = f"{end.dev} takes packets of {stream.mtu} bytes, of which {HEADERS} are the tunnel's headers"
-    if stream.mtu < LEAST_MTU:
-        yield at, f"{what}: an AMT interface needs at least {LEAST_MTU}", ""
-    elif 6 in net.families and inner < _IPV6_MTU:
-        hint = f"an mtu of at least {_IPV6_MTU + HEADERS}, or `families: [ipv4]`"
-        yield at, f"{what}: {inner} are left, and IPv6 needs {_IPV6_MTU} (RFC 8200 section 5)", hint
-
-
-def _named(role: AmtGateway) -> str:
+def named(role: AmtGateway) -> str:
+    """Return the node that a gateway names as its relay."""
     return role.discovery.partition(":")[0]
 
 
 def _relay(net: Network, name: str, role: AmtRelay, gateways: tuple[str, ...], ways: dict[int, str]) -> Tunnel | Fault:
     """Return the relay's end of a node, or what is wrong with it."""
-    at: Path = ("nodes", name, "amt_relay")
+    at: At = ("nodes", name, "amt_relay")
     mine = _usable(net, name)
     if role.interface is not None:
         chosen = _chosen(net, name, role.interface, at)
@@ -155,12 +67,12 @@ def _relay(net: Network, name: str, role: AmtRelay, gateways: tuple[str, ...], w
     return at, f"{name}: {why}", "state its `interface`"
 
 
-def _gateway(net: Network, name: str) -> Tunnel | Fault | None:
+def gateway(net: Network, name: str) -> Tunnel | Fault | None:
     """Return the gateway's end of a node, what is wrong with it, or None where there is none or the relay is wrong."""
     role = net.topology.nodes[name].amt_gateway
     if role is None:
         return None
-    at: Path = ("nodes", name, "amt_gateway")
+    at: At = ("nodes", name, "amt_gateway")
     relay, _, ifname = role.discovery.partition(":")
     if relay not in net.topology.nodes:
         relays = [n for n, node in net.topology.nodes.items() if node.amt_relay is not None]
@@ -175,11 +87,11 @@ def _gateway(net: Network, name: str) -> Tunnel | Fault | None:
     if not isinstance(end, Tunnel):
         return None  # it is blamed there
     if ifname and ifname != end.dev:
-        if not _of(net, relay, ifname):
+        if not of(net, relay, ifname):
             return (*at, "discovery"), _lacks(net, relay, ifname), ""
         message = f"{relay} has its tunnels by {end.dev}, and answers a gateway from there only"
         return (*at, "discovery"), message, f"write {relay}:{end.dev}"
-    [far] = _of(net, relay, end.dev)
+    [far] = of(net, relay, end.dev)
     found = _towards(net, name, [far])
     if role.interface is not None:
         chosen = _chosen(net, name, role.interface, at)
@@ -206,9 +118,9 @@ def _end(stream: Interface, name: str, discovery: str = "") -> Tunnel:
     return Tunnel(stream.node, name, stream.name, stream.host(4), discovery)
 
 
-def _chosen(net: Network, node: str, ifname: str, at: Path) -> Interface | Fault:
+def _chosen(net: Network, node: str, ifname: str, at: At) -> Interface | Fault:
     """Return the interface that the author chose, or what is wrong with it."""
-    found = _of(net, node, ifname)
+    found = of(net, node, ifname)
     if not found:
         return (*at, "interface"), _lacks(net, node, ifname), suggest(ifname, [i.name for i in _usable(net, node)])
     if found[0] not in _usable(net, node):
@@ -221,7 +133,8 @@ def _lacks(net: Network, node: str, ifname: str) -> str:
     return Place(node, net.interfaces[node], net.families).lacks(ifname)
 
 
-def _of(net: Network, node: str, ifname: str) -> list[Interface]:
+def of(net: Network, node: str, ifname: str) -> list[Interface]:
+    """Return the interfaces of a name, first of all one that is no tunnel."""
     return [i for i in net.interfaces[node] if i.name == ifname and i.kind != "amt"] or [
         i for i in net.interfaces[node] if i.name == ifname
     ]

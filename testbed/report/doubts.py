@@ -8,11 +8,12 @@ from itertools import pairwise
 
 from msgspec import Struct
 
-from testbed.drivers import bound
 from testbed.language.topology import Topology
 from testbed.linux.kernel_log import frames_without_channel, kernel_faults
+from testbed.metrics import bounds
+from testbed.metrics.measured import Measured
 from testbed.metrics.records import Air, Happened, Machine, Manifest, Run
-from testbed.workloads.place import STALL, Measured
+from testbed.workloads.place import STALL
 
 BUSY = 90.0  # per cent of all CPUs: above it a figure may be the host's and not the lab's
 STEP = 0.02  # seconds by which the clocks differ more than before: somebody has set one
@@ -80,7 +81,7 @@ def _kernel(seen: Seen) -> Ranked:
 
 
 def _bounds(seen: Seen) -> Ranked:
-    yield from ((0.0, what, text) for what, text in bound.doubts(seen.manifest.resources))
+    yield from ((0.0, what, text) for what, text in bounds.doubts(seen.manifest.resources))
 
 
 def _still(seen: Seen) -> Ranked:

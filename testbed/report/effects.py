@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from msgspec import Struct
 
 from testbed.language.topology import Event
+from testbed.metrics.measured import Measured
 from testbed.metrics.records import Happened, Told
+from testbed.plan.events import event_steps
 from testbed.plan.lab import Plan
-from testbed.plan.run import event_steps
-from testbed.workloads.place import Measured
 
 
 class Effect(Struct, frozen=True):

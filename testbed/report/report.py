@@ -16,16 +16,16 @@ from testbed.language.topology import Check, Topology
 from testbed.linux.kernel_log import kernel_faults
 from testbed.metrics import nodes as derive
 from testbed.metrics import wifi as links
+from testbed.metrics.measured import Measured
 from testbed.metrics.recorded import KIB, MIB, Recorded
 from testbed.metrics.records import Air, Machine, Manifest, Run, Sample, Told
 from testbed.plain import shown
-from testbed.plan.addressing import AIR, network
+from testbed.plan.assemble import network
 from testbed.plan.lab import plan
+from testbed.plan.network import AIR
 from testbed.report.doubts import Doubt, Seen, clock_steps, doubts, shared
 from testbed.report.effects import Effect, effects
 from testbed.results import Folder
-from testbed.rules.whole import captured, link_ids
-from testbed.workloads.place import Measured
 
 _PATIENCE = 600.0  # seconds that a run may take longer than its workloads, events and `duration`
 _FAULTS = 20  # of a guest's kernel, which are failures
@@ -86,14 +86,15 @@ def report(path: Path) -> Report:
     udp: dict[str, int] = {}
     for name in topology.nodes:
         rows = _samples(folder, topology, name, len(net.interfaces[name]))
-        metrics |= derive.interfaces(name, rows, origin) | derive.mptcp(net, name, rows, origin)
+        owner = {h: i.name for i in net.interfaces[name] for h in i.hosts()}
+        metrics |= derive.interfaces(name, rows, origin) | derive.mptcp(name, owner, rows, origin)
         udp[name] = derive.datagrams(rows, origin)
         if net.wireless(name):
             told[name] = folder.rows(
                 f"{name}/wlan-events.jsonl", Told, 0.0, 4 * KIB, f"events of {name} are missing", 1000
             )
-            metrics |= links.wlans(link_ids(net, name), name, rows, told[name], air, origin)
-    taken = {place: None for capture in topology.capture for place in captured(net, capture.interfaces)}
+            metrics |= links.wlans(net.link_ids(name), name, rows, told[name], air, origin)
+    taken = {place: None for capture in topology.capture for place in net.captured(capture.interfaces)}
     for node, ifname in taken:
         log = f"{ifname}.dumpcap.log" if node == AIR else f"{node}/{ifname}.dumpcap.log"
         metrics |= derive.captures(node, folder.text(log, MIB, "what the capture missed is not known"))

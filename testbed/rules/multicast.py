@@ -10,14 +10,15 @@ from testbed.language.document import Path
 from testbed.language.explain import suggest
 from testbed.nodes.place import Interface
 from testbed.plan import trees
-from testbed.plan.addressing import Network
+from testbed.plan.network import Network, Tree, path
 from testbed.workloads.multicast import HEADERS, Multicast, Receiver, misfit, source_specific
 
 Fault = tuple[Path, str, str]
 
 
-def faults(net: Network, work: Multicast, nodes: Collection[str], at: Path, certain: bool) -> Iterator[Fault]:
+def faults(net: Network, name: str, work: Multicast, nodes: Collection[str], certain: bool) -> Iterator[Fault]:
     """Yield (path, sentence, hint); without `certain` only what no fault of links or nodes can have brought about."""
+    at: Path = ("workloads", name, "multicast")
     sound = not misfit(work.group)
     seen: set[str] = set()
     known = True
@@ -43,7 +44,7 @@ def faults(net: Network, work: Multicast, nodes: Collection[str], at: Path, cert
     if sound and work.version not in net.families:
         yield (*at, "group"), f"{work.group} is an IPv{work.version} group, and `families` leaves these out", ""
     elif sound and known and certain:
-        yield from _ways(net, work, at)
+        yield from _ways(net, net.trees.get(name), work, at)
 
 
 def crowded(net: Network) -> Iterator[Fault]:
@@ -69,11 +70,11 @@ def crowded(net: Network) -> Iterator[Fault]:
 def _joined(net: Network) -> dict[int, set[tuple[str, str]]]:
     """Return (receiver, group) of what is joined in each segment; "" for receivers that are further away."""
     joined: dict[int, set[tuple[str, str]]] = {}
-    for work in trees.workloads(net.topology):
-        if misfit(work.group) or work.version not in net.families or (found := trees.find(net, work)) is None:
-            continue
-        for node, end in found.ends.items():
-            for hop in found.tree.path(end.segment):
+    for name, tree in net.trees.items():
+        work = net.topology.workloads[name].multicast
+        assert work is not None
+        for node, end in tree.ends.items():
+            for hop in path(tree.into, end.segment):
                 joined.setdefault(hop.far, set()).add((node if end.segment == hop.far else "", work.group))
     return joined
 
@@ -83,19 +84,18 @@ def _node(place: Path) -> Path:
     return (*place, "node")
 
 
-def _ways(net: Network, work: Multicast, at: Path) -> Iterator[Fault]:
-    found = trees.find(net, work)
-    if found is None:
+def _ways(net: Network, tree: Tree | None, work: Multicast, at: Path) -> Iterator[Fault]:
+    if tree is None:
         hint = "it has no interface" if not net.interfaces[work.source] else ""
         yield (*at, "source"), f"{work.source} has no IPv{work.version} address", hint
         return
     for n, receiver in enumerate(work.receivers):
-        if receiver.node not in found.ends and receiver.node != work.source:
+        if receiver.node not in tree.ends and receiver.node != work.source:
             yield from _unreached(net, work, receiver, (*at, "receivers", n))
-    if work.ttl <= found.depth:
-        message = f"a ttl of {work.ttl} passes {work.ttl - 1} routers, and {found.depth} are on the way"
-        yield (*at, "ttl"), message, f"state at least {found.depth + 1}"
-    mtu = min(i.mtu for i in _passed(net, found))
+    if work.ttl <= tree.depth:
+        message = f"a ttl of {work.ttl} passes {work.ttl - 1} routers, and {tree.depth} are on the way"
+        yield (*at, "ttl"), message, f"state at least {tree.depth + 1}"
+    mtu = min(i.mtu for i in _passed(net, tree))
     if work.size + HEADERS[work.version] > mtu:
         most = mtu - HEADERS[work.version]
         message = f"with the headers of UDP and IPv{work.version} this is more than the mtu of {mtu} on the way"
@@ -115,8 +115,8 @@ def _unreached(net: Network, work: Multicast, receiver: Receiver, place: Path) -
         yield _node(place), message, "the routers on the way need `router: {multicast: true}`"
 
 
-def _passed(net: Network, found: trees.Found) -> Iterator[Interface]:
+def _passed(net: Network, tree: Tree) -> Iterator[Interface]:
     """Yield every interface on the way, ports of bridges too."""
-    out, segments = {(hop.node, hop.oif) for hop in found.hops}, found.segments
+    out, segments = {(hop.node, hop.oif) for hop in tree.into.values()}, tree.segments
     for interfaces in net.interfaces.values():
         yield from (i for i in interfaces if i.segment in segments or (i.node, i.name) in out)

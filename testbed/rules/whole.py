@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase, translate
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from ipaddress import IPv4Interface, IPv6Interface, ip_address
 from itertools import islice
@@ -25,8 +25,11 @@ from testbed.metrics import table
 from testbed.nodes.node import Node
 from testbed.nodes.place import Place, misnamed
 from testbed.nodes.station import STATIONS
-from testbed.plan import tunnels
-from testbed.plan.addressing import Net, Network, NoRoom, ends, network, place_at
+from testbed.plan.addresses import Net, NoRoom
+from testbed.plan.assemble import ends, network
+from testbed.plan.events import link_index
+from testbed.plan.network import WILD, Network
+from testbed.rules import amt
 from testbed.rules import multicast as groups
 from testbed.rules import names as naming
 from testbed.rules.names import MACHINE as _MACHINE
@@ -44,7 +47,6 @@ _PATTERN = 200  # characters of a pattern: a name of each has 32 and 15, and a s
 _DEVICE = re.compile("-|[0-9]+|any|(usbmon|bluetooth|bluetooth-monitor|nflog|nfqueue|dbus-|rdmasniff|netmap).*")
 _NAME = 255  # characters of a metric's
 _METRIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.[A-Za-z0-9_.%@+-]+")
-AIR = "air"  # stands for the medium where nodes are named
 
 
 def faults(topology: Topology, written: Written, like: Topology | None = None) -> Iterator[Fault]:
@@ -77,7 +79,7 @@ def faults(topology: Topology, written: Written, like: Topology | None = None) -
     for path, message, hint in naming.shared((i for found in net.interfaces.values() for i in found), nodes):
         yield ("links", index[int(path[1])], *path[2:]) if path[0] == "links" else path, message, hint
     yield from _nodes(net, doubt)
-    yield from tunnels.faults(net) if not doubt & {"links", "nodes"} else ()
+    yield from amt.faults(net) if not doubt & {"links", "nodes"} else ()
     yield from _workloads(net, nodes, doubt)
     yield from groups.crowded(net) if not doubt & {"links", "nodes", "workloads"} else ()
     yield from _captures(net, nodes, doubt)
@@ -360,7 +362,7 @@ def _workloads(net: Network, nodes: Names, doubt: set[str]) -> Iterator[Fault]:
             yield (*at, kind, field), f"there is no node {node!r}", suggest(node, nodes) or _known(nodes)
         if work.multicast is not None:
             certain = not unknown and not doubt & {"nodes", "links"}
-            yield from groups.faults(net, work.multicast, nodes, (*at, kind), certain)
+            yield from groups.faults(net, name, work.multicast, nodes, certain)
         elif not unknown and len(workload.ends()) == 2 and not doubt & {"nodes", "links"}:
             yield from _flow(net, work, (*at, kind))
 
@@ -414,31 +416,18 @@ def _captures(net: Network, nodes: Names, doubt: set[str]) -> Iterator[Fault]:
             )
             continue
         node, colon, _ = capture.interfaces.partition(":")
-        if found := captured(net, capture.interfaces):
+        if found := net.captured(capture.interfaces):
             for name in dict.fromkeys(i for _, i in found if _DEVICE.fullmatch(i)):
                 yield at, f"dumpcap(1) takes {name!r} for something else than this interface: rename it", ""
             continue
         if not colon:
             cure = f"write node:interface, or {node or 'client'}:* for all of a node"
             yield at, f"{capture.interfaces!r} names no interface: {cure}", ""
-        elif node not in nodes and not (_WILD.search(node) and any(fnmatchcase(k, node) for k in nodes)):
+        elif node not in nodes and not (WILD.search(node) and any(fnmatchcase(k, node) for k in nodes)):
             yield at, f"there is no node {node!r}", suggest(node, nodes) or _known(nodes)
         elif "links" not in doubt and not any(fnmatchcase(d, f"nodes.{node}") for d in doubt):
             hint = suggest(capture.interfaces, ends) or _known(ends)
             yield at, f"no interface matches {capture.interfaces!r}", hint
-
-
-def captured(net: Network, pattern: str) -> list[tuple[str, str]]:
-    """Return the (node, interface) pairs that a pattern matches."""
-    node, colon, ifname = pattern.partition(":")
-    if colon and not _WILD.search(pattern):
-        return [(node, ifname)] if ifname in net.devices_of.get(node, ()) else []
-    whole = re.compile(translate(pattern)).match
-    some = net.devices if _WILD.search(node) else [(node, i) for i in net.devices_of.get(node, ())]
-    return [(n, i) for n, i in some if whole(f"{n}:{i}")]
-
-
-_WILD = re.compile(r"[*?\[]")
 
 
 def _end(topology: Topology, doubt: set[str]) -> float | None:
@@ -483,20 +472,6 @@ def _link_event(topology: Topology, event: Event, at: Path, doubt: set[str]) -> 
         yield from _shaping(event.set, topology.links[n].mtu if n is not None else None, topology, (*at, "set"))
 
 
-def link_index(topology: Topology, name: str) -> int | None:
-    """Return the number of the link with a name, or with an end `node:interface`."""
-    return _numbers(topology).get(name)
-
-
-@lru_cache(maxsize=1)
-def _numbers(topology: Topology) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for n, link in enumerate(topology.links):
-        for name in filter(None, (link.name, *link.ends)):
-            found.setdefault(name, n)
-    return found
-
-
 @lru_cache(maxsize=1)
 def _links_known(topology: Topology) -> tuple[Names, Names]:
     """Return the names of links, and these and their ends."""
@@ -539,7 +514,7 @@ _AT_NODES = ("command", "sysctl", "endpoint", "mlo_link", "rejoin", "address", "
 def _during(net: Network, event: Event) -> Place:
     """Return the node of an event with the addresses that it has then; one that is removed may have gone already."""
     assert event.node is not None
-    now = place_at(net, event)
+    now = net.place_at(event)
     if event.action != "remove":
         return now
     old = {i.name: i.addresses for i in net.place(event.node).interfaces}
@@ -680,19 +655,10 @@ def _node_metric(net: Network, node: str, rest: str, at: Path) -> Iterator[Fault
         return
     counter, known = rest.removeprefix(f"{ifname}."), table.names("subflow" if subflows else "interface")
     if not subflows and any(i.kind == "wlan" and i.name == ifname for i in net.interfaces[node]):
-        links = [f"link{n}.{w}" for n in link_ids(net, node)[ifname].values() for w in table.names("mlo_link")]
+        links = [f"link{n}.{w}" for n in net.link_ids(node)[ifname].values() for w in table.names("mlo_link")]
         known = (*known, *table.names("wlan"), *links)
     if counter not in known:
         yield at, f"there is no counter {counter!r}", suggest(counter, known) or _known(known)
-
-
-def link_ids(net: Network, node: str) -> dict[str, dict[int, int]]:
-    """Return the planned links of each wireless interface of a node: link ids by frequency (MHz)."""
-    place, role = net.place(node), net.topology.nodes[node]
-    found: dict[str, dict[int, int]] = {}
-    if role.station is not None and (bss := role.station.bss(place)) is not None:
-        found[role.station.name] = {freq: n for n, freq in role.station.freqs(bss)}
-    return found | {b.ifname: {freq: n for n, freq in b.freqs} for b in net.air if b.node == node}
 
 
 def _known(names: Collection[object]) -> str:

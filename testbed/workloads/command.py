@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from pydantic import Field
 
 from testbed.features import Feature
+from testbed.metrics.measured import Measured
 from testbed.metrics.recorded import Recorded
 from testbed.spec import Spec
 from testbed.steps import Spawn, Step
 from testbed.units import Argv, Time
-from testbed.workloads.place import Measured, Task
+from testbed.workloads.place import Task
 
 
 class Command(Spec):

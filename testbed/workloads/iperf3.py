@@ -13,11 +13,12 @@ from pydantic import Field
 from testbed import features
 from testbed.drivers.facts import Listening
 from testbed.metrics import table
+from testbed.metrics.measured import Measured, latencies
 from testbed.metrics.recorded import KIB, Count, Real, Recorded
 from testbed.spec import Spec
 from testbed.steps import START, Spawn, Step, Wait
 from testbed.units import Rate, Size, Time, Word
-from testbed.workloads.place import STALL, Measured, Task, latencies
+from testbed.workloads.place import STALL, Task
 
 _DATAGRAM, _WRITE = 65507, 1 << 20  # bytes: the most that UDP over IPv4 carries, and MAX_BLOCKSIZE of iperf.h
 _INTERVAL = 0.1  # seconds; the least that iperf3 knows, and the resolution of gap_s

@@ -14,13 +14,14 @@ from testbed.drivers.facts import FileHas
 from testbed.drivers.membership import Joined
 from testbed.features import IPV6, Feature
 from testbed.metrics import table
+from testbed.metrics.measured import Measured
 from testbed.metrics.reception import Listening, measure
 from testbed.metrics.recorded import KIB, Count, Recorded
 from testbed.programs.multicast.packets import PACKET, RECORD, SENT, arrivals, sent_times, stream
 from testbed.spec import Spec
 from testbed.steps import Spawn, Step, Wait
 from testbed.units import Host, Rate, Size, Time
-from testbed.workloads.place import Measured, Task
+from testbed.workloads.place import Task
 
 LINGER = 1.0  # seconds that a timed receiver listens on when the source has ended
 HEADERS = {4: 28, 6: 48}  # bytes of IP and UDP

@@ -9,11 +9,12 @@ from pydantic import Field
 
 from testbed import features
 from testbed.metrics import table
+from testbed.metrics.measured import Measured, latencies
 from testbed.metrics.recorded import KIB, Recorded
 from testbed.spec import Spec
 from testbed.steps import Spawn, Step
 from testbed.units import Size, Time
-from testbed.workloads.place import STALL, Measured, Task, latencies
+from testbed.workloads.place import STALL, Task
 
 _PAYLOAD = 65507  # 65535 less the headers of IPv4 and ICMP
 # No sign of a line can be meant twice, so that a damaged one takes no longer than its length.

@@ -1,0 +1,198 @@
+"""What an event of a run does: to a link, or at a node (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+from testbed.drivers import hostapd, tc
+from testbed.drivers.link import AddressAdd, LinkSet
+from testbed.drivers.mptcp import EndpointAdd, EndpointFlags
+from testbed.drivers.route import RouteAdd, RuleAdd
+from testbed.drivers.sysctl import SysctlSet
+from testbed.language.topology import Direction, Event, Link, Readdress, Shaping, Topology
+from testbed.nodes.mptcp import Mptcp, addresses, planned
+from testbed.nodes.node import Node
+from testbed.plan.lab import Plan, link_addresses
+from testbed.plan.network import end_of
+from testbed.steps import Configure, Delete, Spawn, Step
+
+# Least ms between two errors to one host (ip-sysctl; net/ipv4/icmp.c: icmp_sk_init); needed fragmentation is exempt.
+_ICMP_RATE, _ICMP_RATE_USUAL, _ICMP_NEVER = "net.ipv4.icmp_ratelimit", 1000, 10**9
+
+
+def event_steps(plan: Plan, event: Event) -> Iterator[Step]:
+    """Yield the steps of one event."""
+    if event.link is not None:
+        n = link_index(plan.topology, event.link)
+        assert n is not None
+        yield from _link_event(plan, n, event)
+    else:
+        yield from _node_event(plan, event)
+
+
+def _link_event(plan: Plan, n: int, event: Event) -> Iterator[Step]:
+    link = plan.topology.links[n]
+    ends = [end_of(text) for text in link.ends]
+    if event.down is not None:
+        for node, ifname in ends:
+            yield Configure(node, LinkSet(ifname, up=not event.down), event.at)
+        if not event.down:
+            yield from _restored(plan, n, ends, event.at)
+        return
+    assert event.set is not None
+    changed = _changed(plan.topology)[n, event.at]
+    for way, (node, ifname) in zip(("forward", "reverse"), ends, strict=True):
+        for qdisc in tc.shape(ifname, changed.shape(way)):  # type: ignore[arg-type]
+            yield Configure(node, qdisc, event.at)
+        if event.set.mtu is not None:
+            yield Configure(node, LinkSet(ifname, mtu=event.set.mtu), event.at)
+
+
+@lru_cache(maxsize=1)
+def _changed(topology: Topology) -> dict[tuple[int, float], Link]:
+    """Return what each link is at the time of each of its events.
+
+    What earlier events of a link set stays: an event changes what it names and nothing else.
+    """
+    found: dict[tuple[int, float], Link] = {}
+    now: dict[int, Link] = {}
+    for event in sorted(topology.events, key=lambda e: e.at):
+        n = link_index(topology, event.link) if event.link else None
+        if n is not None and event.set:
+            found[n, event.at] = now[n] = _laid(now.get(n, topology.links[n]), event.set)
+    return found
+
+
+def _laid(link: Link, over: Shaping) -> Link:
+    """Return a link with the values that an event states, for each direction what it says of it."""
+    update: dict[str, object] = {}
+    for name in over.model_fields_set:
+        value = getattr(over, name)
+        if name in ("forward", "reverse"):
+            own = getattr(link, name)
+            stated = {k: getattr(value, k) for k in value.model_fields_set}
+            value = value if own is None else own.model_copy(update=stated)
+        update[name] = value
+    # A value for both directions overrides what one direction said before.
+    both = {k for k in update if k not in ("forward", "reverse")}
+    for way in ("forward", "reverse"):
+        own = getattr(link, way)
+        if own is not None and way not in update:
+            update[way] = own.model_copy(update=dict.fromkeys(both & set(Direction.model_fields)))
+    return link.model_copy(update=update)
+
+
+def _restored(plan: Plan, n: int, ends: list[tuple[str, str]], at: float) -> Iterator[Step]:
+    """Yield again what the kernel drops when a link goes down: routes by it, and IPv6 addresses on it."""
+    for node, ifname in ends:
+        for address in link_addresses(plan.network, node, ifname):
+            yield Configure(node, address, at)
+    found = [
+        (k, Configure(node, request, at))
+        for node in dict.fromkeys(node for node, _ in ends)
+        for k, request in plan.requests.get(node, ())
+        if isinstance(request, RouteAdd) and (node, request.dev) in ends
+    ]
+    yield from (step for _, step in sorted(found, key=lambda pair: pair[0]))
+
+
+def _restart(node: Node, role: str) -> Iterator[LinkSet | SysctlSet]:
+    """Yield the restart of an AMT role: the driver forgets its tunnels as it goes down (amt.c: amt_dev_stop).
+
+    The interface stays, and with it its place in a bridge or among the multicast interfaces, and the routes that lead
+    into it. While it is down, a few ms, no ICMP error is sent for a Request: on each a gateway of the driver sends the
+    next at once, until it has none left and does nothing for half a minute (amt_err_lookup).
+    """
+    usual = node.sysctl.get(_ICMP_RATE, _ICMP_RATE_USUAL)
+    if role == "amt_relay":
+        yield SysctlSet(_ICMP_RATE, str(_ICMP_NEVER))
+    for up in (False, True):
+        yield LinkSet(getattr(node, role).name, up=up)
+    if role == "amt_relay":
+        yield SysctlSet(_ICMP_RATE, str(usual))
+
+
+def _node_event(plan: Plan, event: Event) -> Iterator[Step]:
+    assert event.node is not None
+    if event.command is not None:
+        # Not awaited at its time: a slow command must not delay the events after it.
+        name = f"event-{next(n for n, other in enumerate(plan.topology.events) if other is event)}"
+        yield Spawn(event.node, name, event.command, at=event.at, within=60)
+    for key, value in (event.sysctl or {}).items():
+        yield Configure(event.node, SysctlSet(key, str(value)), event.at)
+    if event.restart is not None:
+        for reset in _restart(plan.topology.nodes[event.node], event.restart):
+            yield Configure(event.node, reset, event.at)
+    if event.mlo_link is not None:
+        yield from _of_link(plan, event.node, event.mlo_link, event)
+    if event.rejoin and (station := plan.topology.nodes[event.node].station) is not None:
+        for request in station.rejoin(plan.network.place(event.node)):
+            yield Configure(event.node, request, event.at)
+    if event.address is not None:
+        yield from _readdressed(plan, event.node, event.address, event.at)
+    if event.endpoint is None:
+        return
+    here = plan.network.place_at(event)
+    role = plan.topology.nodes[event.node].mptcp or Mptcp()
+    known = {e.address: e for e in planned(role, here)}
+    free = iter(range(100, 255))  # beyond every id that the plan gives
+    for address, dev in addresses(event.endpoint, here):
+        planned_id = known[address].id if address in known else next(free)
+        endpoint = EndpointAdd(address, planned_id, event.endpoint.flags, dev, event.endpoint.port or 0)
+        match event.action:
+            case "add":
+                yield Configure(event.node, endpoint, event.at)
+            case "remove":
+                yield Configure(event.node, Delete(endpoint), event.at)
+            case "set":
+                yield Configure(event.node, EndpointFlags(endpoint), event.at)
+
+
+def _of_link(plan: Plan, node: str, link_id: int, event: Event) -> Iterator[Step]:
+    """Yield what happens to a link of an access point."""
+    ap = plan.topology.nodes[node].access_point
+    assert ap is not None
+    if event.freq is not None:
+        yield Configure(node, hostapd.channel_switch(node, ap.name, link_id, event.freq, ap.mlo()), event.at)
+    elif event.remove:
+        yield Configure(node, hostapd.link_remove(node, ap.name, link_id), event.at)
+    else:
+        # The link is there before it has a channel, and mac80211 sends what is group addressed on every link that is
+        # there: hwsim would drop it with a WARNING. hostapd answers when the link beacons.
+        yield Configure(node, tc.gate(ap.name, closed=True), event.at)
+        yield Configure(node, hostapd.link_return(node, ap.name, link_id), event.at)
+        yield Configure(node, tc.gate(ap.name, closed=False), event.at)
+
+
+def _readdressed(plan: Plan, node: str, change: Readdress, at: float) -> Iterator[Step]:
+    """Yield the change of an interface's addresses, and again what the kernel drops with the last of a network."""
+    if change.remove is not None:
+        yield Configure(node, Delete(AddressAdd(change.remove, change.interface)), at)
+    if change.add is None:
+        return
+    yield Configure(node, AddressAdd(change.add, change.interface), at)
+    version = 6 if ":" in change.add else 4
+    mine = [request for _, request in plan.requests.get(node, ())]
+    for request in mine:
+        if isinstance(request, RouteAdd) and request.dev == change.interface and request.version() == version:
+            yield Configure(node, request, at)
+    # An MPTCP host routes by source: the new address takes the table of the old one.
+    own = [i for i in plan.network.interfaces[node] if i.name == change.interface]
+    rules = [r for r in mine if isinstance(r, RuleAdd) and own and r.source in own[0].hosts()]
+    for rule in [r for r in rules if (":" in r.source) == (version == 6)][:1]:
+        yield Configure(node, RuleAdd(change.add.partition("/")[0], rule.table), at)
+
+
+def link_index(topology: Topology, name: str) -> int | None:
+    """Return the number of the link with a name, or with an end `node:interface`."""
+    return _numbers(topology).get(name)
+
+
+@lru_cache(maxsize=1)
+def _numbers(topology: Topology) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for n, link in enumerate(topology.links):
+        for name in filter(None, (link.name, *link.ends)):
+            found.setdefault(name, n)
+    return found

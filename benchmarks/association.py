@@ -17,7 +17,7 @@ from statistics import median
 from uuid import uuid4
 
 from testbed.drivers import wpa_supplicant
-from testbed.machines.guest import image, microvm
+from testbed.machines.guest import command, image, microvm
 from testbed.machines.guest.qemu import Share, Size
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,11 +58,11 @@ def main(count: int) -> int:
         guest = microvm.start(made, Size(2, 2048), f"b{uuid4().hex[:8]}", shares)
         try:
             lab = "/testbed/topologies/mlo-three-link.yaml"
-            status = microvm.call(guest, ("testbed", "up", lab, "--name", "many", "--machine", "here"))
+            status = command.call(guest, ("testbed", "up", lab, "--name", "many", "--machine", "here"))
             if status:
                 return status
             words = ("testbed", "exec", "many", "server", "--", "sh", "-c", "sh /results/join.sh > /results/joined")
-            microvm.call(guest, words)
+            command.call(guest, words)
         finally:
             microvm.stop(guest)
         rows = [

@@ -9,31 +9,34 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from subprocess import CompletedProcess
-from tempfile import TemporaryFile
 from typing import Any, NoReturn, Protocol
-from uuid import uuid4
 
 import pytest
 
+from testbed.called import (
+    call,
+    guests,
+    is_up,
+    leashed,
+    line_of,
+    options,
+    rows_of,
+    tidily,
+    unique_name,
+    words_of,
+)
 from testbed.errors import BugError, InputError, LabError, TestbedError
-from testbed.lab import reach
 
 MARK = "testbed_feature(*names, machine='here'): skip where the machine lacks a feature (see `testbed doctor`)"
-PATIENCE = 30.0  # seconds in which a command line that was told to end may take its lab along
 _ENDED = (0, 1, 2, 3, 4)  # exit statuses of a run that tell of the lab, and not of testbed or of a signal
-_ROWS = 20  # of what the command line said, in the report of a test that failed
 
 OURS = ("auto", "here", "microvm")  # machines that nobody has to make known
-# A line on its input is an orderly end; the end of its input without one is that of whoever held it.
-_LEASH = "import os, sys; os.read(0, 1) or os.execv(sys.argv[1], sys.argv[1:])"
 
 Findings = Mapping[str, Mapping[str, Any]]  # what `testbed doctor --json` says, by name of feature
 Tell = Callable[[str, str], None]  # title, text
@@ -107,7 +110,7 @@ class Lab:
         __tracebackhide__ = True
         if node not in self.nodes:
             raise InputError(f"lab {self.name}: there is no node {node}{_close(node, self.nodes)}")
-        done = _call(("exec", self._called, node, "--", *argv), input, timeout)
+        done = call(("exec", self._called, node, "--", *argv), input, timeout)
         return CompletedProcess(tuple(argv), done.returncode, done.stdout, done.stderr)
 
     def run(self, file: str | Path | None = None, sets: Sequence[str] = ()) -> Run:
@@ -117,11 +120,11 @@ class Lab:
         """
         __tracebackhide__ = True
         chosen, given = (self._file, (*self._sets, *sets)) if file is None else (self._find(file), tuple(sets))
-        name = _unique("run")
-        words = ("run", str(chosen), "--json", "--name", name, "--machine", self.machine, *_options(given))
-        done = _tidily((*words, "--results", str(self._results)), name)
+        name = unique_name("run")
+        words = ("run", str(chosen), "--json", "--name", name, "--machine", self.machine, *options(given))
+        done = tidily((*words, "--results", str(self._results)), name)
         cases = json.loads(done.stdout) if done.stdout and done.returncode in _ENDED else []
-        self._tell(f"run {chosen.name}", "\n".join([*_rows(done), *(row for c in cases for row in _missed(c))]))
+        self._tell(f"run {chosen.name}", "\n".join([*rows_of(done), *(row for c in cases for row in _missed(c))]))
         if all(case["error"] is not None for case in cases):
             _refused(done, self.machine, chosen, given)
         self._runs.append(Run(done.returncode, tuple(map(_case, cases))))
@@ -137,12 +140,12 @@ class Lab:
     def down(self) -> None:
         """Take the lab down before its test ends; once is enough."""
         __tracebackhide__ = True
-        if self.machine in OURS and not _is_up(self.name):
+        if self.machine in OURS and not is_up(self.name):
             return
-        done = _call(("down", self._called))
-        if done.returncode and (self.machine not in OURS or _is_up(self.name)):
-            self._tell(f"down {self.name}", "\n".join(_rows(done)))
-            raise LabError(_words(done))
+        done = call(("down", self._called))
+        if done.returncode and (self.machine not in OURS or is_up(self.name)):
+            self._tell(f"down {self.name}", "\n".join(rows_of(done)))
+            raise LabError(words_of(done))
 
     @property
     def _called(self) -> str:
@@ -172,14 +175,14 @@ def lab(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Labs]:
 
     def up(file: str | Path, machine: str = "auto", sets: Sequence[str] = (), name: str | None = None) -> Lab:
         __tracebackhide__ = True
-        path, unique = find(file), _unique(name or "pytest")
-        ending.enter_context(_leashed(unique if machine in OURS else f"{unique}@{machine}"))
-        words = ("up", str(path), "--json", "--name", unique, "--machine", machine, *_options(sets))
-        done = _tidily(words, unique)
-        tell(f"up {path.name}", "\n".join(_rows(done)))
+        path, unique = find(file), unique_name(name or "pytest")
+        ending.enter_context(leashed(unique if machine in OURS else f"{unique}@{machine}"))
+        words = ("up", str(path), "--json", "--name", unique, "--machine", machine, *options(sets))
+        done = tidily(words, unique)
+        tell(f"up {path.name}", "\n".join(rows_of(done)))
         if done.returncode:
             _refused(done, machine, path, sets)
-        place = machine if machine != "auto" else "microvm" if unique in _guests() else "here"
+        place = machine if machine != "auto" else "microvm" if unique in guests() else "here"
         nodes = tuple(json.loads(done.stdout)["nodes"])
         made = Lab(unique, place, nodes, path, tuple(sets), tmp_path / "results", find, tell)
         ending.callback(made.down)
@@ -222,11 +225,11 @@ def _lacking(names: Sequence[str], machine: str, findings: dict[str, Findings]) 
     """Return what a machine says of the features that it lacks; it is asked once."""
     __tracebackhide__ = True
     if machine not in findings:
-        done = _call(("doctor", "--json", "--machine", machine))
+        done = call(("doctor", "--json", "--machine", machine))
         if not done.stdout and done.returncode != 2 and machine not in OURS:
-            _leave(f"machine {machine}: {_line(done)}", {machine})
+            _leave(f"machine {machine}: {line_of(done)}", {machine})
         if not done.stdout:
-            raise {2: InputError, 70: BugError}.get(done.returncode, LabError)(_words(done))
+            raise {2: InputError, 70: BugError}.get(done.returncode, LabError)(words_of(done))
         findings[machine] = {f["feature"]: f for f in json.loads(done.stdout)["features"]}
     return [findings[machine][name] for name in names if not findings[machine][name]["present"]]
 
@@ -256,7 +259,7 @@ def _guest() -> None:
 def _refused(done: CompletedProcess[str], machine: str, file: Path, sets: Sequence[str]) -> NoReturn:
     """Skip when the command line found that a feature is missing, else raise the error that it ended with."""
     __tracebackhide__ = True
-    words = _words(done)
+    words = words_of(done)
     if done.returncode == 2:
         raise InputError(words)
     if done.returncode == 70:
@@ -265,10 +268,10 @@ def _refused(done: CompletedProcess[str], machine: str, file: Path, sets: Sequen
         raise LabError(words or f"testbed ended with {done.returncode} and said nothing")
     missing = set(re.findall(r"\bfeature ([\w-]+)", words)) or {"microvm" if machine == "auto" else machine}
     if machine in ("auto", "here") and _required():
-        here = _call(("doctor", str(file), "--json", "--machine", "here", *_options(sets)))
+        here = call(("doctor", str(file), "--json", "--machine", "here", *options(sets)))
         if here.stdout:
             missing |= {f["feature"] for f in json.loads(here.stdout)["features"] if not f["present"]}
-    _leave(_line(done), missing)
+    _leave(line_of(done), missing)
 
 
 def _leave(words: str, missing: Iterable[str]) -> NoReturn:
@@ -283,62 +286,6 @@ def _required() -> set[str]:
     return {name.strip() for name in os.environ.get("TESTBED_REQUIRE", "").split(",")} - {""}
 
 
-def _tidily(words: Sequence[str], name: str) -> CompletedProcess[str]:
-    """Run a command line that makes a lab of this name; if the test is interrupted meanwhile, nothing of it is left."""
-    try:
-        return _call(words)
-    except BaseException:
-        if _is_up(name):  # it came up just then
-            _call(("down", name))
-        raise
-
-
-@contextmanager
-def _leashed(lab: str) -> Iterator[None]:
-    """Have a lab taken down when this process ends without doing so itself (kill -9, a worker that crashed)."""
-    argv = (sys.executable, "-S", "-c", _LEASH, sys.executable, "-P", "-m", "testbed", "down", lab)
-    null = subprocess.DEVNULL
-    # In a session of its own: the terminal's Ctrl-C is for us, who still have the lab to take down.
-    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=null, stderr=null, start_new_session=True)
-    try:
-        yield
-    finally:
-        process.communicate(b"\n")
-
-
-def _call(words: Sequence[str], given: bytes = b"", timeout: float | None = None) -> CompletedProcess[str]:
-    """Run the command line to its end, which comes early when this process or its patience ends."""
-    argv = (
-        sys.executable,
-        "-P",
-        "-m",
-        "testbed",
-        *words,
-    )  # -P: a folder `testbed` here is the user's, not this package
-    # An orphan is known by its parent being process 1: where this process is that one, nothing can outlive it.
-    env = {**os.environ, **({"TESTBED_TIED": "1"} if os.getpid() != 1 else {})}
-    with TemporaryFile() as stdin, TemporaryFile() as stdout, TemporaryFile() as stderr:
-        # Files, not pipes: what a command leaves in the background would keep a pipe open.
-        stdin.write(given)
-        stdin.seek(0)
-        process = subprocess.Popen(argv, stdin=stdin, stdout=stdout, stderr=stderr, env=env)
-        try:
-            status = process.wait(timeout)
-        except BaseException:
-            process.terminate()
-            try:
-                process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            raise
-        texts = []
-        for stream in (stdout, stderr):
-            stream.seek(0)
-            texts.append(stream.read().decode(errors="replace"))
-    return CompletedProcess(tuple(words), status, *texts)
-
-
 def _found(file: str | Path, folders: Sequence[Path]) -> Path:
     """Return the path of a file that counts from one of some folders."""
     __tracebackhide__ = True
@@ -347,27 +294,6 @@ def _found(file: str | Path, folders: Sequence[Path]) -> Path:
         if path.is_file():
             return path
     raise InputError(f"{file}: no such file; looked for {' and '.join(map(str, tried))}")
-
-
-def _unique(name: str) -> str:
-    """Return a lab's name that begins with this one and that no other test, process or machine has."""
-    return f"{name}-{uuid4().hex[:12]}"
-
-
-def _options(sets: Sequence[str]) -> Iterator[str]:
-    for assignment in sets:
-        yield from ("--set", assignment)
-
-
-def _is_up(name: str) -> bool:
-
-    return name in reach.names() or name in _guests()
-
-
-def _guests() -> list[str]:
-    from testbed.machines.guest import microvm
-
-    return microvm.guests()
 
 
 def _case(summary: Mapping[str, Any]) -> Case:
@@ -385,22 +311,6 @@ def _missed(summary: Mapping[str, Any]) -> Iterator[str]:
             value = check["why"] or f"it is {check['value']:g} {check['unit']}"
             yield f"FAIL  {check['metric']} {check['expected']}: {value}"
     yield from summary["failures"]
-
-
-def _rows(done: CompletedProcess[str]) -> list[str]:
-    """Return the end of what the command line said."""
-    return [f"$ testbed {' '.join(done.args)}", *done.stderr.splitlines()[-_ROWS:], f"(exit {done.returncode})"]
-
-
-def _words(done: CompletedProcess[str]) -> str:
-    """Return what the command line said, without its name and without the times of its progress."""
-    rows = [re.sub(r"^testbed: ", "", row) for row in done.stderr.splitlines()]
-    return "\n".join(row for row in rows if not re.match(r"\s*(\[\d+/\d+\])?\s+\d+\.\d+ s  ", row))
-
-
-def _line(done: CompletedProcess[str]) -> str:
-    """Return the same in one line, as the reason why a test is skipped."""
-    return "; ".join(_words(done).splitlines())
 
 
 def _close(word: str, known: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.machines.guest.keeper import for_dropbear
+from testbed.machines.guest.shell import for_dropbear
 
 
 @pytest.mark.parametrize("comment", ["", "somebody@somewhere"])

@@ -35,20 +35,21 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"rules": "amt multicast names whole"},
     {"": "results"},
     {
-        "lab": "answers asking bounds changes control ending enter forked furniture holder listening look "
-        "messages namespace perform probes reach sandbox timeline travel",
+        "lab": "answers asking bounds changes configure control ending enter forked furniture holder jobs "
+        "listening look messages namespace perform probes processes reach sandbox state stopping timeline travel verbs "
+        "waits",
         "report": "doubts effects report",
     },
     {
         "machines": "case choose collected country elsewhere home trusted",
         "machines.probe": "here kernel programs radios regulatory remembered scratch",
-        "machines.guest": "asking building confined console image keeper kvm lent microvm qemu recipe saved shared "
-        "staging",
+        "machines.guest": "asking booted building command confined console image keeper kvm lent microvm qemu recipe "
+        "running saved shared shell staging starting",
         "machines.ssh": "known relayed remote request",
     },
     {"runs": "bring_up case cases"},
     {"cli": "app present program screen"},
-    {"": "__main__ pytest_plugin"},
+    {"": "__main__ called pytest_plugin"},
 )
 # The doors, which open late so that `testbed exec` does not wait for what is behind them.
 LATE = {("__init__", "language.topology"), ("__init__", "runs.bring_up")}
@@ -191,7 +192,7 @@ def users(*words: str) -> set[str]:
 
 def test_processes_are_started_in_few_places() -> None:
     assert users("os.fork", "os.execvp", "os.posix_spawn", "os.posix_spawnp", "subprocess.run", "subprocess.Popen") == {
-        "lab.perform",  # the lab's own
+        "lab.processes",  # the lab's own
         "lab.forked",  # the same, of our own code
         "lab.sandbox",  # the holder
         "lab.enter",  # a command in a node
@@ -199,13 +200,14 @@ def test_processes_are_started_in_few_places() -> None:
         "machines.probe.scratch",  # where a kernel is probed
         "machines.guest.building",  # the image
         "machines.guest.confined",  # QEMU, without privileges
-        "machines.guest.keeper",  # ssh
+        "machines.guest.shell",  # ssh
         "machines.guest.lent",  # a child that tries what QEMU is to do
         "machines.guest.kvm",  # QEMU, to see whether KVM serves
-        "machines.guest.microvm",  # ssh to a guest
+        "machines.guest.command",  # ssh to a guest
+        "machines.guest.booted",  # zstd, which unpacks its kernel
         "machines.ssh.remote",  # ssh to a machine
         "machines.ssh.relayed",  # what is said there, made visible
-        "pytest_plugin",  # the command line
+        "called",  # the command line
         "machines.ssh.request",  # the command line that another machine asked for
     }
 

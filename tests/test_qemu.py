@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from testbed.linux.kernel_log import frames_without_channel, kernel_faults
-from testbed.machines.guest import microvm, saved
+from testbed.machines.guest import booted, saved
 from testbed.machines.guest.qemu import (
     Boot,
     Memory,
@@ -101,10 +101,10 @@ def test_sources_at_another_place_are_imported_anew(tmp_path: Path) -> None:
     module = tmp_path / "testbed/cli.py"
     module.parent.mkdir()
     module.write_text("one")
-    one = microvm.sources(Share(tmp_path, "/testbed"))
-    assert microvm.sources(Share(tmp_path, "/srv/testbed")) != one, "a module knows where it is"
+    one = booted.sources(Share(tmp_path, "/testbed"))
+    assert booted.sources(Share(tmp_path, "/srv/testbed")) != one, "a module knows where it is"
     module.write_text("other")
-    assert microvm.sources(Share(tmp_path, "/testbed")) != one
+    assert booted.sources(Share(tmp_path, "/testbed")) != one
 
 
 # As kernels said them: a sysrq crash on Debian's 7.2.12 in QEMU; net/mac80211/wpa.c and others from their sources.

@@ -10,7 +10,7 @@ import pytest
 
 from testbed.errors import InputError, LabError
 from testbed.machines import trusted
-from testbed.machines.guest import image, microvm, recipe, saved
+from testbed.machines.guest import booted, image, recipe, saved
 from testbed.machines.ssh import known
 from tests.conftest import testbed
 from tests.test_image import put
@@ -193,14 +193,14 @@ def test_an_image_of_another_users_is_refused_at_each_start(tmp_path: Path, monk
     found = image.find()
     assert found is not None
     (found.folder / "vmlinux").write_text("plain")
-    os.close(microvm._files(found, microvm.booted(found, "tcg"))[0])
+    os.close(booted.files(found, booted.booted(found, "tcg"))[0])
     os.chown(found.root, OTHER, OTHER)
     with pytest.raises(LabError, match=f"root.squashfs belongs to user {OTHER}"):
-        microvm._files(found, microvm.booted(found, "tcg"))
+        booted.files(found, booted.booted(found, "tcg"))
     os.chown(found.root, 0, 0)
     found.initrd.write_text("initrd.xy")
     with pytest.raises(LabError, match=r"image .* is damaged \(initrd\.gz\): `testbed image build --again`"):
-        microvm._files(found, microvm.booted(found, "tcg"))
+        booted.files(found, booted.booted(found, "tcg"))
     os.chown(image.cache(), OTHER, OTHER)
     done = testbed("image", "ls")
     assert (done.returncode, f"belongs to user {OTHER}" in done.stderr) == (3, True), done.stderr

@@ -9,8 +9,11 @@ from pathlib import Path
 from testbed import results
 from testbed.drivers.wpa_ctrl import Control
 from testbed.errors import LabError
-from testbed.lab import perform as labs
-from testbed.lab.perform import Lab, Process, Say, Waiting
+from testbed.lab.configure import configure
+from testbed.lab.perform import perform
+from testbed.lab.processes import describe, spawn, tail
+from testbed.lab.state import Lab, Process, Say, Waiting, flush, note
+from testbed.lab.stopping import drain, finish, kill, stop
 from testbed.results import Folder
 from testbed.steps import Configure, Spawn, Step
 
@@ -31,7 +34,7 @@ def play(lab: Lab, steps: Sequence[Step], folder: Path, seconds: float, say: Say
     stalls: list[tuple[float, float]] = []
     origin = real = 0.0
     try:
-        yield from labs.perform(lab, [s for s in steps if getattr(s, "at", None) is None], say)
+        yield from perform(lab, [s for s in steps if getattr(s, "at", None) is None], say)
         origin, real = time.monotonic(), time.time()
         say({"started": real})
         timed = sorted((s for s in steps if getattr(s, "at", None) is not None), key=_at)
@@ -56,10 +59,10 @@ def play(lab: Lab, steps: Sequence[Step], folder: Path, seconds: float, say: Say
         raise
     finally:
         # However it ends: first what loads the network, for only then there is an end to what captures see.
-        yield from labs.stop([p for p in lab.processes[first:] if _bounded(p)])
-        yield from labs.finish(lab.processes[first:])
-        yield from labs.drain(lab, lab.processes[first:])
-        yield from labs.stop(lab.processes[first:])
+        yield from stop([p for p in lab.processes[first:] if _bounded(p)])
+        yield from finish(lab.processes[first:])
+        yield from drain(lab, lab.processes[first:])
+        yield from stop(lab.processes[first:])
         failures += [text for p in lab.processes[first:] if (text := _fault(p))]
         daemons = [p for p in lab.processes[:first] if origin and p.ended > origin]  # of the lab: these outlive a run
         failures += [text for p in daemons if (text := _fault(p))]
@@ -74,7 +77,7 @@ def play(lab: Lab, steps: Sequence[Step], folder: Path, seconds: float, say: Say
         }
         results.write(Folder(folder), "run.json", summary)
         del lab.processes[first:], lab.done[before:]
-        labs.flush(lab)
+        flush(lab)
     return None
 
 
@@ -103,10 +106,10 @@ def _happen(lab: Lab, due: Sequence[Step], origin: float, failures: list[str], s
     groups += [[s] for s in due if isinstance(s, Spawn)]
     for group in groups:
         try:
-            labs.configure(lab, [s for s in group if isinstance(s, Configure)])
+            configure(lab, [s for s in group if isinstance(s, Configure)])
             for client in (s for s in group if isinstance(s, Spawn)):
-                labs.spawn(lab, client)
-                labs.note(lab, client)
+                spawn(lab, client)
+                note(lab, client)
         except LabError as e:
             failures.append(str(e))
             continue
@@ -133,7 +136,7 @@ def _patience(processes: Sequence[Process]) -> float:
 def _overdue(processes: Sequence[Process]) -> None:
     for p in processes:
         if p.status is None and p.step and p.step.within is not None and time.monotonic() > p.began + p.step.within:
-            labs.kill(p, 9)
+            kill(p, 9)
 
 
 def _lost(processes: Sequence[Process]) -> bool:
@@ -153,8 +156,8 @@ def _fault(process: Process) -> str:
     if process.status >= 0 and (process.step.may_end or (process.status == 0 and _bounded(process))):
         return ""
     late = process.step.within is not None and process.ended - process.began >= process.step.within
-    why = f"did not end within {process.step.within:g} s" if late else f"ended with {labs.describe(process.status)}"
-    return f"[{process.node}] {process.name} {why}{labs.tail(process.log)}"
+    why = f"did not end within {process.step.within:g} s" if late else f"ended with {describe(process.status)}"
+    return f"[{process.node}] {process.name} {why}{tail(process.log)}"
 
 
 def _ended(process: Process, origin: float) -> dict[str, object]:

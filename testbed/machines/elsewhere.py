@@ -18,8 +18,9 @@ from testbed.machines import collected, trusted
 from testbed.machines.case import Begin, Case, Perform, Performed, Say, Told
 from testbed.machines.choose import MICROVM, Choice
 from testbed.machines.collected import Taken
-from testbed.machines.guest import console, microvm, staging
-from testbed.machines.guest.microvm import Guest, Hears
+from testbed.machines.guest import booted, command, console, microvm, staging
+from testbed.machines.guest.command import Hears
+from testbed.machines.guest.microvm import Guest
 from testbed.machines.guest.qemu import Share, Size
 from testbed.machines.ssh import known, remote, request
 from testbed.machines.ssh.known import Known
@@ -70,7 +71,7 @@ class Elsewhere(Struct, frozen=True):
         try:
             # However this ends, also by the kernel's hand in a guest without memory: the guest ends with the lab.
             with relayed((2,)) as (said,), open(os.devnull, "w") as null:
-                microvm.call(self.place, ("testbed", "down", self.lab), streams=(0, null.fileno(), said))
+                command.call(self.place, ("testbed", "down", self.lab), streams=(0, null.fileno(), said))
         finally:
             microvm.stop(self.place)
 
@@ -232,7 +233,7 @@ def _call(
 ) -> int:
     """Run a command in a guest; LabError when it fails and the guest's kernel had a fault meanwhile."""
     mark = os.fstat(place.console.fileno()).st_size
-    status = microvm.call(place, words, streams=streams, env=env, tty=tty, hears=hears)
+    status = command.call(place, words, streams=streams, env=env, tty=tty, hears=hears)
     faults = kernel_faults(console.since(place.console.fileno(), mark).decode(errors="replace")) if status else []
     if faults:
         raise LabError(f"guest {place.name}: its kernel says: {faults[-1]}")
@@ -275,7 +276,7 @@ def guest(name: str, size: Size, told: Told, progress: Progress, stage: Path | N
     except LabError as e:
         # What was written before it came to the disk: nothing of the file's own has changed since.
         if damaged := made.damaged():
-            raise LabError(f"{microvm.damaged(made.digest, damaged)}\n{e}") from e
+            raise LabError(f"{booted.damaged(made.digest, damaged)}\n{e}") from e
         raise
     try:
         yield found
@@ -310,7 +311,7 @@ def require_guest() -> None:
     """Raise Unsupported when no guest can be had here, as far as that is known without starting one."""
     from testbed.machines.guest import building, image
 
-    microvm.require_programs()
+    booted.require_programs()
     if image.find() is None:
         trusted.folder(image.cache())
         building.require(image.cache())

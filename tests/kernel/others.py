@@ -18,9 +18,10 @@ from testbed.lab.messages import Line
 from testbed.linux import unix
 from testbed.machines.guest import asking, keeper, microvm
 from testbed.machines.guest.console import opened
-from testbed.machines.guest.keeper import Keeper, Order, Talk
 from testbed.machines.guest.microvm import Guest
 from testbed.machines.guest.qemu import Boot, Size
+from testbed.machines.guest.running import FOLDER, Keeper, Order, Talk
+from testbed.machines.guest.starting import told
 
 NOBODY = 65534
 GUEST = reach.GUESTS
@@ -88,14 +89,14 @@ def without_qemu(name: str, said: Sequence[bytes] = ()) -> Iterator[Guest]:
     def body(listener: socket.socket, owner: socket.socket) -> None:
         (qmp, qmp_there), (agent, there) = socket.socketpair(), socket.socketpair()
         for file in ("key", "ssh.log"):
-            (keeper.FOLDER / file).touch()
-        console, log = (opened(socket.socketpair()[0], keeper.FOLDER / name) for name in ("console", "qemu.log"))
+            (FOLDER / file).touch()
+        console, log = (opened(socket.socketpair()[0], FOLDER / name) for name in ("console", "qemu.log"))
         if (qemu := os.fork()) == 0:
             _guest(there, qmp_there, said)
         order = Order(name, Boot(Path("k"), Path("i"), Path("r"), "tcg"), Size(), {})
         talks = Talk(qmp, asking.QEMU), Talk(agent, asking.GUEST)
         made = Keeper(order, Line(owner), qemu, os.pidfd_open(qemu), *talks, console, log)
-        asking.answer(Line(owner), keeper._told(made))
+        asking.answer(Line(owner), told(made))
         keeper._watch(made, listener)
 
     def use(owner: socket.socket, life: FileIO) -> Guest:
@@ -115,7 +116,7 @@ def _guest(agent: socket.socket, qmp: socket.socket, said: Sequence[bytes]) -> N
         for data in said:
             agent.sendall(data)
             qmp.sendall(data)
-        (keeper.FOLDER / "said").touch()
+        (FOLDER / "said").touch()
         while agent.recv(4096):
             agent.sendall(b'\n{"done": "ping"}\n')
     finally:

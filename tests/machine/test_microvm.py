@@ -25,7 +25,7 @@ import pytest
 from testbed.errors import LabError
 from testbed.lab import reach
 from testbed.linux import kernel_log
-from testbed.machines.guest import console, keeper, kvm, microvm, qemu
+from testbed.machines.guest import booted, command, console, keeper, kvm, microvm, qemu
 from testbed.machines.guest.microvm import Guest
 from testbed.machines.guest.qemu import Boot, Share, Size
 from tests.conftest import ROOT
@@ -44,20 +44,20 @@ class Folder:
 
 
 @pytest.fixture(scope="module")
-def image() -> microvm.Image:
+def image() -> booted.Image:
     """The image of the present recipe, or the one in the folder TESTBED_IMAGE."""
     if named := os.environ.get("TESTBED_IMAGE"):
         return Folder(Path(named), str(os.stat(f"{named}/root.squashfs").st_mtime_ns))
     images = pytest.importorskip("testbed.machines.guest.image")
-    found: microvm.Image | None = images.find()
+    found: booted.Image | None = images.find()
     if found is None:
         pytest.skip("there is no image: `testbed image build` makes one")
     return found
 
 
 @pytest.fixture(scope="module")
-def boot(image: microvm.Image) -> Boot:
-    return microvm.booted(image, "tcg")
+def boot(image: booted.Image) -> Boot:
+    return booted.booted(image, "tcg")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def begin(image: microvm.Image, results: Path) -> Iterator[Callable[..., Guest]]:
+def begin(image: booted.Image, results: Path) -> Iterator[Callable[..., Guest]]:
     """A function that starts a guest; all of them are stopped."""
     started: list[Guest] = []
 
@@ -91,7 +91,7 @@ def output(guest: Guest, *argv: str, **options: object) -> tuple[int, str]:
     """Run a command in a guest; its exit status and what it wrote."""
     read, write = os.pipe()
     with open(read) as said, open(os.devnull) as null:
-        status = microvm.call(guest, argv, streams=(null.fileno(), write, write), **options)  # type: ignore[arg-type]
+        status = command.call(guest, argv, streams=(null.fileno(), write, write), **options)  # type: ignore[arg-type]
         os.close(write)
         return status, said.read()
 
@@ -140,7 +140,7 @@ def test_words_and_streams_pass_unchanged(guest: Guest, tmp_path: Path) -> None:
     (tmp_path / "in").write_bytes(data)
     with (tmp_path / "in").open() as given, (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
         streams = (given.fileno(), out.fileno(), err.fileno())
-        assert microvm.call(guest, ("sh", "-c", "cat; echo oops >&2"), streams=streams) == 0
+        assert command.call(guest, ("sh", "-c", "cat; echo oops >&2"), streams=streams) == 0
     assert (tmp_path / "out").read_bytes() == data
     assert (tmp_path / "err").read_text() == "oops\n"
 
@@ -206,7 +206,7 @@ def test_a_guest_that_fills_the_disk_is_ended(begin: Callable[..., Guest], tmp_p
         guest = begin({"results": Share(tmp_path, "/srv/results", True)})
         fill = ("sh", "-c", "head -c 100M /dev/zero >/srv/results/file; sleep 1000")
         with pytest.raises(LabError, match="it fills the disk with its results"), open(os.devnull, "r+") as null:
-            microvm.call(guest, fill, streams=(null.fileno(),) * 3)
+            command.call(guest, fill, streams=(null.fileno(),) * 3)
         eventually(lambda: guest.name not in microvm.guests(), 5)
     finally:
         subprocess.run(("umount", tmp_path), check=True)
@@ -231,7 +231,7 @@ def test_edited_sources_are_what_runs(begin: Callable[..., Guest], tmp_path: Pat
 CALL = """
 import sys
 from testbed.machines.guest import microvm
-sys.exit(microvm.call(microvm.find(sys.argv[1]), sys.argv[2:]))
+sys.exit(command.call(microvm.find(sys.argv[1]), sys.argv[2:]))
 """
 
 
@@ -405,7 +405,7 @@ def test_the_end_of_a_guest_is_told_within_10_s_and_nothing_is_left(
     began = time.monotonic()
     timer.start()
     with pytest.raises(LabError, match=says) as caught, open(os.devnull, "r+") as null:
-        microvm.call(guest, ("sleep", "1000"), streams=(null.fileno(),) * 3)
+        command.call(guest, ("sleep", "1000"), streams=(null.fileno(),) * 3)
     assert time.monotonic() - began < 11
     assert "the last words" in str(caught.value)
     timer.join()
@@ -436,12 +436,12 @@ def _qemu(guest: Guest) -> int:
 
 
 def test_a_damaged_saved_guest_is_told_removed_and_not_used(
-    image: microvm.Image, boot: Boot, results: Path, tmp_path: Path
+    image: booted.Image, boot: Boot, results: Path, tmp_path: Path
 ) -> None:
     for file in ("vmlinux", "vmlinuz", "initrd.gz", "root.squashfs"):
         if (image.folder / file).exists():
             (tmp_path / file).symlink_to(image.folder / file)
-    folder = tmp_path / f"saved-{qemu.digest(boot, SMALL, image.digest, microvm.qemu_version(), '')}"
+    folder = tmp_path / f"saved-{qemu.digest(boot, SMALL, image.digest, booted.qemu_version(), '')}"
     folder.mkdir()
     (folder / "state").write_bytes(b"nonsense")
     (folder / "code").write_text("")
@@ -471,9 +471,9 @@ def test_kvm_is_judged_by_booting_with_it(boot: Boot, tmp_path: Path) -> None:
 
 
 def test_a_guest_is_emulated_with_the_reason_when_kvm_does_not_work(
-    image: microvm.Image, boot: Boot, begin: Callable[..., Guest]
+    image: booted.Image, boot: Boot, begin: Callable[..., Guest]
 ) -> None:
-    version = microvm.qemu_version()
+    version = booted.qemu_version()
     works, why = kvm.works(boot, version, image.folder / "kvm.json")
     if works:
         pytest.skip("KVM works here")

@@ -23,6 +23,7 @@ import pytest
 
 from testbed import __version__
 from testbed.linux import calls as linux
+from testbed.machines.guest import booted
 from tests.conftest import ROOT
 from tests.kernel.remains import MARK, marked
 
@@ -488,7 +489,7 @@ def test_a_guest_is_a_machine_that_ssh_reaches(tmp_path: Path) -> None:
     program = tmp_path / "program/testbed"
     program.parent.mkdir()
     code = Share(ROOT, "/testbed")
-    call = f'/usr/sbin/testbed-call "$$" {microvm.sources(code)} "$PWD" PYTHONPATH=/testbed'
+    call = f'/usr/sbin/testbed-call "$$" {booted.sources(code)} "$PWD" PYTHONPATH=/testbed'
     program.write_text(f'#!/bin/sh\nexec {call} -- testbed "$@"\n')  # by its command line that is warm
     program.chmod(0o755)
     shares = {"code": code, "results": Share(program.parent, "/srv/program", True)}

@@ -18,7 +18,7 @@ from uuid import uuid4
 
 import pytest
 
-from testbed.machines.guest import image, microvm
+from testbed.machines.guest import command, image, microvm
 from testbed.machines.guest.qemu import Share, Size
 from tests.conftest import ROOT
 from tests.machine.conftest import Run
@@ -50,7 +50,7 @@ class Box:
         """Run a command in the guest; `testbed` is the command line."""
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, open("/dev/null") as null:
             streams = (null.fileno(), out.fileno(), err.fileno())
-            status = microvm.call(self.guest, argv, cwd="/results", streams=streams)
+            status = command.call(self.guest, argv, cwd="/results", streams=streams)
             texts = [(file.seek(0), file.read().decode(errors="replace"))[1] for file in (out, err)]
         return Done(status, *texts)
 
@@ -71,9 +71,9 @@ class Box:
         They are one command: to begin one takes an emulated processor seconds.
         """
         rows = []
-        for key, (node, command) in questions.items():
+        for key, (node, words) in questions.items():
             space = "/proc/1/ns/net" if node == HOME else f"/run/netns/{node}"
-            rows.append(f"echo '== {key}'; nsenter --net={space} sh -c {shlex.quote(command)} 2>&1")
+            rows.append(f"echo '== {key}'; nsenter --net={space} sh -c {shlex.quote(words)} 2>&1")
         self.file("ask.sh", "\n".join(rows))
         some = next(node for node, _ in questions.values() if node != HOME)
         said = self.good("testbed", "exec", lab, some, "--", "sh", "/results/ask.sh")

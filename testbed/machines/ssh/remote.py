@@ -21,7 +21,7 @@ from testbed.errors import LabError, Unsupported
 from testbed.linux import calls as linux
 from testbed.machines import collected
 from testbed.machines.collected import Taken
-from testbed.machines.guest.microvm import Hears
+from testbed.machines.guest.command import Hears
 from testbed.machines.ssh import request
 from testbed.machines.ssh.request import Request
 

@@ -27,7 +27,7 @@ _SUBFLOW = ("bytes_sent", "bytes_acked", "bytes_received", "retransmits")
 
 
 def interfaces(node: str, rows: Sequence[Sample], origin: float) -> dict[str, Measured]:
-    """Return counters since t = 0 of every interface, and the rates between samples."""
+    """Return every interface's counters since t = 0, and the rates between samples."""
     found: dict[str, Measured] = {}
     during = since(rows, origin)
     if not during:
@@ -70,7 +70,7 @@ def _queues(row: Sample) -> dict[str, tuple[int, int]]:
 
 
 def since(rows: Sequence[T], origin: float) -> Sequence[T]:
-    """Return the samples of the run, beginning with the last before t = 0; they are in the order of time."""
+    """Return the samples of the run in the order of time, starting with the last one before t = 0."""
     return rows[max(0, bisect_right(rows, origin, key=lambda r: r.t) - 1) :]
 
 
@@ -102,7 +102,7 @@ def mptcp(node: str, owner: Mapping[str, str], rows: Sequence[Sample], origin: f
         for s in row.subflows:
             key = (s.token, s.local, s.local_port, s.remote, s.remote_port)
             before, latest[key] = latest.get(key), s
-            # An idle connection, such as iperf3's control connection, would tell of the time when it was last used.
+            # The RTT of an idle connection, such as iperf3's control connection, is outdated.
             if s.rtt_ms and (before is None or before.bytes_acked != s.bytes_acked):
                 rtts.setdefault(owner.get(s.local, s.local), []).append(s.rtt_ms)
             if (ifname := owner.get(s.local)) is not None:
@@ -124,20 +124,20 @@ def _most(subflows: Sequence[Subflow]) -> float:
 
 
 def datagrams(rows: Sequence[Sample], origin: float) -> int:
-    """Return how many datagrams found a socket's buffer full, at a node that receives some."""
+    """Return how many datagrams found a socket's buffer full at a node that receives datagrams."""
     counts = [r.udp for r in since(rows, origin) if r.udp is not None]
     return max(0, counts[-1] - counts[0]) if counts else 0
 
 
 def _growth(counts: Sequence[tuple[float, int]]) -> Series:
-    """Return a counter from 0 on; nothing when it went back."""
+    """Return a counter's increase; nothing if it went back."""
     if any(b < a for (_, a), (_, b) in pairwise(counts)):
         return ()
     return tuple((t, float(n - counts[0][1])) for t, n in counts)
 
 
 def captures(node: str, lines: Iterable[str]) -> dict[str, Measured]:
-    """Return what dumpcap says at its end of the packets that it took and that it missed."""
+    """Return dumpcap's own count of the packets that it captured and dropped."""
     found = {}
     for said in filter(None, map(_CAPTURED.search, lines)):
         for key, count in (("captured_packets", said["got"]), ("capture_drops", said["lost"])):
@@ -146,12 +146,12 @@ def captures(node: str, lines: Iterable[str]) -> dict[str, Measured]:
 
 
 def machine(rows: Sequence[Machine], origin: float) -> dict[str, Measured]:
-    """Return the CPU use of the whole machine during the run, and what its queues of received packets dropped."""
+    """Return the CPU use of the whole machine during the run, and the drops of its queues of received packets."""
     during = [r for r in rows if r.t > origin]
     if not during:
         return {}
     cpu = [(r.t - origin, 100 * r.cpu) for r in during]
-    # A single tick is too short to say anything of CPU use: take the busiest second that was seen for at least half.
+    # A single tick is too short to measure CPU use: take the busiest second of which at least half was sampled.
     busy: dict[int, float] = {}
     spent: dict[int, float] = {}
     for (before, _), (t, used) in pairwise([(0.0, 0.0), *cpu]):
@@ -162,7 +162,7 @@ def machine(rows: Sequence[Machine], origin: float) -> dict[str, Measured]:
         "machine.cpu_max_pct": Measured(
             max(means), unit("machine", "cpu_max_pct"), tuple(cpu), "busiest second, all CPUs"
         ),
-        # A guest's Python adds otherwise than this one (since 3.12), and a report is to be the same on both.
+        # A guest's Python (3.12 and later) sums floats differently; reports must be the same on both.
         "machine.cpu_mean_pct": Measured(fsum(v for _, v in cpu) / len(cpu), unit("machine", "cpu_mean_pct")),
         "machine.steal_pct": Measured(100 * max(r.steal for r in during), unit("machine", "steal_pct")),
     }

@@ -1,4 +1,4 @@
-"""What one receiver got of a stream of numbered packets: loss, order, delay, and the longest time without any (pure).
+"""How one receiver got a stream of numbered packets: loss, order, delay, and the longest gap (pure).
 
 Sources: RFC 4737 section 3.3 (reordering), RFC 3550 section 6.4.1 (jitter), RFC 7679 (one-way delay).
 """
@@ -18,9 +18,9 @@ _SECOND = 1_000_000_000
 
 
 class Listening(Struct, frozen=True):
-    """When a receiver joined and left (ns; None: it did not say), and what found its socket's buffer full.
+    """When a receiver joined and left (ns; None if unknown), and how many packets found its socket's buffer full.
 
-    `early` is one that had joined before anything was sent: to it, what it missed at the beginning is lost.
+    An `early` one joined before anything was sent: packets that it missed at the start count as lost.
     """
 
     joined: int
@@ -30,7 +30,7 @@ class Listening(Struct, frozen=True):
 
 
 class Window(Struct, frozen=True):
-    """The sequence numbers that were to arrive, begin included and end not, and the time in which they were sent."""
+    """The sequence numbers that should arrive, from `begin` up to but not including `end`, and when they were sent."""
 
     begin: int
     end: int
@@ -39,7 +39,7 @@ class Window(Struct, frozen=True):
 
 
 class Gap(Struct, frozen=True):
-    """The longest time without a packet, in ns, when it began, and how many packets were lost in it."""
+    """The longest time without a packet, in ns, its start, and the number of packets lost in it."""
 
     length: int
     began: int
@@ -83,10 +83,10 @@ def measure(got: Sequence[Arrival], sent: Sequence[int], its: Listening, origin:
 
 
 def expected(firsts: Sequence[Arrival], sent: Sequence[int], its: Listening) -> Window:
-    """Return which packets were to arrive.
+    """Return which packets should arrive.
 
-    They begin with the first that was sent, or, to one who joined meanwhile, with the first that arrived: until then
-    the join takes effect. They end with the last that could arrive, at the longest delay seen, before it left.
+    The first is the first that was sent; for a receiver that joined later, the first that arrived, since a join takes a
+    while. The last is the last that could arrive before the receiver left, at the longest delay seen.
     """
     if not firsts:
         begin = 0 if its.early else bisect_left(sent, its.joined)
@@ -104,13 +104,13 @@ def expected(firsts: Sequence[Arrival], sent: Sequence[int], its: Listening) -> 
 
 
 def reordered(firsts: Sequence[Arrival]) -> int:
-    """Count packets with a number below the highest that came before them."""
+    """Count packets with a number below the highest one before them."""
     highest = accumulate((a.sequence for a in firsts), max)
     return sum(a.sequence < before for a, before in zip(firsts[1:], highest, strict=False))
 
 
 def jitter(firsts: Sequence[Arrival]) -> float:
-    """Return the smoothed difference between the delays of neighbours, in order of arrival, in ns."""
+    """Return the smoothed difference between delays of successive packets, in order of arrival, in ns."""
     found = 0.0
     for before, after in pairwise(firsts):
         change = (after.received - before.received) - (after.sent - before.sent)
@@ -121,8 +121,8 @@ def jitter(firsts: Sequence[Arrival]) -> float:
 def longest_gap(firsts: Sequence[Arrival], window: Window, by_loss: bool = False) -> Gap:
     """Return the longest time without a packet while packets were sent: between two, before the first, after the last.
 
-    By loss it is the time in which most were lost, which a short interruption may be beside a long delay.
-    Lost in it are the numbers above all that came before it and below all that came after it.
+    If packets were lost, take the time in which most were lost: a short outage matters more than a long delay. Lost in
+    it are the numbers above all earlier and below all later ones.
     """
     if not firsts:
         return Gap(max(0, window.until - window.since), window.since, window.end - window.begin)
@@ -136,7 +136,7 @@ def longest_gap(firsts: Sequence[Arrival], window: Window, by_loss: bool = False
 
 
 def goodput(firsts: Sequence[Arrival], window: Window, origin: int) -> Measured | None:
-    """Return the payload that arrived over the time in which it was sent, and the same for every second of the run."""
+    """Return the rate of received payload over the time in which it was sent, and for every second of the run."""
     until = max(window.until, firsts[-1].received)
     if until <= window.since:
         return None

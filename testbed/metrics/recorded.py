@@ -1,7 +1,7 @@
-"""A results folder as it is read: typed, bounded, and what is broken in it is named instead of believed.
+"""Read a results folder: typed and bounded; broken files are reported instead of believed.
 
-Nothing here trusts the folder. A guest, another user, a full disk or a killed process may have left anything in it: a
-link to another file, a FIFO that never answers, a number that is not finite, a time that is a million years away.
+Nothing in this module trusts the folder. A guest, another user, a full disk or a killed process may have left anything
+in it: a link to another file, a FIFO that never answers, a number that is not finite, a time a million years away.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from msgspec.json import Decoder
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Real = Annotated[float, Meta(ge=-1e15, le=1e15)]
 Seconds = Annotated[float, Meta(ge=0, le=1e11)]
-# What the kernel takes as the name of an interface (net/core/dev.c: dev_valid_name), if it can be printed as well.
+# Names that the kernel accepts for an interface (net/core/dev.c: dev_valid_name), as far as they are printable.
 Ifname = Annotated[str, Meta(pattern=r"\A[^\s/:\x00-\x1f\x7f-\x9f]{1,15}\Z")]
 Word = Annotated[str, Meta(pattern=r"\A[\x21-\x7e]{1,64}\Z")]
 
 KIB, MIB = 1 << 10, 1 << 20
 BEFORE, AFTER = 600.0, 60.0  # seconds that a time may be before t = 0, and after the end of the run
-_SHORTEST = 1e-3  # seconds: no program here samples more often
-LINE = 1000  # characters of a line of text: what is longer is nothing that one of our programs says
+_SHORTEST = 1e-3  # seconds: the shortest interval of our programs
+LINE = 1000  # characters of a line of text: our programs write no longer ones
 
 T = TypeVar("T")
 
@@ -34,21 +34,21 @@ class Stamped(Protocol):
 
     @property
     def t(self) -> float:
-        """Return that time."""
+        """Return the time (CLOCK_MONOTONIC, seconds)."""
 
 
 S = TypeVar("S", bound=Stamped)
 
 
 class BrokenError(Exception):
-    """A file that can't be what a run writes: says why."""
+    """A file is not what a run writes; the text says why."""
 
 
 class Recorded(Struct, frozen=True):
-    """A results folder; `broken` collects what was wrong with its files, which then read as if they were not there.
+    """A results folder; `broken` collects the faults of its files, which are then treated as missing.
 
-    `origin` is t = 0 of the run on CLOCK_MONOTONIC, None when nobody knows; `seconds` is how long the run took.
-    `complete` is a run that came to its end: then a file that is not there is broken too.
+    `origin` is t = 0 of the run on CLOCK_MONOTONIC, None if unknown; `seconds` is the run's length. With `complete` the
+    run came to its end, and missing files are faults as well.
     """
 
     path: Path
@@ -58,23 +58,23 @@ class Recorded(Struct, frozen=True):
     broken: list[str] = field(default_factory=list)
 
     def within(self, t: float) -> bool:
-        """Say whether a time of CLOCK_MONOTONIC can be one of this run."""
+        """Return whether a time of CLOCK_MONOTONIC can belong to this run."""
         return self.origin is not None and self.origin - BEFORE <= t <= self.origin + self.seconds + AFTER
 
     def note(self, name: str, why: object, lost: str) -> None:
-        """Keep what is wrong with a file, and which metrics are missing because of it."""
+        """Record what is wrong with a file, and which metrics are missing because of it."""
         if (text := f"{name}: {why}: {lost}") not in self.broken:
             self.broken.append(text)
 
     def _unread(self, place: str, why: OSError | BrokenError, lost: str) -> None:
-        """Keep why a file was not read; one that is not there is broken only in a run that came to its end."""
+        """Record why a file was not read; a missing one is a fault only if the run came to its end."""
         if not isinstance(why, FileNotFoundError):
             self.note(place, why.strerror if isinstance(why, OSError) else why, lost)
         elif self.complete:
             self.note(place, "it is not there", lost)
 
     def data(self, name: str, most: int, lost: str) -> bytes | None:
-        """Return a file's bytes; None when it is not there, or broken: longer than `most`, for example."""
+        """Return a file's bytes, None if it is missing or broken, for example longer than `most`."""
         try:
             with _opened(self.path, name) as file:
                 if len(found := file.read(most + 1)) > most:
@@ -85,15 +85,15 @@ class Recorded(Struct, frozen=True):
         return None
 
     def text(self, name: str, most: int, lost: str) -> list[str]:
-        """Return the lines of a text, each as far as LINE; none when it is not there, or broken."""
+        """Return the lines of a text, each cut at LINE characters; none if it is missing or broken."""
         data = self.data(name, most, lost) or b""
         return [line[:LINE] for line in data.decode(errors="replace").splitlines() if line]
 
     def value(self, name: str, kind: type[T], most: int, lost: str) -> T | None:
-        """Return a JSON file as a record; None when it is not there, or broken."""
+        """Return a JSON file as a record, None if it is missing or broken."""
         if (data := self.data(name, most, lost)) is None:
             return None
-        if not data.strip():  # who was to write it did not live so long
+        if not data.strip():  # its writer was killed before it wrote anything
             if self.complete:
                 self.note(name, "it is empty", lost)
             return None
@@ -104,13 +104,13 @@ class Recorded(Struct, frozen=True):
             return None
 
     def rows(self, name: str, kind: type[S], every: float, line: int, lost: str, burst: int = 16) -> list[S]:
-        """Return the records of a .jsonl file, one each `every` seconds; none when it is not there, or broken.
+        """Return the records of a .jsonl file, one each `every` seconds; none if it is missing or broken.
 
-        `burst` is how many may come at once. A line has at most MIB + `line` bytes, and the file 4 MIB and `line` bytes
-        for each of the run. Their times are those of the run and do not go back; of those before t = 0 only the last is
-        kept. A last line that a killed process left unfinished is left out.
+        `burst` is how many may come at once. A line has at most MIB + `line` bytes, and the file 4 MIB plus `line`
+        bytes for each record of the run. Times must be within the run and must not go back; of records before t = 0
+        only the last is kept. An unfinished last line, which a killed process left, is ignored.
         """
-        if self.origin is None:  # nothing tells which times are those of the run
+        if self.origin is None:  # the times of the run are unknown
             return []
         every = max(every, _SHORTEST)
         most = 4 * MIB + line * (int((self.seconds + AFTER) / every) + burst)
@@ -155,7 +155,7 @@ def _decoded(decoder: Decoder[T], data: bytes) -> T:
 
 
 def _folder(path: Path, parts: str) -> int:
-    """Open a folder in a results folder, no part of whose way is a link."""
+    """Open a folder in a results folder; no part of its path may be a link."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     for part in filter(None, parts.split("/")):
         try:
@@ -167,7 +167,7 @@ def _folder(path: Path, parts: str) -> int:
 
 
 def _opened(path: Path, name: str) -> BinaryIO:
-    """Open a regular file in a results folder. Nothing else is opened: that alone may wait, or set off a device."""
+    """Open a regular file in a results folder, and nothing else: opening a FIFO waits, and a device may react."""
     parts, _, last = name.rpartition("/")
     folder = _folder(path, parts)
     try:
@@ -177,7 +177,7 @@ def _opened(path: Path, name: str) -> BinaryIO:
     finally:
         os.close(folder)
     file = os.fdopen(fd, "rb")
-    if not stat.S_ISREG(os.fstat(fd).st_mode):  # it was exchanged meanwhile
+    if not stat.S_ISREG(os.fstat(fd).st_mode):  # it was replaced meanwhile
         file.close()
         raise BrokenError("not a regular file")
     return file

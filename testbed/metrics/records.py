@@ -1,4 +1,4 @@
-"""The records of a run's raw files: what the holder and the sampler write, as far as a report reads it."""
+"""The records of a run's raw files that a report reads; the holder and the sampler write them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _Mhz = Annotated[int, Meta(ge=0, le=100_000)]
 
 
 class Held(Struct, omit_defaults=True):
-    """A bound of the lab as it is held: by what, or why it is not; and what it has done until now."""
+    """A bound of the lab: what enforces it, or why nothing does, and how often it took effect."""
 
     bound: Word
     by: _Text = ""
@@ -25,7 +25,7 @@ class Held(Struct, omit_defaults=True):
 
 
 class Manifest(Struct, frozen=True):
-    """manifest.json: the circumstances of a run that its report needs."""
+    """manifest.json: the facts about a run that its report needs."""
 
     overrides: Annotated[list[_Text], _Some]
     settings: Annotated[list[_Text], _Some]
@@ -35,16 +35,16 @@ class Manifest(Struct, frozen=True):
 
 
 class Happened(Struct, frozen=True):
-    """A timed step as it was performed, `t` seconds after t = 0."""
+    """A timed step and when it was performed, `t` seconds after t = 0."""
 
     t: Real
     step: _Text
 
 
 class Run(Struct, frozen=True):
-    """run.json: t = 0 of the run (0: it did not come so far), how long it took, what happened, what failed.
+    """run.json: t = 0 of the run (0 if it never started), its length, its steps, and what failed.
 
-    `stalls` are (time since t = 0, seconds) in which the holder did not run although it was to.
+    `stalls` are (time since t = 0, seconds) in which the holder was not running when it should.
     """
 
     monotonic: Seconds
@@ -92,7 +92,7 @@ class Subflow(Struct, frozen=True, gc=False):
 
 
 class WlanLink(Struct, frozen=True, gc=False):
-    """A link of a wireless interface; those of a station have what it hears of it."""
+    """A link of a wireless interface; a station's links also have what it hears."""
 
     id: _LinkId
     mac: Word
@@ -109,9 +109,9 @@ class Wlan(Struct, frozen=True):
 
 
 class Sample(Struct, frozen=True):
-    """A line of NODE/samples.jsonl; `mib` and `subflows` are of an MPTCP host, `wlans` of a node with radios.
+    """A line of NODE/samples.jsonl; an MPTCP host has `mib` and `subflows`, a node with radios `wlans`.
 
-    `udp` are RcvbufErrors of a node that receives datagrams (/proc/net/snmp and snmp6).
+    A node that receives datagrams has `udp`: RcvbufErrors of /proc/net/snmp and snmp6.
     """
 
     t: Seconds
@@ -124,14 +124,14 @@ class Sample(Struct, frozen=True):
 
 
 class Softnet(Struct, frozen=True):
-    """/proc/net/softnet_stat of all CPUs: packets that found the backlog full, and rounds that ran out of time."""
+    """The sums of /proc/net/softnet_stat: packets that found the backlog full, and rounds that ran out of time."""
 
     dropped: Count
     squeezed: Count
 
 
 class Machine(Struct, frozen=True):
-    """A line of machine.jsonl: both clocks, shares of all CPUs that were busy, and that a hypervisor took."""
+    """A line of machine.jsonl: both clocks, the busy share of all CPUs, and the share that a hypervisor took."""
 
     t: Seconds
     time: Seconds
@@ -141,7 +141,7 @@ class Machine(Struct, frozen=True):
 
 
 class Air(Struct, frozen=True):
-    """A line of air.jsonl: rows of MHz, transmitter, receiver, frames, bytes; and frames that were missed."""
+    """A line of air.jsonl: rows of MHz, transmitter, receiver, frames, bytes; and the number of missed frames."""
 
     t: Seconds
     frames: list[tuple[_Mhz, Word, Word, Count, Count]]
@@ -149,7 +149,7 @@ class Air(Struct, frozen=True):
 
 
 class Told(Struct, frozen=True):
-    """A line of NODE/wlan-events.jsonl: what nl80211 told."""
+    """A line of NODE/wlan-events.jsonl: an event of nl80211."""
 
     t: Seconds
     event: Word

@@ -18,10 +18,10 @@ def wlans(
     frames: Sequence[Air],
     origin: float,
 ) -> dict[str, Measured]:
-    """Return links of wireless interfaces: which are active, how well they hear, and the data frames of each.
+    """Return the metrics of links: whether they are active, how well they hear, and their data frames.
 
-    `names` are the planned link ids of each interface by frequency (MHz): a station without MLO has one link, which
-    the kernel does not number. `frames` are those on the medium, by address: a station has new ones at each join.
+    `names` has the planned link IDs of each interface by frequency (MHz): the kernel does not number the one link of a
+    station without MLO. `frames` are those on the medium by address; a station gets new addresses at each join.
     """
     found: dict[str, Measured] = {}
     states = [(r.t, r.wlans) for r in rows if r.wlans is not None]
@@ -59,9 +59,9 @@ def wlans(
 
 
 def _by_id(wlan: Wlan | None, ids: Mapping[int, int]) -> dict[int, WlanLink]:
-    """Return the links of a sample by their planned id."""
+    """Return the links of a sample by their planned ID."""
     links = wlan.links if wlan is not None else []
-    if wlan is None or not wlan.mlo:  # the kernel gives it no number: it is the only one that was planned
+    if wlan is None or not wlan.mlo:  # the kernel does not number it: it is the only planned one
         return {next(iter(ids.values()), 0): link for link in links}
     return {link.id: link for link in links}
 
@@ -73,7 +73,7 @@ def _median(values: list[float]) -> float:
 def _frames(
     base: str, states: Sequence[Wlan | None], ids: Mapping[int, int], heard: Sequence[Air]
 ) -> dict[str, Measured]:
-    """Return data frames and bytes of each link in both directions; group addressed ones count where they are sent."""
+    """Return each link's data frames and bytes in both directions; group addressed frames count where they are sent."""
     owner = {link.mac: n for wlan in states for n, link in _by_id(wlan, ids).items()}
     found: dict[str, Measured] = {}
     if not heard:

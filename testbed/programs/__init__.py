@@ -1,1 +1,1 @@
-"""Programs of ours that run inside a lab: each is a `main(words)`."""
+"""testbed's own programs that run inside a lab; each has a `main(words)`."""

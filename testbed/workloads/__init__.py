@@ -1,1 +1,1 @@
-"""What runs in a lab and is measured: servers and clients as steps, and how their output is read."""
+"""Workloads: programs that run in a lab and are measured, as steps, and the parsers of their output."""

@@ -1,4 +1,4 @@
-"""Workload `command`: any program in a node; it must exit 0, and how long it took is measured."""
+"""Workload `command`: any program in a node, which must exit with status 0; its duration is measured."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ from testbed.workloads.place import Task
 
 
 class Command(Spec):
-    """A program with its arguments as a list; its output is kept in the results folder."""
+    """A program and its arguments as a list; its output goes to the results folder."""
 
     node: str
     argv: Argv
@@ -22,19 +22,19 @@ class Command(Spec):
     at: Time = 0.0
 
     def seconds_long(self) -> float:
-        """Return the longest that it may run."""
+        """Return the longest time that the program may run."""
         return float(self.seconds)
 
     def ends(self) -> tuple[tuple[str, str], ...]:
-        """Return the nodes that it names."""
+        """Return (field, node) for every node that it names."""
         return (("node", self.node),)
 
     def faults(self) -> list[tuple[str, str]]:
-        """Return (field, sentence) for what can't work."""
+        """Return (field, sentence) for each fault."""
         return []
 
     def requires(self) -> tuple[Feature, ...]:
-        """Return what the machine must offer."""
+        """Return the features that it needs."""
         return ()
 
     def servers(self, task: Task) -> list[Step]:
@@ -48,7 +48,7 @@ class Command(Spec):
         return [Spawn(self.node, name, self.argv, stdout=out, at=self.at, within=float(self.seconds))]
 
     def failure(self, name: str, folder: Recorded) -> str:
-        """Return nothing: a command's exit status says it, and the run records that."""
+        """Return "": the run records the exit status of a command."""
         return ""
 
     def metrics(self) -> tuple[str, ...]:
@@ -56,7 +56,7 @@ class Command(Spec):
         return ()
 
     def read(self, name: str, folder: Recorded) -> dict[str, Measured]:
-        """Return nothing; a failure of the command fails the run."""
+        """Return no metrics; a failed command fails the run."""
         return {}
 
     def doubts(self, name: str, folder: Recorded) -> Iterator[tuple[float, str, str]]:

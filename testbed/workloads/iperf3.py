@@ -1,7 +1,7 @@
-"""Workload `iperf3`: a TCP, UDP or MPTCP flow with a server and a port of its own (iperf3(1)).
+"""Workload `iperf3`: a TCP, UDP or MPTCP flow with its own server and port (iperf3(1)).
 
-MPTCP runs under mptcpize(8) on both sides: iperf3's own --mptcp leaves the control connection plain TCP,
-and a test whose control connection dies with its path never ends.
+For MPTCP, mptcpize(8) starts both sides: with iperf3's own --mptcp the control connection is plain TCP, and a test
+whose control connection dies with its path never ends.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,14 +20,14 @@ from testbed.steps import START, Spawn, Step, Wait
 from testbed.units import Rate, Size, Time, Word
 from testbed.workloads.place import STALL, Task
 
-_DATAGRAM, _WRITE = 65507, 1 << 20  # bytes: the most that UDP over IPv4 carries, and MAX_BLOCKSIZE of iperf.h
-_INTERVAL = 0.1  # seconds; the least that iperf3 knows, and the resolution of gap_s
+_DATAGRAM, _WRITE = 65507, 1 << 20  # bytes: the largest payload of UDP over IPv4, and MAX_BLOCKSIZE of iperf.h
+_INTERVAL = 0.1  # seconds: the shortest interval of iperf3, and the resolution of gap_s
 _Moment = Annotated[float, Meta(ge=0, le=1e6)]  # seconds since the test began
 _Signed = Annotated[int, Meta(ge=-(2**53), le=2**53)]
 
 
 class Part(Struct, frozen=True, gc=False):
-    """What iperf3 says of an interval: of one stream, or of all."""
+    """An interval of one stream, or of all streams together."""
 
     start: _Moment
     end: _Moment
@@ -45,7 +45,7 @@ class Interval(Struct, frozen=True):
 
 
 class Sum(Struct, frozen=True):
-    """What iperf3 says at its end; it counts a datagram as lost until it comes late."""
+    """iperf3's totals; a datagram counts as lost until it arrives late."""
 
     seconds: _Moment = 0.0
     lost_packets: _Signed = 0
@@ -54,13 +54,13 @@ class Sum(Struct, frozen=True):
 
 
 class Udp(Struct, frozen=True):
-    """The same of a stream of datagrams."""
+    """The totals of a stream of datagrams."""
 
     out_of_order: _Signed = 0
 
 
 class Stream(Struct, frozen=True):
-    """The same of a stream."""
+    """The totals of a stream."""
 
     udp: Udp | None = None
 
@@ -74,7 +74,7 @@ class End(Struct, frozen=True):
 
 
 class Said(Struct, frozen=True):
-    """A report of iperf3 (-J), as far as it is read; its error is there when the test failed."""
+    """The parts of iperf3's report (-J) that are read; `error` is set if the test failed."""
 
     intervals: list[Interval] = []
     end: End = End()
@@ -82,7 +82,7 @@ class Said(Struct, frozen=True):
 
 
 class Iperf3(Spec):
-    """One flow between two nodes for some seconds; `reverse` sends from `to` to `from`."""
+    """One flow between two nodes for some seconds; with `reverse` it goes from `to` to `from`."""
 
     from_: str = Field(alias="from")
     to: str
@@ -98,15 +98,15 @@ class Iperf3(Spec):
     to_interface: str | None = Field(None, description="Connect to this interface's address of `to`")
 
     def seconds_long(self) -> float:
-        """Return how long it runs; iperf3 counts whole seconds."""
+        """Return the length of the test in seconds; iperf3 takes whole ones."""
         return float(self.seconds)
 
     def ends(self) -> tuple[tuple[str, str], ...]:
-        """Return the nodes that it names."""
+        """Return (field, node) for every node that it names."""
         return (("from", self.from_), ("to", self.to))
 
     def faults(self) -> list[tuple[str, str]]:
-        """Return (field, sentence) for what can't work."""
+        """Return (field, sentence) for each fault."""
         found = []
         if self.protocol == "udp" and self.rate is None:
             found.append(("protocol", "udp needs a `rate`: what the sender offers, such as rate: 5mbit"))
@@ -120,7 +120,7 @@ class Iperf3(Spec):
         return found
 
     def requires(self) -> tuple[features.Feature, ...]:
-        """Return what the machine must offer."""
+        """Return the features that it needs."""
         if self.protocol == "mptcp":
             return (features.IPERF3, features.MPTCPIZE, features.MPTCP)
         return (features.IPERF3,)
@@ -129,14 +129,14 @@ class Iperf3(Spec):
         return ("mptcpize", "run", *argv) if self.protocol == "mptcp" else argv
 
     def servers(self, task: Task) -> list[Step]:
-        """Return the server and the wait until it listens."""
+        """Return the server, and the wait until it listens."""
         argv = self._wrapped("iperf3", "-s", "-1", "-J", "-i", str(_INTERVAL), "-p", str(task.port))
         name = f"{task.name}.server"
         server = Spawn(self.to, name, argv, stdout=f"{self.to}/{name}.json", may_end=True)
         return [server, Wait(self.to, Listening(task.port), START, name)]
 
     def clients(self, task: Task) -> list[Step]:
-        """Return the client; it may take half a minute longer than its test, then it is killed."""
+        """Return the client, which is killed half a minute after the end of its test."""
         family = {"ipv4": 4, "ipv6": 6, None: None}[self.family]
         target = task.reach(self.from_, f"{self.to}:{self.to_interface}" if self.to_interface else self.to, family)
         words = [
@@ -163,14 +163,14 @@ class Iperf3(Spec):
         return [Spawn(self.from_, name, self._wrapped(*words), stdout=out, at=self.at, within=within)]
 
     def _said(self, name: str, folder: Recorded) -> tuple[Said | None, Said | None]:
-        """Return the reports of the client and of the server."""
+        """Return the reports of the client and the server."""
         rows = (self.seconds + 60) / _INTERVAL
         most, lost = int(64 * KIB + rows * (1 + self.parallel) * KIB), f"the metrics of {name} are missing"
         client = folder.value(f"{self.from_}/{name}.client.json", Said, most, lost)
         return client, folder.value(f"{self.to}/{name}.server.json", Said, most, lost)
 
     def failure(self, name: str, folder: Recorded) -> str:
-        """Return iperf3's own error: with -J it exits 0 all the same."""
+        """Return iperf3's own error: with -J it exits with status 0 even if it failed."""
         client, server = self._said(name, folder)
         if client is None or not client.error:
             return ""
@@ -184,7 +184,7 @@ class Iperf3(Spec):
         return table.names("iperf3", self.protocol)
 
     def read(self, name: str, folder: Recorded) -> dict[str, Measured]:
-        """Return goodput from what the receiver received, and what the sender saw of loss and delay."""
+        """Return the goodput that the receiver saw, and the loss and delay that the sender saw."""
         client, server = self._said(name, folder)
         sender, receiver = (server, client) if self.reverse else (client, server)
         if receiver is None:
@@ -221,7 +221,7 @@ class Iperf3(Spec):
         return found
 
     def doubts(self, name: str, folder: Recorded) -> Iterator[tuple[float, str, str]]:
-        """Yield which of its two programs did not run for a while: it then reports one long interval."""
+        """Yield a doubt if one of the two programs did not run for a while: it then reports one long interval."""
         sides = zip((self.from_, self.to), ("client", "server"), self._said(name, folder), strict=True)
         for node, side, said in sides:
             late = [(r.end - r.start - _INTERVAL, r.start) for r in (i.sum for i in said.intervals)] if said else []
@@ -234,7 +234,7 @@ class Iperf3(Spec):
 
 
 def _by_second(rows: Sequence[Part]) -> list[tuple[float, float]]:
-    """Return the end and the rate (Mbit/s) of the intervals joined to whole seconds."""
+    """Join intervals to whole seconds; return the end and the rate (Mbit/s) of each second."""
     seconds: dict[int, list[Part]] = {}
     for row in rows:
         seconds.setdefault(int(row.start + 1e-3), []).append(row)
@@ -247,9 +247,9 @@ def _by_second(rows: Sequence[Part]) -> list[tuple[float, float]]:
 
 
 def _gap(rows: Sequence[Part]) -> tuple[float, float]:
-    """Return the length and the beginning of the longest time without a byte.
+    """Return the length and the start of the longest time without a byte.
 
-    A program that does not run says nothing, and then has one long interval: in this all but the usual length is a gap.
+    A program that was stopped reports one long interval: all of it but the usual length counts as a gap.
     """
     best, began, current = 0.0, 0.0, None
     for row in rows:

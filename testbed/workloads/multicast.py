@@ -1,6 +1,6 @@
-"""Workload `multicast`: one source, a group, and receivers that join it: (S,G) by default, (*,G) if asked to.
+"""Workload `multicast`: one source, a group, and receivers that join it: (S,G) by default, or (*,G).
 
-The terms are those of IGMPv3 (RFC 3376), MLDv2 (RFC 3810) and SSM (RFC 4607). Both programs are ours: `multicast/`.
+Terms are those of IGMPv3 (RFC 3376), MLDv2 (RFC 3810) and SSM (RFC 4607); the programs are in `programs/multicast/`.
 """
 
 from collections.abc import Iterator
@@ -23,14 +23,14 @@ from testbed.steps import Spawn, Step, Wait
 from testbed.units import Host, Rate, Size, Time
 from testbed.workloads.place import Task
 
-LINGER = 1.0  # seconds that a timed receiver listens on when the source has ended
+LINGER = 1.0  # seconds that a timed receiver goes on listening after the source's end
 HEADERS = {4: 28, 6: 48}  # bytes of IP and UDP
-_PATIENCE = 30.0  # seconds that a program may take longer, where it is an emulated processor that runs it
-_ROOM = 10_000  # packets of others that a receiver may have got as well
+_PATIENCE = 30.0  # seconds that a program may take longer on an emulated processor
+_ROOM = 10_000  # packets of other streams that a receiver may have received as well
 
 
 class Sender(Struct, frozen=True):
-    """What the source says at its end (`multicast.sender`); times in ns."""
+    """The source's summary (`multicast.sender`); times in ns."""
 
     send_errors: Annotated[dict[str, Count], Meta(max_length=200)]
     skipped: Count
@@ -38,7 +38,7 @@ class Sender(Struct, frozen=True):
 
 
 class Member(Struct, frozen=True):
-    """What a receiver says (`multicast.receiver`): times in ns of CLOCK_MONOTONIC, null is not known."""
+    """A receiver's summary (`multicast.receiver`): times in ns of CLOCK_MONOTONIC, null if unknown."""
 
     joined: Count
     left: Count | None = None
@@ -50,7 +50,7 @@ def _receiver(value: Any) -> Any:
 
 
 class Receiver(Spec):
-    """A member of the group; without `at` it has joined before anything is sent, and stays to the end."""
+    """A member of the group; without `at` it joins before anything is sent, and stays to the end."""
 
     node: str
     interface: str | None = Field(None, description="Join on this interface; otherwise on that nearest to the source")
@@ -63,7 +63,7 @@ Receivers = tuple[Annotated[Receiver, BeforeValidator(_receiver, json_schema_inp
 
 
 class Multicast(Spec):
-    """Numbered packets from one node to a group at a steady rate, and the nodes that listen."""
+    """Numbered packets from one node to a group at a steady rate, and the nodes that receive them."""
 
     source: str
     receivers: Receivers = Field(min_length=1)
@@ -81,34 +81,34 @@ class Multicast(Spec):
         return 6 if ":" in self.group else 4
 
     def seconds_long(self) -> float:
-        """Return how long it takes from `at` on: until the source has ended, and every receiver that has a time."""
+        """Return the time from `at` until the source and all timed receivers have ended."""
         return max(self.seconds, *(r.at + self.stay(r) - self.at for r in self.receivers if r.at is not None), 0.0)
 
     def stay(self, receiver: Receiver) -> float:
-        """Return how long a receiver with a time of its own listens."""
+        """Return how long a timed receiver listens."""
         rest = self.at + self.seconds + LINGER - (receiver.at or 0.0)
         return receiver.seconds if receiver.seconds is not None else max(rest, LINGER)
 
     def ends(self) -> tuple[tuple[str, str], ...]:
-        """Return the source; receivers are judged with the way to them."""
+        """Return (field, node) for the source; receivers are checked together with the way to them."""
         return (("source", self.source),)
 
     def faults(self) -> list[tuple[str, str]]:
-        """Return (field, sentence) for what can't work."""
+        """Return (field, sentence) for each fault."""
         found = [("group", text)] if (text := misfit(self.group)) else []
         if self.size < PACKET.size:
-            found.append(("size", f"a packet carries at least its {PACKET.size} bytes of number and time"))
+            found.append(("size", f"a packet has at least {PACKET.size} bytes, for its number and time"))
         return found
 
     def requires(self) -> tuple[Feature, ...]:
-        """Return what the machine must offer."""
+        """Return the features that it needs."""
         return (IPV6,) if self.version == 6 else ()
 
     def _port(self, task: Task) -> int:
         return self.port or task.port
 
     def _listeners(self, task: Task) -> Iterator[tuple[Receiver, Spawn, str, str]]:
-        """Yield each receiver with its process, its interface and the source that it joins, "" for all."""
+        """Yield each receiver with its process, its interface and the source that it joins ("" for all)."""
         assert task.way is not None
         interfaces = dict(task.way.receivers)
         for r in self.receivers:
@@ -123,7 +123,7 @@ class Multicast(Spec):
             yield r, Spawn(r.node, name, argv, at=r.at, within=within, drain=drain, forked=True), ifname, source
 
     def servers(self, task: Task) -> list[Step]:
-        """Return the receivers without a time, and the waits until the kernel has their memberships."""
+        """Return the untimed receivers, and the waits for their memberships in the kernel."""
         found: list[Step] = []
         for r, process, ifname, source in self._listeners(task):
             if r.at is None:
@@ -133,7 +133,7 @@ class Multicast(Spec):
         return found
 
     def clients(self, task: Task) -> list[Step]:
-        """Return the source and the receivers that have a time."""
+        """Return the source and the timed receivers."""
         assert task.way is not None
         words = (
             f"group={self.group}",
@@ -153,7 +153,7 @@ class Multicast(Spec):
         return [sender, *(process for r, process, _, _ in self._listeners(task) if r.at is not None)]
 
     def failure(self, name: str, folder: Recorded) -> str:
-        """Return nothing: a program that goes wrong ends with a status that says so."""
+        """Return "": the programs report errors by their exit status."""
         return ""
 
     def metrics(self) -> tuple[str, ...]:
@@ -180,7 +180,7 @@ class Multicast(Spec):
         return folder.value(f"{node}/{name}.receiver.json", Member, 64 * KIB, lost)
 
     def read(self, name: str, folder: Recorded) -> dict[str, Measured]:
-        """Return what the source says of itself, and what each receiver got of what was sent."""
+        """Return the metrics of the source and of each receiver."""
         if folder.origin is None:
             return {}
         said, sent = self._said(name, folder), self._sent(name, folder)
@@ -200,7 +200,7 @@ class Multicast(Spec):
     def _received(
         self, name: str, folder: Recorded, receiver: Receiver, sent: list[int], origin: int
     ) -> dict[str, Measured]:
-        """Return what one receiver got."""
+        """Return the metrics of one receiver."""
         file, lost = f"{receiver.node}/{name}.packets", f"the metrics of {name}.{receiver.node} are missing"
         its = self._member(name, folder, receiver.node)
         data = folder.data(file, (4 * len(sent) + _ROOM) * RECORD.size, lost)
@@ -218,7 +218,7 @@ class Multicast(Spec):
         return measure(got, sent, listening, origin)
 
     def doubts(self, name: str, folder: Recorded) -> Iterator[tuple[float, str, str]]:
-        """Yield what the two programs limited: a buffer that was full, and a source that was late."""
+        """Yield doubts about figures that the programs limited: a full buffer, or a late source."""
         for r in self.receivers:
             its = self._member(name, folder, r.node)
             if its is not None and its.socket_drops:
@@ -231,16 +231,16 @@ class Multicast(Spec):
 
 
 def misfit(group: str) -> str:
-    """Say what is wrong with a group by itself, "" when nothing is."""
+    """Return what is wrong with a group itself, "" if nothing is."""
     try:
         address = ip_address(group)
     except ValueError:
-        return f"{group!r} is no IP address: a group is one such as 232.1.1.1 or ff3e::8000:1"
+        return f"{group!r} is not an IP address: write a group such as 232.1.1.1 or ff3e::8000:1"
     if not address.is_multicast:
-        return f"{group} is no multicast address: these are 224.0.0.0/4 and ff00::/8"
+        return f"{group} is not a multicast address: use one of 224.0.0.0/4 or ff00::/8"
     if isinstance(address, IPv4Address):
         local = address.packed[:3] == bytes((224, 0, 0))  # RFC 5771 section 4
-        return f"{group} is for one link only (224.0.0.0/24), and no router forwards it" if local else ""
+        return f"{group} is limited to one link (224.0.0.0/24): no router forwards it" if local else ""
     return _scoped(address, group)
 
 
@@ -253,6 +253,6 @@ def _scoped(address: IPv6Address, group: str) -> str:
 
 
 def source_specific(group: str) -> bool:
-    """Say whether a group is in the range where only (S,G) is right: 232/8 and ff3x::/32 (RFC 4607 section 1)."""
+    """Return whether a group is in the range for (S,G) only: 232/8 or ff3x::/32 (RFC 4607 section 1)."""
     packed = ip_address(group).packed
     return packed[0] == 232 if len(packed) == 4 else packed[0] == 0xFF and packed[1] >> 4 == 3 and not any(packed[2:4])

@@ -16,8 +16,8 @@ from testbed.steps import Spawn, Step
 from testbed.units import Size, Time
 from testbed.workloads.place import STALL, Task
 
-_PAYLOAD = 65507  # 65535 less the headers of IPv4 and ICMP
-# No sign of a line can be meant twice, so that a damaged one takes no longer than its length.
+_PAYLOAD = 65507  # 65535 minus the headers of IPv4 and ICMP
+# These expressions have a single way to match, so that a damaged line takes no longer than an intact one.
 _REPLY = re.compile(
     r"\[(?P<when>\d{1,12}\.\d{1,9})\] \d+ bytes from [^ ]+ icmp_seq=(?P<seq>\d{1,9}) (?:[a-z]+=\d+ )?"
     r"time=(?P<ms>\d{1,9}(?:\.\d{1,9})?) ms(?P<dup> .*DUP)?",
@@ -39,15 +39,15 @@ class Ping(Spec):
     to_interface: str | None = None
 
     def seconds_long(self) -> float:
-        """Return how long it runs."""
+        """Return how long it runs, in seconds."""
         return float(self.seconds)
 
     def ends(self) -> tuple[tuple[str, str], ...]:
-        """Return the nodes that it names."""
+        """Return (field, node) for every node that it names."""
         return (("from", self.from_), ("to", self.to))
 
     def faults(self) -> list[tuple[str, str]]:
-        """Return (field, sentence) for what can't work."""
+        """Return (field, sentence) for each fault."""
         found = []
         if self.interval < 0.002:
             found.append(("interval", "ping(8) takes no interval below 2ms"))
@@ -56,15 +56,15 @@ class Ping(Spec):
         return found
 
     def requires(self) -> tuple[features.Feature, ...]:
-        """Return what the machine must offer."""
+        """Return the features that it needs."""
         return (features.PING,)
 
     def servers(self, task: Task) -> list[Step]:
-        """Return nothing: the kernel answers."""
+        """Return no servers: the kernel answers."""
         return []
 
     def clients(self, task: Task) -> list[Step]:
-        """Return the ping process; it waits a second for the last answers, and loss is no failure of it."""
+        """Return the ping process: it waits a second for the last answers; lost ones do not fail it."""
         family = {"ipv4": 4, "ipv6": 6, None: None}[self.family]
         target = task.reach(self.from_, f"{self.to}:{self.to_interface}" if self.to_interface else self.to, family)
         count = max(1, round(self.seconds / self.interval))
@@ -72,7 +72,7 @@ class Ping(Spec):
         words += ["-s", str(self.size)] if self.size is not None else []
         out = f"{self.from_}/{task.name}.ping.txt"
         name = f"{task.name}.ping"
-        # ping exits 1 when nothing answers: that is a measurement here, so any end will do.
+        # ping exits with status 1 if nothing answers, which is a result and not a failure.
         within = self.seconds + 30
         return [
             Spawn(
@@ -92,7 +92,7 @@ class Ping(Spec):
         return folder.text(f"{self.from_}/{name}.ping.txt", most, f"the metrics of {name} are missing")
 
     def failure(self, name: str, folder: Recorded) -> str:
-        """Return what ping complains about when it could not count its packets."""
+        """Return ping's error if it could not count its packets."""
         lines = folder.text(f"{self.from_}/{name}.ping.log", 64 * KIB, f"what {name} complained about is missing")
         text = "\n".join(lines).strip()
         return f"[{self.from_}] {name}: {text}" if text and not self.read(name, folder) else ""
@@ -121,7 +121,7 @@ class Ping(Spec):
         return found | latencies([float(r["ms"]) for r in replies if not r["dup"]], "rtt")
 
     def doubts(self, name: str, folder: Recorded) -> Iterator[tuple[float, str, str]]:
-        """Yield how long ping did not run: a request leaves the interval after the one before it."""
+        """Yield a doubt if ping did not run for a while: requests then leave late."""
         replies = [r for r in map(_REPLY.match, self._said(name, folder)) if r is not None and not r["dup"]]
         sent = [(int(r["seq"]), float(r["when"]) - float(r["ms"]) / 1e3) for r in replies]
         late = [b - a - (n - m) * self.interval for (m, a), (n, b) in pairwise(sent) if n > m]

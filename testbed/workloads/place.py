@@ -1,4 +1,4 @@
-"""What a workload may know: its name, addresses of nodes, a free port, and where its files go."""
+"""What a workload may know: its name, addresses of nodes, a free port, and the folder of its files."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from testbed.metrics.measured import Measured
 from testbed.metrics.recorded import Recorded
 from testbed.steps import Step
 
-STALL = 0.5  # seconds that a program may be late before a report says so
+STALL = 0.5  # seconds that a program may be late before a report mentions it
 
 
 class Way(Struct, frozen=True):
-    """The way of a multicast stream: the source's address and interface, and the interface of each receiver."""
+    """The way of a multicast stream: address and interface of the source, and the interface of each receiver."""
 
     source: str
     interface: str
@@ -24,9 +24,9 @@ class Way(Struct, frozen=True):
 
 
 class Task(Struct, frozen=True):
-    """A workload's name, its own port, and the address of a node as another node reaches it (family 4, 6).
+    """A workload's name, its own port, and the addresses at which nodes reach each other (IP version 4 or 6).
 
-    `way` is that of a multicast workload.
+    `way` is set for a multicast workload.
     """
 
     name: str
@@ -36,38 +36,38 @@ class Task(Struct, frozen=True):
 
 
 class Workload(Protocol):
-    """Something that runs in a lab for a while and is measured."""
+    """A program or several that run in a lab for a while and are measured."""
 
     @property
     def at(self) -> float:
-        """When it starts, in seconds of the run's clock."""
+        """The start, in seconds on the run's clock."""
 
     def seconds_long(self) -> float:
-        """Return how long it runs."""
+        """Return how long it runs, in seconds."""
 
     def ends(self) -> tuple[tuple[str, str], ...]:
-        """Return (field, node) of every node it names."""
+        """Return (field, node) for every node that it names."""
 
     def faults(self) -> list[tuple[str, str]]:
-        """Return (field, sentence) for what can't work."""
+        """Return (field, sentence) for each fault."""
 
     def requires(self) -> tuple[Feature, ...]:
-        """Return what the machine must offer."""
+        """Return the features that it needs."""
 
     def servers(self, task: Task) -> list[Step]:
-        """Return what must run before t = 0."""
+        """Return the steps before t = 0."""
 
     def clients(self, task: Task) -> list[Step]:
-        """Return what starts at its time."""
+        """Return the steps that start at its time."""
 
     def failure(self, name: str, folder: Recorded) -> str:
-        """Return what its own output says went wrong, "" when it went well."""
+        """Return the error that its output reports, "" if there is none."""
 
     def metrics(self) -> tuple[str, ...]:
-        """Return the names that `read` gives, without the workload's own."""
+        """Return the names of the metrics of `read`, without the workload's name."""
 
     def read(self, name: str, folder: Recorded) -> dict[str, Measured]:
-        """Return what was measured, from the raw files alone; what is not there is left out."""
+        """Return the metrics, read from the raw files alone; what was not measured is left out."""
 
     def doubts(self, name: str, folder: Recorded) -> Iterator[tuple[float, str, str]]:
-        """Yield (how bad, which figures, what was seen) of what the programs limited, and not the network."""
+        """Yield (how bad, which figures, why) where a program and not the network limited a figure."""

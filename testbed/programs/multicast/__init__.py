@@ -1,1 +1,1 @@
-"""Multicast packets that are counted: their form, and the programs that send and receive them."""
+"""Numbered multicast packets: their format, and the programs that send and receive them."""

@@ -1,9 +1,9 @@
-"""What a multicast packet carries, and what is kept of each that arrives (pure).
+"""The formats of multicast packets and of their records (pure).
 
-All numbers are big-endian. A packet's UDP payload begins with PACKET and is filled up with zeros. A receiver keeps one
-RECORD a packet in `NODE/WORKLOAD.packets`, in the order of arrival; the source keeps the time of each packet that it
-sent, in the order of their sequence numbers from 0 on, in `NODE/WORKLOAD.sent` (SENT). Times are nanoseconds of
-CLOCK_MONOTONIC, which nobody can set; that of arrival is the kernel's (SO_TIMESTAMPNS), not the program's.
+All numbers are big-endian. A packet's UDP payload begins with PACKET and is padded with zeros. A receiver writes one
+RECORD for each packet to `NODE/WORKLOAD.packets`, in the order of arrival. The source writes the time of each packet to
+`NODE/WORKLOAD.sent` (SENT), in the order of their sequence numbers, which start at 0. Times are nanoseconds of
+CLOCK_MONOTONIC, which cannot be set; times of arrival are the kernel's (SO_TIMESTAMPNS).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Arrival(Struct, frozen=True):
 
 
 def stream(workload: str) -> int:
-    """Return the number that tells the packets of one workload from those of others."""
+    """Return the number that identifies the packets of a workload."""
     return crc32(workload.encode())
 
 
 def arrivals(data: bytes, wanted: int) -> list[Arrival]:
-    """Read the records of a stream; what other packets came, and a record that was cut off, are left out."""
+    """Read the records of a stream, without packets of other streams and without a truncated record."""
     whole = memoryview(data)[: len(data) - len(data) % RECORD.size]
     return [
         Arrival(received, size, sequence, sent)
@@ -44,5 +44,5 @@ def arrivals(data: bytes, wanted: int) -> list[Arrival]:
 
 
 def sent_times(data: bytes) -> list[int]:
-    """Read the times when packets were sent, by sequence number."""
+    """Read the times at which packets were sent, in the order of their sequence numbers."""
     return [t for (t,) in SENT.iter_unpack(memoryview(data)[: len(data) - len(data) % SENT.size])]

@@ -1,7 +1,7 @@
-"""A program that joins a multicast group on an interface and keeps a record of each packet (its form: `records`).
+"""A program that joins a multicast group on an interface and writes a record of each packet (format: `packets`).
 
-Its arguments are `key=value`: group, port, interface, source (empty: of all sources), seconds
-(empty: until SIGTERM), and `out`, the beginning of its files' names.
+Its arguments are `key=value`: group, port, interface, source (empty for all sources), seconds (empty: until SIGTERM),
+and `out`, the prefix of its files' names.
 """
 
 from __future__ import annotations
@@ -19,20 +19,23 @@ from testbed.programs.multicast.packets import PACKET
 
 _HEAD = struct.Struct("!QI")  # time of arrival and size, before it
 _TIMESPEC = struct.Struct("@ll")
-_PAUSE = 0.01  # seconds: packets are read in batches, for each has its time of arrival from the kernel
-_FLUSH = 100_000_000  # ns: what was received is in the file after at most this, so that a drain can see it
+_PAUSE = 0.01  # seconds: packets can be read in batches, since the kernel stamps each with its time of arrival
+_FLUSH = 100_000_000  # ns: received packets are in the file after at most this time, so that a drain can see them
 _BUFFER = 32 << 20
-_CLOSE, _SET = 20_000, 1_000_000  # ns: two clocks that were read at once, and the least that counts as setting one
+_CLOSE, _SET = (
+    20_000,
+    1_000_000,
+)  # ns: the difference of two clocks read at once, and the smallest that counts as setting one
 _WORD = (1 << 64) - 1
 # include/uapi/asm-generic/socket.h
 _SO_RCVBUFFORCE, _SO_TIMESTAMPNS = 33, 35
-# include/uapi/linux/in.h and in6.h: MCAST_JOIN_GROUP and so on have one number in both families (RFC 3678)
+# include/uapi/linux/in.h and in6.h: MCAST_JOIN_GROUP etc. have the same number for both IP versions (RFC 3678)
 _JOIN, _LEAVE, _JOIN_SOURCE, _LEAVE_SOURCE = 42, 45, 46, 47
 _IP_MULTICAST_ALL, _IPV6_MULTICAST_ALL = 49, 29
 
 
 def main(words: list[str]) -> None:
-    """Receive until the time is over or SIGTERM comes; `out`.receiver.json is there from the join on."""
+    """Receive until the time is over or SIGTERM arrives; `out`.receiver.json exists from the join on."""
     given = dict(word.split("=", 1) for word in words)
     family = socket.AF_INET6 if ":" in given["group"] else socket.AF_INET
     level = socket.IPPROTO_IPV6 if family == socket.AF_INET6 else socket.IPPROTO_IP
@@ -60,12 +63,12 @@ def main(words: list[str]) -> None:
 
 
 def opened(family: int, level: int, group: str, port: int) -> socket.socket:
-    """Return a socket for the packets of a group that it is a member of itself, each with its time of arrival."""
+    """Return a socket that has joined the group and gets each packet with its time of arrival."""
     sock = socket.socket(family, socket.SOCK_DGRAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
-    except PermissionError:  # for root of the whole machine only
+    except PermissionError:  # only root of the initial user namespace may
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
     sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
     sock.setsockopt(level, _IPV6_MULTICAST_ALL if family == socket.AF_INET6 else _IP_MULTICAST_ALL, 0)
@@ -86,9 +89,9 @@ def address(family: int, text: str) -> bytes:
 
 
 def kept(sock: socket.socket, file: io.FileIO, until: int | None, ending: list[int]) -> int:
-    """Write a record of each packet until a time of CLOCK_MONOTONIC or until something is in `ending`; count them.
+    """Write a record of each packet until a time of CLOCK_MONOTONIC or until `ending` is readable; count them.
 
-    Between two batches it pauses, so that a packet costs no wake-up of its own. What is waiting is read at the end.
+    Pause between batches, so that packets do not cost a wake-up each. At the end, read what is still waiting.
     """
     header = bytearray(PACKET.size)  # kept as it came
     places, flags, pack = [header], socket.MSG_TRUNC, _HEAD.pack  # MSG_TRUNC: the size is that of the whole packet
@@ -103,7 +106,7 @@ def kept(sock: socket.socket, file: io.FileIO, until: int | None, ending: list[i
             while True:
                 size, control, _, _ = receive(places, space, flags | more)
                 seconds, nanoseconds = unpack(control[0][2])
-                # A clock that was set back may make this negative, until it is known that it was set.
+                # This may be negative after a clock was set back, until that is noticed.
                 rows += pack((seconds * 1_000_000_000 + nanoseconds - before) & _WORD, size)
                 rows += header
                 count += 1
@@ -125,7 +128,7 @@ def kept(sock: socket.socket, file: io.FileIO, until: int | None, ending: list[i
 
 
 def ahead() -> int:
-    """Return how far CLOCK_REALTIME is ahead of CLOCK_MONOTONIC, from the closest of some readings."""
+    """Return how far CLOCK_REALTIME is ahead of CLOCK_MONOTONIC, from the closest of several readings."""
     found = []
     for _ in range(5):
         first, real, second = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
@@ -136,7 +139,7 @@ def ahead() -> int:
 
 
 def mend(rows: bytearray, begin: int, step: int, since: int, until: int) -> None:
-    """Correct the times of a batch in which CLOCK_REALTIME was set: a packet came after that if it can't before."""
+    """Correct the times of a batch in which CLOCK_REALTIME was set: find the packets that arrived after that."""
     for at in range(begin, len(rows), _HEAD.size + PACKET.size):
         came, size = _HEAD.unpack_from(rows, at)
         if not since <= came <= until:
@@ -144,14 +147,14 @@ def mend(rows: bytearray, begin: int, step: int, since: int, until: int) -> None
 
 
 def drops(sock: socket.socket, family: int) -> int | None:
-    """Return the packets that found the socket's buffer full: the last column of /proc/net/udp, by inode."""
+    """Count the packets that found the socket's buffer full (last column of /proc/net/udp, by inode)."""
     inode = str(os.fstat(sock.fileno()).st_ino)
     with open("/proc/self/net/udp6" if family == socket.AF_INET6 else "/proc/self/net/udp") as table:
         return next((int(row[-1]) for row in map(str.split, table) if row[9] == inode), None)
 
 
 def tell(out: str, joined: int, left: int | None, received: int, dropped: int | None) -> None:
-    """Write what is known: times are nanoseconds of CLOCK_MONOTONIC, null is not known yet."""
+    """Write the summary: times are nanoseconds of CLOCK_MONOTONIC, null if not known yet."""
     said = {"joined": joined, "left": left, "packets": received, "socket_drops": dropped}
     with open(f"{out}.receiver.json", "w") as file:
         file.write(json.dumps(said) + "\n")

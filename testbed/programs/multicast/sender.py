@@ -1,7 +1,7 @@
-"""A program that sends numbered packets to a multicast group at a steady rate (its packets: `records`).
+"""A program that sends numbered packets to a multicast group at a steady rate (format: `packets`).
 
 Its arguments are `key=value`: group, port, interface, source, stream, interval (ns), size, seconds, ttl, and `out`, the
-beginning of its files' names.
+prefix of its files' names.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from typing import Any
 from testbed.programs.multicast.packets import MAGIC, PACKET
 
 _TIMES = struct.Struct("!QQ")
-_BEHIND = 50_000_000  # ns: what was missed by more than this is left out and not sent in a burst
+_BEHIND = 50_000_000  # ns: packets that are later than this are skipped, not sent in a burst
 _BUFFER = 4 << 20
 _SO_SNDBUFFORCE = 32  # include/uapi/asm-generic/socket.h
 
 
 def main(words: list[str]) -> None:
-    """Send until the time is over or SIGTERM comes, then write `out`.sent and `out`.sender.json."""
+    """Send until the time is over or SIGTERM arrives, then write `out`.sent and `out`.sender.json."""
     given = dict(word.split("=", 1) for word in words)
-    # From one processor: each has a queue of its own for what it sends (net/core/dev.c: enqueue_to_backlog), and
-    # packets of two overtake each other. Not from the first of several: iperf3 fills that where there are radios.
+    # Send from one processor: each has its own queue (net/core/dev.c: enqueue_to_backlog), and packets in two queues
+    # overtake each other. Not from the first of several: with radios, iperf3 keeps that one busy.
     allowed = sorted(os.sched_getaffinity(0))
     mine = allowed[1:] or allowed
     os.sched_setaffinity(0, {mine[int(given["port"]) % len(mine)]})
@@ -48,7 +48,7 @@ def main(words: list[str]) -> None:
 
 
 def opened(group: str, port: int, interface: str, source: str, ttl: int) -> socket.socket:
-    """Return a socket whose packets leave by an interface, with an address of it, and do not come back."""
+    """Return a socket whose packets leave by an interface, with that interface's address, and do not loop back."""
     index = socket.if_nametoindex(interface)
     if ":" in group:
         sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
@@ -63,7 +63,7 @@ def opened(group: str, port: int, interface: str, source: str, ttl: int) -> sock
     sock.setsockopt(level, loop, 0)
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BUFFER)
-    except PermissionError:  # for root of the whole machine only
+    except PermissionError:  # only root of the initial user namespace may
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
     sock.bind((source, 0))
     sock.connect((group, port))
@@ -73,9 +73,9 @@ def opened(group: str, port: int, interface: str, source: str, ttl: int) -> sock
 def paced(
     sock: socket.socket, payload: bytearray, interval: float, length: int, ending: list[int]
 ) -> tuple[array[int], dict[str, Any]]:
-    """Send one packet at each multiple of `interval` ns: deadlines are absolute, so that nothing drifts.
+    """Send one packet at each multiple of `interval` ns; absolute deadlines prevent drift.
 
-    Return when each was sent, and a summary. A packet that the kernel refuses has no sequence number and was not sent.
+    Return the time of each packet, and a summary. A packet that the kernel refuses gets no sequence number.
     """
     now, sleep, pack, send = time.monotonic_ns, time.sleep, _TIMES.pack_into, sock.send
     times = array("Q")

@@ -1,1 +1,1 @@
-"""The program that reads every node's counters while a lab runs."""
+"""The sampler: the program that reads every node's counters during a run."""

@@ -1,6 +1,6 @@
-"""Data frames on one channel, counted by who sends them to whom, from the ring of a packet socket (packet(7)).
+"""Count data frames on one channel by transmitter and receiver, from the ring of a packet socket (packet(7)).
 
-A monitor interface of a radio of the lab hears what the lab's radios send on its channel, and no other lab's.
+A monitor interface hears all frames that the lab's radios send on its channel, and none of other labs.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _FRAME, _BLOCK, _BLOCKS = 256, 1 << 16, 32  # bytes: a ring of 2 MiB, of 8192 fr
 _HEAD = struct.Struct("=IIIH")  # struct tpacket2_hdr: tp_status, tp_len, tp_snaplen, tp_mac
 _TO_USER = 1
 _KEEP = 96  # bytes of a frame: radiotap and the header
-# Classic BPF (linux/filter.h): behind radiotap, whose length is its third byte, a data frame that has data
-# (IEEE 802.11-2024 9.2.4.1: type 10, and of the subtype the bit "no data" is clear).
+# Classic BPF (linux/filter.h): after the radiotap header, whose length is its third byte, a data frame with data
+# (IEEE 802.11-2024 9.2.4.1: type 10, and the subtype's bit "no data" is clear).
 _DATA = (
     (0x30, 0, 0, 2),  # ldb [2]
     (0x07, 0, 0, 0),  # tax
@@ -33,7 +33,7 @@ _DATA = (
 
 
 class Ear(Struct):
-    """The ring of one channel (MHz): counts frames and bytes by transmitter and receiver address (A2, A1)."""
+    """The ring of one channel (MHz): it counts frames and bytes by transmitter and receiver address (A2, A1)."""
 
     freq: int
     sock: socket.socket
@@ -43,7 +43,7 @@ class Ear(Struct):
     drops: int = 0
 
     def drain(self) -> None:
-        """Count what has come since the last time; of a frame its length without radiotap."""
+        """Count the frames since the last call; their lengths are those without radiotap."""
         ring, counts = self.ring, self.counts
         while True:
             status, length, _, offset = _HEAD.unpack_from(ring, self.at)
@@ -62,7 +62,7 @@ class Ear(Struct):
         self.drops += struct.unpack("=II", self.sock.getsockopt(_SOL_PACKET, _STATISTICS, 8))[1]
 
     def rows(self) -> list[tuple[int, str, str, int, int]]:
-        """Return (MHz, transmitter, receiver, frames, bytes) since the beginning."""
+        """Return (MHz, transmitter, receiver, frames, bytes) since the start."""
         return [(self.freq, a[6:].hex(":"), a[:6].hex(":"), frames, size) for a, (frames, size) in self.counts.items()]
 
 

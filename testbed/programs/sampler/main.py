@@ -1,7 +1,7 @@
-"""A process inside a lab that reads every node's counters at a steady interval, until SIGTERM; then once more.
+"""A process inside a lab that reads every node's counters at a steady interval until SIGTERM, and then once more.
 
-One line of JSON a node and tick: `t` is CLOCK_MONOTONIC and `time` CLOCK_REALTIME, in seconds. Every socket
-and /proc file is opened once, inside its namespace, so that a tick enters none.
+It writes one line of JSON for each node and tick: `t` is CLOCK_MONOTONIC and `time` CLOCK_REALTIME, in seconds. It
+opens every socket and /proc file once, inside its namespace, so that a tick need not enter any.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from testbed.programs.sampler import air
 from testbed.programs.sampler import wlans as state
 
 _STATS = struct.Struct("=8Q")  # the head of struct rtnl_link_stats64 (if_link.h)
-_CLOSE = 1e-3  # seconds between two clocks that were read at once
+_CLOSE = 1e-3  # seconds between two clocks that count as read at once
 _COUNTERS = (
     "rx_packets",
     "tx_packets",
@@ -43,15 +43,15 @@ _COUNTERS = (
 
 
 class Node(Struct, frozen=True):
-    """What is read of one node, and where it goes."""
+    """The open files and sockets of one node, and the files to write to."""
 
     route: socket.socket
     diag: socket.socket | None
     netstat: int
     out: TextIO
-    wlan: socket.socket | None = None  # asks nl80211
+    wlan: socket.socket | None = None  # for requests to nl80211
     family: int = 0  # the message type of nl80211
-    told: socket.socket | None = None  # is told by it
+    told: socket.socket | None = None  # for events of nl80211
     events: TextIO | None = None
     udp: tuple[int, ...] = ()  # /proc/net/snmp and snmp6
 
@@ -59,7 +59,7 @@ class Node(Struct, frozen=True):
 def main(words: Sequence[str]) -> None:
     """Sample until SIGTERM.
 
-    The one word is a JSON file {"every": seconds, "nodes": {name: ["mptcp", "wlan", "udp"]}, "air": {interface: MHz}}.
+    The argument is a JSON file {"every": seconds, "nodes": {name: ["mptcp", "wlan", "udp"]}, "air": {interface: MHz}}.
     """
     asked = json.loads(Path(words[0]).read_text())
     ended, end = os.pipe2(os.O_NONBLOCK)
@@ -99,9 +99,9 @@ def main(words: Sequence[str]) -> None:
 
 
 def _moment() -> dict[str, float]:
-    """Return both clocks as they are at one moment: where this process had to wait between them, they are read again.
+    """Read both clocks at the same moment: read them again if this process had to wait between them.
 
-    A report takes a change between them for a clock that was set.
+    A report takes a change of their difference for a clock that was set.
     """
     for _ in range(5):
         t, real = time.monotonic(), time.time()
@@ -111,7 +111,7 @@ def _moment() -> dict[str, float]:
 
 
 def _read(fd: int) -> str:
-    """Return a file of /proc as it is now; one of many records gives a page at a time."""
+    """Read a file of /proc from its start; files of many records return a page at a time."""
     found = b""
     while part := os.pread(fd, 65536, len(found)):
         found += part
@@ -119,7 +119,7 @@ def _read(fd: int) -> str:
 
 
 def _pause(ended: int, told: dict[socket.socket, Node], due: float) -> bool:
-    """Wait until the next tick is due, writing down what nl80211 tells meanwhile; False when this is to end."""
+    """Wait for the next tick, and record events of nl80211 meanwhile; return False when this is to end."""
     while True:
         sources: list[int | socket.socket] = [ended, *told]
         ready = select.select(sources, [], [], max(0.0, due - time.monotonic()))[0]
@@ -192,7 +192,7 @@ def _qdiscs(route: socket.socket, names: dict[int, str]) -> list[dict[str, Any]]
 
 @wire.decoder
 def parse_qdiscs(entries: Sequence[bytes], names: dict[int, str]) -> list[dict[str, Any]]:
-    """Return the queueing disciplines that count something, by the names of their interfaces."""
+    """Return the queueing disciplines with counters, and the names of their interfaces."""
     found = []
     for entry in entries:
         _, index, handle, parent, _ = uapi.TCMSG.unpack_from(entry)
@@ -223,14 +223,14 @@ def parse_qdiscs(entries: Sequence[bytes], names: dict[int, str]) -> list[dict[s
 
 @wire.decoder
 def mib(netstat: str) -> dict[str, int]:
-    """Return the MPTCP counters that this kernel has, from /proc/net/netstat: names come and go between kernels."""
+    """Parse this kernel's MPTCP counters from /proc/net/netstat; their names differ between kernels."""
     rows = [row.split() for row in netstat.splitlines() if row.startswith("MPTcpExt:")]
     return dict(zip(rows[0][1:], map(int, rows[1][1:]), strict=True)) if len(rows) == 2 else {}
 
 
 @wire.decoder
 def buffer_errors(snmp: str) -> int:
-    """Return the datagrams that found a socket's buffer full, from /proc/net/snmp or snmp6."""
+    """Parse the number of datagrams that found a socket's buffer full from /proc/net/snmp or snmp6."""
     rows = [row.split() for row in snmp.splitlines()]
     udp = [row for row in rows if row and row[0] == "Udp:"]
     if len(udp) == 2:
@@ -240,7 +240,7 @@ def buffer_errors(snmp: str) -> int:
 
 @wire.decoder
 def softnet(text: str) -> dict[str, dict[str, int]]:
-    """Return what all CPUs dropped and put off, from /proc/net/softnet_stat (net/core/net-procfs.c)."""
+    """Parse /proc/net/softnet_stat (net/core/net-procfs.c): packets that all CPUs dropped, rounds they cut short."""
     rows = [row.split() for row in text.splitlines()]
     return {"softnet": {"dropped": sum(int(r[1], 16) for r in rows), "squeezed": sum(int(r[2], 16) for r in rows)}}
 
@@ -251,10 +251,13 @@ def _cpu() -> list[int]:
 
 
 def _usage(before: list[int], now: list[int]) -> dict[str, float]:
-    """Return the shares of all CPUs since the last tick: idle and iowait (fields 4, 5) are not busy, steal (8) is."""
+    """Return the busy share of all CPUs since the last tick, and the stolen one.
+
+    Fields 4 and 5 (idle, iowait) count as not busy, 8 (steal) as busy.
+    """
     spent = [b - a for a, b in zip(before, now, strict=True)][:8]
     total = sum(spent) or 1
-    idle = spent[3] + spent[4]  # that of iowait may go back (proc(5))
+    idle = spent[3] + spent[4]  # iowait may decrease (proc(5))
     return {"cpu": min(1.0, max(0.0, 1 - idle / total)), "steal": min(1.0, max(0.0, spent[7] / total))}
 
 

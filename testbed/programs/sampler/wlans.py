@@ -1,4 +1,4 @@
-"""The links of wireless interfaces and what nl80211 tells of them, read through sockets of their namespace."""
+"""The links of wireless interfaces and their events, read by nl80211 through sockets of their namespaces."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NAMES = {
 
 
 def wlans(sock: socket.socket, family: int) -> dict[str, dict[str, Any]]:
-    """Return every wireless interface with its links; those of a station with signal (dBm) and last beacon (ms)."""
+    """Return every wireless interface with its links; a station's have signal (dBm) and age of the last beacon (ms)."""
     found = {}
     for wlan in map(nl80211.parse_interface, netlink.dump(sock, family, nl80211.GET_INTERFACES)):
         links = [asdict(link) for link in wlan.links]
@@ -42,7 +42,7 @@ def _associated(sock: socket.socket, family: int, index: int) -> Iterator[nl8021
 
 
 def listen() -> socket.socket:
-    """Open a socket in the namespace that this process is in, to which nl80211 tells what happens to links."""
+    """Open a socket in this process's namespace that receives nl80211's events of links."""
     sock = netlink.connect(wire.NETLINK_GENERIC)
     for name, number in groups(sock, nl80211.FAMILY).items():
         if name in ("mlme", "config"):
@@ -58,7 +58,7 @@ def groups(sock: socket.socket, family: str) -> dict[str, int]:
 
 @wire.decoder
 def parse_groups(data: bytes) -> dict[str, int]:
-    """Return the multicast groups that an answer of the controller tells."""
+    """Return the multicast groups in an answer of the controller."""
     for kind, _, _, entry in wire.messages(data):
         if kind == uapi.GENL_ID_CTRL:
             told = wire.attributes(entry, uapi.GENLMSGHDR.size).get(uapi.CTRL_ATTR_MCAST_GROUPS, b"")
@@ -73,7 +73,7 @@ def _group(nest: bytes) -> tuple[str, int]:
 
 
 def events(sock: socket.socket) -> Iterator[dict[str, Any]]:
-    """Yield what has come: event, index of the interface, link ids, MHz."""
+    """Yield the events that have arrived: event, index of the interface, link IDs, MHz."""
     while True:
         try:
             data = sock.recv(1 << 16)
@@ -82,7 +82,7 @@ def events(sock: socket.socket) -> Iterator[dict[str, Any]]:
         except OSError as e:
             if e.errno != errno.ENOBUFS:
                 raise
-            continue  # the kernel dropped some
+            continue  # the kernel dropped events
         for _, _, _, entry in wire.messages(data):
             told = nl80211.parse_event(entry)
             if (name := _NAMES.get(told.command)) is not None:

@@ -5,7 +5,7 @@ A step is one line, and a command in it is what bash would have to read to run t
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from msgspec import Struct
 
@@ -15,20 +15,23 @@ from testbed.plain import line, word, words
 LAB = "-"  # the place of what belongs to no node: the sandbox itself
 
 
-class Request(Protocol):
-    """Something a namespace is asked for; its text is the equivalent ip(8), tc(8) or sysctl(8) command."""
+class Request(Struct, frozen=True, tag=True):
+    """Something a namespace is asked for; its text is the equivalent ip(8), tc(8) or sysctl(8) command.
+
+    Each is a class of a driver, which travels under its name; `testbed.lab.travel` finds them all.
+    """
+
+
+class Netlink(Protocol):
+    """A request that is one netlink message."""
 
     def __str__(self) -> str: ...
-
-
-class Netlink(Request, Protocol):
-    """A request that is one netlink message."""
 
     def encode(self, here: Here) -> Message:
         """Encode for the namespace `here`."""
 
 
-class Delete(Struct, frozen=True, tag=True):
+class Delete(Request, frozen=True):
     """The opposite of a request that added something."""
 
     added: Netlink
@@ -44,10 +47,19 @@ class Delete(Struct, frozen=True, tag=True):
         return Message(m.kind + 1, 0, m.body)
 
 
-class Probe(Protocol):
+class Probe(Struct, frozen=True, tag=True):
     """An observable fact, printed as a condition; `testbed.lab.probes` knows how each is observed."""
 
-    def __str__(self) -> str: ...
+
+@runtime_checkable
+class Shown(Protocol):
+    """A probe of a fact that files of /proc show: lab.probes needs to know no more of it."""
+
+    def files(self) -> tuple[str, ...]:
+        """Return the files, such as /proc/self/net/tcp, which are read in the node's network namespace."""
+
+    def lacking(self, *texts: str) -> str:
+        """Return what they show instead, "" when the fact holds; a file that does not exist reads as "" (pure)."""
 
 
 class Configure(Struct, frozen=True, tag=True):

@@ -13,7 +13,7 @@ from testbed.lab.changes import Change
 from testbed.language.document import parse
 from testbed.language.topology import build
 from testbed.plan.lab import Plan, plan
-from testbed.steps import Configure, Delete, Run, Step, Wait
+from testbed.steps import Configure, Delete, Request, Run, Step, Wait
 
 LAB = """\
 name: lab
@@ -113,9 +113,9 @@ QDISC = Qdisc("eth0", "pfifo", 0x20000, 0xFFFFFFFF, Limit("pfifo", 10))
     ],
 )
 def test_of_steps_that_were_performed_stands_what_no_later_one_overwrote_or_took_away(
-    steps: list[object], left: list[object]
+    steps: list[Request], left: list[Request]
 ) -> None:
-    def of_a(requests: list[object]) -> list[Step]:
+    def of_a(requests: list[Request]) -> list[Step]:
         return [Configure("a", r) for r in requests]
 
     assert changes.standing(of_a(steps)) == of_a(left)

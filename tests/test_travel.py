@@ -12,12 +12,13 @@ import pytest
 from msgspec import Struct
 
 from testbed import drivers, steps
+from testbed.drivers import tc
 from testbed.errors import InputError, LabError, Problem, TestbedError, Unsupported
 from testbed.lab import answers, asking, travel
 from testbed.language.experiment import read
 from testbed.plan import run as schedule
 from testbed.plan.lab import plan
-from testbed.steps import Configure, Delete
+from testbed.steps import Configure, Delete, Probe, Request
 from tests.conftest import ROOT
 
 FILES = sorted([*ROOT.glob("topologies/*.yaml"), *ROOT.glob("experiments/*.yaml")])
@@ -36,14 +37,15 @@ def test_every_step_of_a_plan_arrives_as_it_was_sent(file: Path) -> None:
 
 
 def test_whatever_a_driver_can_ask_or_await_may_travel() -> None:
+    """Every tagged record of a driver is a request, a probe, or a part of a request."""
     found = set()
     for module in pkgutil.iter_modules(drivers.__path__):
         for kind in vars(importlib.import_module(f"testbed.drivers.{module.name}")).values():
             if isinstance(kind, type) and issubclass(kind, Struct) and kind.__struct_config__.tag:
                 found.add(kind)
-    known = {*get_args(travel.Plain), *get_args(travel.Probes), *get_args(steps.Step)}
-    names = {k.__name__ for k in known} | {"Delete", "Qdisc", "QdiscDel", "Tbf", "Netem", "Limit", "Plug"}
-    assert {k.__name__ for k in found} <= names
+    parts = {*get_args(tc.Options), Request, Probe, *get_args(steps.Step)}
+    assert found - parts == {*travel.REQUESTS, *travel.PROBES}
+    assert not set(travel.REQUESTS) & set(travel.PROBES)
     assert len(found) > 30
 
 

@@ -14,6 +14,7 @@ from msgspec import Struct
 from testbed.drivers.link import CREATE
 from testbed.linux import uapi
 from testbed.linux.wire import Here, Message, attr, attributes, decoder, nest, text, u32
+from testbed.steps import Probe, Request
 
 PORT = 2268  # IANA's, RFC 7450 section 7
 HEADERS = 40  # what the driver subtracts from the stream interface's MTU: IPv4 20, UDP 8, AMT 12 (Membership Update)
@@ -27,7 +28,7 @@ _MODE, _RELAY_PORT, _GATEWAY_PORT, _LINK, _LOCAL, _REMOTE, _DISCOVERY, _MAX_TUNN
 _KIND = "amt"
 
 
-class AmtAdd(Struct, frozen=True, tag=True):
+class AmtAdd(Request, frozen=True):
     """Make a gateway's or a relay's pseudo-interface, down and in its final namespace: it cannot be moved.
 
     `dev` is the interface that carries the tunnels, `local` its address. Neither can be changed later.
@@ -115,7 +116,7 @@ def _dotted(raw: bytes) -> str:
     return ".".join(map(str, raw))
 
 
-class RelayFound(Struct, frozen=True, tag=True):
+class RelayFound(Probe, frozen=True):
     """A gateway has received a Relay Advertisement (RFC 7450, 5.1.2): the kernel then reports the relay's address.
 
     The driver reports nothing else; it sends a Relay Discovery every five seconds until then.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
+from testbed.steps import Request
 
 _UNITS = ((1 << 30, "gb"), (1 << 20, "mb"), (1 << 10, "kb"), (1, "b"))
 
 
-class Bound(Struct, frozen=True, tag=True):
+class Bound(Request, frozen=True):
     """The most bytes, tasks (processes and threads) and processors that a lab may use; None means no bound."""
 
     memory: int | None = None

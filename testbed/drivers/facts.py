@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
+from testbed.steps import Probe
+
+_LISTEN = "0A"  # include/net/tcp_states.h
 
 
-class Listening(Struct, frozen=True, tag=True):
+class Listening(Probe, frozen=True):
     """A TCP (or MPTCP) server listens on a port."""
 
     port: int
@@ -13,8 +15,18 @@ class Listening(Struct, frozen=True, tag=True):
     def __str__(self) -> str:
         return f"listening on port {self.port}"
 
+    def files(self) -> tuple[str, ...]:
+        """Return the tables of TCP sockets."""
+        return ("/proc/self/net/tcp", "/proc/self/net/tcp6")
 
-class Capturing(Struct, frozen=True, tag=True):
+    def lacking(self, *texts: str) -> str:
+        """Return which listener is missing, "" when there is one."""
+        rows = [row.split() for text in texts for row in text.splitlines()[1:]]
+        ports = {row[1].rpartition(":")[2] for row in rows if row[3] == _LISTEN}
+        return "" if f"{self.port:04X}" in ports else f"no listener on {self.port}"
+
+
+class Capturing(Probe, frozen=True):
     """A packet socket receives this interface's packets, and dumpcap's log says that it writes them."""
 
     ifname: str
@@ -24,7 +36,7 @@ class Capturing(Struct, frozen=True, tag=True):
         return f"capturing {self.ifname}"
 
 
-class FileHas(Struct, frozen=True, tag=True):
+class FileHas(Probe, frozen=True):
     """A file of the lab's folder exists and is not empty."""
 
     path: str

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
-
 from testbed.linux import uapi
 from testbed.linux.wire import Here, Message, attr, text, u32
+from testbed.steps import Request
 
 FAMILY = "MAC80211_HWSIM"
 NEW_RADIO, DEL_RADIO = 4, 5  # HWSIM_CMD_*
@@ -13,7 +12,7 @@ NEW_RADIO, DEL_RADIO = 4, 5  # HWSIM_CMD_*
 CHANNELS, DESTROY_ON_CLOSE, RADIO_NAME, NO_VIF, MLO_SUPPORT = 9, 16, 17, 18, 25
 
 
-class RadioAdd(Struct, frozen=True, tag=True):
+class RadioAdd(Request, frozen=True):
     """Make a radio without an interface in the lab's own medium: it hears no other lab's radios, and ends with its lab.
 
     It has one channel even with MLO: the kernel does not count the links of one MLD as channels, and radios with more

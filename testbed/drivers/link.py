@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import socket
 
-from msgspec import Struct
-
 from testbed.linux import uapi, wire
 from testbed.linux.wire import Here, Message, attr, nest, text, u8, u32
+from testbed.steps import Probe, Request
 
 BRIDGE_PORTS = 1023  # net/bridge/br_private.h: BR_PORT_BITS 10, and port 0 is not used
 MTU = 1500  # a veth's default
@@ -30,7 +29,7 @@ def _mac(address: str) -> bytes:
     return attr(uapi.IFLA_ADDRESS, bytes.fromhex(address.replace(":", "")))
 
 
-class NamespaceAdd(Struct, frozen=True, tag=True):
+class NamespaceAdd(Request, frozen=True):
     """Make a node: an empty network namespace with `lo` up."""
 
     name: str
@@ -39,7 +38,7 @@ class NamespaceAdd(Struct, frozen=True, tag=True):
         return f"ip netns add {self.name}"
 
 
-class VethAdd(Struct, frozen=True, tag=True):
+class VethAdd(Request, frozen=True):
     """Make a veth pair, both ends in their final namespaces with their final names; this end may be a bridge port."""
 
     name: str
@@ -76,7 +75,7 @@ class VethAdd(Struct, frozen=True, tag=True):
         return Message(uapi.RTM_NEWLINK, CREATE, _ifinfo(index, flags, flags) + body + info)
 
 
-class BridgeAdd(Struct, frozen=True, tag=True):
+class BridgeAdd(Request, frozen=True):
     """Make an IEEE 802.1D bridge, down: ports join faster that way."""
 
     name: str
@@ -96,7 +95,7 @@ class BridgeAdd(Struct, frozen=True, tag=True):
         return Message(uapi.RTM_NEWLINK, CREATE, _ifinfo(here.claim(self.name)) + body)
 
 
-class PortAdd(Struct, frozen=True, tag=True):
+class PortAdd(Request, frozen=True):
     """Make an existing interface a port of a bridge, and bring it up."""
 
     name: str
@@ -111,7 +110,7 @@ class PortAdd(Struct, frozen=True, tag=True):
         return Message(uapi.RTM_NEWLINK, 0, head + u32(uapi.IFLA_MASTER, here.index(self.master)))
 
 
-class LinkSet(Struct, frozen=True, tag=True):
+class LinkSet(Request, frozen=True):
     """Change an existing link: its state or its MTU."""
 
     name: str
@@ -136,7 +135,7 @@ class LinkSet(Struct, frozen=True, tag=True):
         )
 
 
-class AutoAddressOff(Struct, frozen=True, tag=True):
+class AutoAddressOff(Request, frozen=True):
     """Turn a link's automatic IPv6 address off: before `up`, and not in the message that makes the link."""
 
     name: str
@@ -149,7 +148,7 @@ class AutoAddressOff(Struct, frozen=True, tag=True):
         return Message(uapi.RTM_NEWLINK, 0, _ifinfo(here.index(self.name)) + _NO_ADDRESS)
 
 
-class AddressAdd(Struct, frozen=True, tag=True):
+class AddressAdd(Request, frozen=True):
     """Add an address to a link; IPv6 without duplicate address detection, since planned addresses are unique."""
 
     address: str
@@ -169,7 +168,7 @@ class AddressAdd(Struct, frozen=True, tag=True):
         return Message(uapi.RTM_NEWADDR, CREATE, head + attr(uapi.IFA_LOCAL, raw) + attr(uapi.IFA_ADDRESS, raw))
 
 
-class LinksUp(Struct, frozen=True, tag=True):
+class LinksUp(Probe, frozen=True):
     """All of these links are operationally up (RFC 2863, IFF_RUNNING), so that no first packet is lost."""
 
     names: tuple[str, ...]
@@ -178,7 +177,7 @@ class LinksUp(Struct, frozen=True, tag=True):
         return f"operstate up: {' '.join(self.names)}"
 
 
-class Silence(Struct, frozen=True, tag=True):
+class Silence(Probe, frozen=True):
     """The ports of a bridge that is still down receive nothing new: its nodes have sent their first packets."""
 
     bridge: str

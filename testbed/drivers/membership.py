@@ -9,14 +9,13 @@ from __future__ import annotations
 import sys
 from ipaddress import ip_address
 
-from msgspec import Struct
-
 from testbed.linux.wire import decoder
+from testbed.steps import Probe
 
 TABLES = {4: ("igmp", "mcfilter"), 6: ("igmp6", "mcfilter6")}
 
 
-class Joined(Struct, frozen=True, tag=True):
+class Joined(Probe, frozen=True):
     """A group has a member on an interface: for all sources (*,G), or for one (S,G)."""
 
     group: str

@@ -6,10 +6,9 @@ import socket
 import struct
 from ipaddress import ip_address
 
-from msgspec import Struct
-
 from testbed.linux import uapi
 from testbed.linux.wire import Here, Message, attr, attributes, decoder, nest, u8, u16, u32
+from testbed.steps import Probe, Request
 
 FAMILY = "mptcp_pm"
 FLAGS = {"signal": 1, "subflow": 2, "backup": 4, "fullmesh": 8, "implicit": 16, "laminar": 32}
@@ -22,7 +21,7 @@ def command(cmd: int, *attributes: bytes) -> bytes:
     return uapi.GENLMSGHDR.pack(cmd, _VERSION, 0) + b"".join(attributes)
 
 
-class EndpointAdd(Struct, frozen=True, tag=True):
+class EndpointAdd(Request, frozen=True):
     """Add an address that the path manager may use (subflow) or announce (signal); the plan chooses its ID."""
 
     address: str
@@ -52,7 +51,7 @@ class EndpointAdd(Struct, frozen=True, tag=True):
         return Message(0, 0, command(uapi.MPTCP_PM_CMD_ADD_ADDR, nest(uapi.MPTCP_PM_ATTR_ADDR, body)), FAMILY)
 
 
-class EndpointFlags(Struct, frozen=True, tag=True):
+class EndpointFlags(Request, frozen=True):
     """Change the flags of an endpoint; the kernel accepts backup and fullmesh (MPTCP_PM_CMD_SET_FLAGS)."""
 
     endpoint: EndpointAdd
@@ -67,7 +66,7 @@ class EndpointFlags(Struct, frozen=True, tag=True):
         return Message(added.kind, 0, bytes((uapi.MPTCP_PM_CMD_SET_FLAGS,)) + added.body[1:], FAMILY)
 
 
-class LimitsSet(Struct, frozen=True, tag=True):
+class LimitsSet(Request, frozen=True):
     """Set how many subflows a connection may have beyond the first, and how many ADD_ADDR it accepts."""
 
     subflows: int
@@ -104,7 +103,7 @@ def parse_endpoint(entry: bytes) -> tuple[str, int, int]:
     return str(ip_address(address)), fields[uapi.MPTCP_PM_ADDR_ATTR_ID][0], flags & ~FLAGS["implicit"]
 
 
-class PathManagerHas(Struct, frozen=True, tag=True):
+class PathManagerHas(Probe, frozen=True):
     """The kernel reports exactly these limits and endpoints."""
 
     limits: LimitsSet

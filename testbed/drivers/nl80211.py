@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from testbed.linux import uapi
 from testbed.linux.wire import Here, Message, attr, attributes, decoder, text, u32
+from testbed.steps import Probe, Request
 
 FAMILY = "nl80211"
 GET_WIPHY, SET_WIPHY, GET_INTERFACE, NEW_INTERFACE, GET_STATION = 1, 2, 5, 7, 17
@@ -49,7 +50,7 @@ def get_stations(index: int) -> bytes:
     return _command(GET_STATION, u32(_IFINDEX, index))
 
 
-class WiphyMove(Struct, frozen=True, tag=True):
+class WiphyMove(Request, frozen=True):
     """Move a radio from the lab's own namespace, whose medium it keeps, to a node's."""
 
     radio: str
@@ -64,7 +65,7 @@ class WiphyMove(Struct, frozen=True, tag=True):
         return Message(0, 0, _command(SET_WIPHY_NETNS, body), FAMILY)
 
 
-class FragmentationSet(Struct, frozen=True, tag=True):
+class FragmentationSet(Request, frozen=True):
     """Set a fragmentation threshold that no frame reaches: having one keeps mac80211 off its fast path.
 
     hwsim encrypts frames itself and needs room for the MIC behind them. The fast path does not guarantee that room, and
@@ -83,7 +84,7 @@ class FragmentationSet(Struct, frozen=True, tag=True):
         return Message(0, 0, _command(SET_WIPHY, body), FAMILY)
 
 
-class WlanAdd(Struct, frozen=True, tag=True):
+class WlanAdd(Request, frozen=True):
     """Add an interface to a radio; an MLD's interface has the MLD address, which differs from all link addresses."""
 
     radio: str
@@ -102,7 +103,7 @@ class WlanAdd(Struct, frozen=True, tag=True):
         return Message(0, 0, _command(NEW_INTERFACE, body), FAMILY)
 
 
-class ChannelSet(Struct, frozen=True, tag=True):
+class ChannelSet(Request, frozen=True):
     """Tune a monitor interface to a 20 MHz channel (centre frequency in MHz)."""
 
     name: str
@@ -121,7 +122,7 @@ def set_country(country: str) -> bytes:
     return _command(REQ_SET_REG, text(_REG_ALPHA2, country))
 
 
-class CountrySet(Struct, frozen=True, tag=True):
+class CountrySet(Request, frozen=True):
     """Set the regulatory domain (ISO 3166 alpha-2); a kernel has one for all radios."""
 
     country: str
@@ -266,7 +267,7 @@ def _width(found: dict[int, bytes]) -> int:
     return _WIDTHS.get(_number(found, _WIDTH), 0)
 
 
-class LinksAre(Struct, frozen=True, tag=True):
+class LinksAre(Probe, frozen=True):
     """A wireless interface has exactly these links, each on its frequency (MHz), and is operationally up.
 
     For a station that means: associated on all links, the 4-way handshake completed (only then wpa_supplicant brings

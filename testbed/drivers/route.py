@@ -5,15 +5,14 @@ from __future__ import annotations
 import socket
 from ipaddress import ip_address
 
-from msgspec import Struct
-
 from testbed.linux import uapi, wire
 from testbed.linux.wire import Here, Message, attr, u32
+from testbed.steps import Request
 
 MAIN = uapi.RT_TABLE_MAIN
 
 
-class RouteAdd(Struct, frozen=True, tag=True):
+class RouteAdd(Request, frozen=True):
     """Add a static route to `to`: a network, or "default" with the family of `via`."""
 
     to: str
@@ -50,7 +49,7 @@ class RouteAdd(Struct, frozen=True, tag=True):
         return Message(uapi.RTM_NEWROUTE, wire.NLM_F_CREATE | wire.NLM_F_REPLACE, head + body)
 
 
-class RuleAdd(Struct, frozen=True, tag=True):
+class RuleAdd(Request, frozen=True):
     """Route packets from the address `source` by `table`."""
 
     source: str

@@ -14,7 +14,7 @@ from ipaddress import ip_address
 from msgspec import Struct
 
 from testbed.linux.wire import decoder
-from testbed.steps import Spawn, Step, Wait, Write
+from testbed.steps import Probe, Spawn, Step, Wait, Write
 
 MOST = 32  # include/uapi/linux/mroute.h: MAXVIFS, and mroute6.h: MAXMIFS
 _WORD = re.compile(r"[A-Za-z0-9_.-]+")
@@ -37,7 +37,7 @@ class Entry(Struct, frozen=True):
         return f"({self.source}, {self.group}) from {self.iif} to {' '.join(self.oifs)}"
 
 
-class Forwarding(Struct, frozen=True, tag=True):
+class Forwarding(Probe, frozen=True):
     """The kernel has these multicast interfaces for each IP version, and these routes."""
 
     interfaces: tuple[str, ...]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
-
 from testbed.plain import word
+from testbed.steps import Request
 
 
-class SysctlSet(Struct, frozen=True, tag=True):
+class SysctlSet(Request, frozen=True):
     """Set one parameter under /proc/sys, and read it back to compare."""
 
     name: str

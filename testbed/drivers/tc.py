@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import struct
 from functools import lru_cache
-from typing import Protocol
+from typing import TypeAlias
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from testbed.linux import uapi, wire
 from testbed.linux.wire import Here, Message, attr, nest, text, u32, u64
+from testbed.steps import Request
 
 ROOT = 0xFFFFFFFF
 FRAME = 1514  # bytes of an Ethernet frame of MTU 1500 in a qdisc: without preamble and FCS
@@ -55,16 +56,7 @@ class Shape(Struct, frozen=True):
         return frozenset(found | ({"tbf"} if self.rate else set()) | ({self.queue} if self.queue else set()))
 
 
-class Options(Protocol):
-    """The options of one kind of qdisc."""
-
-    def __str__(self) -> str: ...
-
-    def encode(self) -> bytes:
-        """Encode the content of TCA_OPTIONS."""
-
-
-class Qdisc(Struct, frozen=True, tag=True):
+class Qdisc(Request, frozen=True):
     """Add a qdisc, or change the one with its handle in place."""
 
     dev: str
@@ -91,7 +83,7 @@ class Qdisc(Struct, frozen=True, tag=True):
         return Message(uapi.RTM_NEWQDISC, flags, body)
 
 
-class QdiscDel(Struct, frozen=True, tag=True):
+class QdiscDel(Request, frozen=True):
     """Delete a qdisc: the interface's default replaces a root qdisc, a plain fifo any other."""
 
     added: Qdisc
@@ -205,6 +197,20 @@ class Plug(Struct, frozen=True, tag=True):
         """Encode struct tc_plug_qopt; a new plug is closed, whatever its action."""
         action = uapi.TCQ_PLUG_BUFFER if self.closed else uapi.TCQ_PLUG_RELEASE_INDEFINITE
         return struct.pack("=iI", action, self.limit)
+
+
+class Htb(Struct, frozen=True, tag=True):
+    """A hierarchy of token buckets without a class (struct tc_htb_glob): a kernel that takes it has htb."""
+
+    def __str__(self) -> str:
+        return "default 0"
+
+    def encode(self) -> bytes:
+        """Encode: version 3, a quantum of rate / 10."""
+        return attr(uapi.TCA_HTB_INIT, struct.pack("=IIIII", 3, 10, 0, 0, 0))
+
+
+Options: TypeAlias = Tbf | Netem | Limit | Plug | Htb
 
 
 def gate(dev: str, closed: bool) -> Qdisc:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from msgspec import Struct
+from testbed.steps import Probe, Request
 
 Tool = Literal["hostapd", "wpa"]
 
 
-class Control(Struct, frozen=True, tag=True):
+class Control(Request, frozen=True):
     """Send a command to a daemon, which must answer OK; `folder` holds the interface's socket."""
 
     tool: Tool
@@ -25,7 +25,7 @@ class Control(Struct, frozen=True, tag=True):
         return f"{self.folder}/{self.ifname}"
 
 
-class Controlled(Struct, frozen=True, tag=True):
+class Controlled(Probe, frozen=True):
     """A daemon has created the control socket of an interface."""
 
     tool: Tool

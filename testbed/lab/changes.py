@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
 
 from msgspec import Struct
 
@@ -10,7 +11,7 @@ from testbed.drivers.link import MTU, AddressAdd, LinkSet
 from testbed.drivers.mptcp import EndpointAdd
 from testbed.drivers.route import RouteAdd, RuleAdd
 from testbed.drivers.tc import Qdisc, QdiscDel
-from testbed.steps import Configure, Delete, Run, Step, Wait
+from testbed.steps import Configure, Delete, Request, Run, Step, Wait
 
 
 class Change(Struct, frozen=True):
@@ -93,7 +94,7 @@ def standing(performed: Iterable[Step]) -> list[Step]:
     owners: dict[tuple[object, ...], Step] = {}
     for step in performed:
         if isinstance(step, Configure) and isinstance(step.request, Delete | QdiscDel):
-            found.pop(Configure(step.node, step.request.added), None)
+            found.pop(Configure(step.node, cast(Request, step.request.added)), None)
             continue
         if (key := _key(step)) is not None:
             if key in owners:

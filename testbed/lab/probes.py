@@ -6,14 +6,12 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from testbed.drivers import amt, link, membership, mptcp, nl80211, smcroute
-from testbed.drivers.facts import Capturing, FileHas, Listening
+from testbed.drivers.facts import Capturing, FileHas
 from testbed.drivers.wpa_ctrl import Controlled
 from testbed.errors import LabError
 from testbed.lab.namespace import Namespace
 from testbed.linux import netlink, uapi, wire
-from testbed.steps import Probe
-
-_LISTEN = "0A"  # include/net/tcp_states.h
+from testbed.steps import Probe, Shown
 
 
 def holds(probe: Probe, here: Namespace, home: int, folder: Path) -> str:
@@ -37,9 +35,6 @@ def holds(probe: Probe, here: Namespace, home: int, folder: Path) -> str:
             )
     with netlink.inside(here.fd, home):
         match probe:
-            case Listening(port):
-                ports = {row.split()[1].rpartition(":")[2] for row in _sockets() if row.split()[3] == _LISTEN}
-                return "" if f"{port:04X}" in ports else f"no listener on {port}"
             case Capturing(ifname, log):
                 # Fields: sk RefCnt Type Proto Iface R(unning); until it runs for ETH_P_ALL it is still being set up.
                 rows = [row.split() for row in Path("/proc/self/net/packet").read_text().splitlines()[1:]]
@@ -59,6 +54,8 @@ def holds(probe: Probe, here: Namespace, home: int, folder: Path) -> str:
             case membership.Joined(ifname=ifname):
                 groups, sources = map(_net, probe.tables())
                 return membership.lacking(probe, here.index(ifname), groups, sources)
+            case Shown():
+                return probe.lacking(*map(_text, probe.files()))
     raise LabError(f"no way to observe: {probe}")
 
 
@@ -74,13 +71,12 @@ def _stations(here: Namespace, name: str) -> dict[str, bool]:
     return dict(map(nl80211.parse_station, netlink.dump(here.generic(), here.family(nl80211.FAMILY), asked)))
 
 
-def _sockets() -> list[str]:
-    tables = [Path("/proc/self/net", name) for name in ("tcp", "tcp6")]
-    return [row for t in tables if t.exists() for row in t.read_text().splitlines()[1:]]
-
-
 def _net(name: str) -> str:
-    path = Path("/proc/self/net", name)
+    return _text(f"/proc/self/net/{name}")
+
+
+def _text(file: str) -> str:
+    path = Path(file)
     return path.read_text() if path.exists() else ""
 
 

@@ -1,115 +1,60 @@
 """Steps as they travel between processes: JSON in which every record names its class, decoded by type (pure).
 
-The fields of a step that may hold one of many requests, probes or options have protocols as their types. What may
-come in their place is listed here, and nothing else is understood.
+A step may hold one of many requests or probes: those that the drivers define, and no others are understood.
 """
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Iterable
-from typing import TypeAlias, cast
+from functools import reduce
+from importlib import import_module
+from operator import or_
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from msgspec import Raw, Struct
 from msgspec.json import Decoder, Encoder
 
-from testbed.drivers.amt import AmtAdd, RelayFound
-from testbed.drivers.bound import Bound
-from testbed.drivers.facts import Capturing, FileHas, Listening
-from testbed.drivers.hwsim import RadioAdd
-from testbed.drivers.link import (
-    AddressAdd,
-    AutoAddressOff,
-    BridgeAdd,
-    LinkSet,
-    LinksUp,
-    NamespaceAdd,
-    PortAdd,
-    Silence,
-    VethAdd,
-)
-from testbed.drivers.membership import Joined
-from testbed.drivers.mptcp import EndpointAdd, EndpointFlags, LimitsSet, PathManagerHas
-from testbed.drivers.nl80211 import ChannelSet, CountrySet, FragmentationSet, LinksAre, WiphyMove, WlanAdd
-from testbed.drivers.route import RouteAdd, RuleAdd
-from testbed.drivers.smcroute import Forwarding
-from testbed.drivers.sysctl import SysctlSet
-from testbed.drivers.tc import Limit, Netem, Plug, Qdisc, QdiscDel, Tbf
-from testbed.drivers.wpa_ctrl import Control, Controlled
+from testbed import drivers
 from testbed.steps import Configure, Delete, Netlink, Probe, Request, Run, Spawn, Step, Wait, Write
 
-# Those that hold nothing which is one of many; each of the others has a form of its own below.
-Plain: TypeAlias = (
-    AddressAdd
-    | AmtAdd
-    | AutoAddressOff
-    | Bound
-    | BridgeAdd
-    | ChannelSet
-    | Control
-    | CountrySet
-    | EndpointAdd
-    | EndpointFlags
-    | FragmentationSet
-    | LimitsSet
-    | LinkSet
-    | NamespaceAdd
-    | PortAdd
-    | RadioAdd
-    | RouteAdd
-    | RuleAdd
-    | SysctlSet
-    | VethAdd
-    | WiphyMove
-    | WlanAdd
-)
-Probes: TypeAlias = (
-    Capturing
-    | Controlled
-    | FileHas
-    | Forwarding
-    | Joined
-    | LinksAre
-    | LinksUp
-    | Listening
-    | PathManagerHas
-    | RelayFound
-    | Silence
-)
-_Options: TypeAlias = Limit | Netem | Plug | Tbf
+_DRIVERS = tuple(import_module(f"{drivers.__name__}.{m.name}") for m in pkgutil.iter_modules(drivers.__path__))
 
 
-class _Qdisc(Struct, tag="Qdisc"):
-    dev: str
-    kind: str
-    handle: int
-    parent: int
-    options: _Options | None
+def _defined(base: type[Struct]) -> tuple[type[Struct], ...]:
+    """Return the drivers' classes of that base, in the order of their names."""
+    found = {kind for module in _DRIVERS for kind in vars(module).values() if isinstance(kind, type)}
+    return tuple(sorted((k for k in found if issubclass(k, base) and k.__module__ != base.__module__), key=str))
 
 
-class _QdiscDel(Struct, tag="QdiscDel"):
-    added: _Qdisc
+REQUESTS, PROBES = _defined(Request), _defined(Probe)
+if TYPE_CHECKING:
+    _Requests: TypeAlias = Request
+    _Messages: TypeAlias = Request
+    _Probes: TypeAlias = Probe
+else:  # a union that is made of a list is nothing that mypy reads
+    _Requests = reduce(or_, REQUESTS)
+    _Messages = reduce(or_, (k for k in REQUESTS if hasattr(k, "encode")))
+    _Probes = reduce(or_, PROBES)
 
 
 class _Delete(Struct, tag="Delete"):
-    added: Plain
-
-
-_Requests: TypeAlias = Plain | _Qdisc | _QdiscDel | _Delete
+    added: _Messages
 
 
 class _Configure(Struct, tag="Configure"):
     node: str
-    request: _Requests
+    request: _Requests | _Delete
     at: float | None
 
 
 class _Wait(Struct, tag="Wait"):
     node: str
-    probe: Probes
+    probe: _Probes
     within: float
     process: str
-    urge: tuple[_Requests, ...]
-    again: tuple[_Requests, ...]
+    urge: tuple[_Requests | _Delete, ...]
+    again: tuple[_Requests | _Delete, ...]
     every: float
     steady: float
     here: bool
@@ -135,19 +80,9 @@ def _step(came: _Configure | _Wait | Write | Run | Spawn) -> Step:
     if isinstance(came, _Wait):
         urge, again = tuple(map(_request, came.urge)), tuple(map(_request, came.again))
         rest = (came.every, came.steady, came.here)
-        return Wait(came.node, cast(Probe, came.probe), came.within, came.process, urge, again, *rest)
+        return Wait(came.node, came.probe, came.within, came.process, urge, again, *rest)
     return came
 
 
-def _request(came: _Requests) -> Request:
-    if isinstance(came, _Qdisc):
-        return _qdisc(came)
-    if isinstance(came, _QdiscDel):
-        return QdiscDel(_qdisc(came.added))
-    if isinstance(came, _Delete):
-        return Delete(cast(Netlink, came.added))
-    return came
-
-
-def _qdisc(came: _Qdisc) -> Qdisc:
-    return Qdisc(came.dev, came.kind, came.handle, came.parent, came.options)
+def _request(came: _Requests | _Delete) -> Request:
+    return Delete(cast(Netlink, came.added)) if isinstance(came, _Delete) else came

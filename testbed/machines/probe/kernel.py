@@ -21,9 +21,9 @@ from testbed.drivers import amt, mptcp, tc
 from testbed.drivers.amt import AmtAdd
 from testbed.drivers.link import BridgeAdd, VethAdd
 from testbed.features import Feature
-from testbed.linux import netlink, uapi, wire
+from testbed.linux import netlink, wire
 from testbed.linux.inet_diag import mptcp_sockets
-from testbed.linux.wire import Message, attr
+from testbed.linux.wire import Message
 from testbed.machines.probe import programs, radios
 
 _TUNSETIFF, _IFF_TUN, _IFF_TAP, _IFF_NO_PI = 0x400454CA, 0x0001, 0x0002, 0x1000  # if_tun.h
@@ -65,21 +65,11 @@ def _accepted(message: Message, what: str) -> str:
     return f"the kernel accepted {what}"
 
 
-class _Htb(Struct, frozen=True):
-    """A hierarchy of token buckets without a class (struct tc_htb_glob)."""
-
-    def __str__(self) -> str:
-        return "default 0"
-
-    def encode(self) -> bytes:
-        return attr(uapi.TCA_HTB_INIT, struct.pack("=IIIII", 3, 10, 0, 0, 0))
-
-
 def _qdisc(kind: str) -> Callable[[], str]:
     def check() -> str:
         special = {"netem": tc.Shape(delay=0.001), "tbf": tc.Shape(rate=10**6)}
         if kind == "htb":
-            root = tc.Qdisc("lo", kind, 0x10000, tc.ROOT, _Htb())
+            root = tc.Qdisc("lo", kind, 0x10000, tc.ROOT, tc.Htb())
         elif kind == "plug":
             root = tc.gate("lo", closed=True)
         else:

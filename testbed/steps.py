@@ -126,7 +126,7 @@ class Spawn(Struct, frozen=True, tag=True):
         return f"[{self.node}]& {pin}{python}{words(self.argv)}{into}{ends}"
 
 
-# s for a program to begin its work: one that dies is told at once, so it is long, for emulated processors that share.
+# s for a program to start its work: long, for busy emulated processors; a program that ends is reported at once.
 START = 60.0
 
 

@@ -21,7 +21,7 @@ def wait(lab: Lab, waits: Sequence[Wait]) -> Waiting:
     yield from _hold(lab, [s for s in waits if not s.urge])
     urged = [s for s in waits if s.urge]
     yield from _urge(lab, urged)
-    # While others came, what held may have ended: a station that its access point lost does not come back by itself.
+    # Check all of them again: a station may have been lost while others joined, and does not return by itself.
     yield from _urge(lab, [replace(s, urge=s.again) for s in urged if _unmet(lab, s)])
 
 

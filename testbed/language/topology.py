@@ -243,7 +243,7 @@ def load(path: str | File, overrides: tuple[str, ...] = (), base: File | None = 
 
 
 class Written(Struct, frozen=True):
-    """What a file names, faulty parts too; and the doubts, whose faults could make others seem to be there.
+    """The names in a file, including those of faulty parts, and the doubts: parts whose faults may cause others.
 
     Doubts are sections (`links`, `nodes`, `workloads` ...) and single nodes (`nodes.NAME`).
     """

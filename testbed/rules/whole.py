@@ -50,10 +50,10 @@ _METRIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.[A-Za-z0-9_.%@+-]+")
 
 
 def faults(topology: Topology, written: Written, like: Topology | None = None) -> Iterator[Fault]:
-    """Yield everything that does not fit together; what it has in common with `like`, which has no faults, does fit.
+    """Yield everything that does not fit together; parts shared with `like`, which has no faults, are not checked.
 
-    A fault in `written.doubt` hides what may only follow from it: who mistypes the end of a link wants to hear
-    of that, not of the interface that is missing therefore.
+    A fault in `written.doubt` hides those that it may cause: for a mistyped end of a link, report that typo and not
+    the missing interface.
     """
     if like is not None and (reshaped := _reshaped(topology, like)) is not None:
         for n in reshaped:

@@ -17,7 +17,7 @@ from testbed.machines.guest import recipe
 
 Progress = Callable[[str, float], None]
 _TOOLS = {"mmdebstrap": "mmdebstrap", "unshare": "util-linux", "setpriv": "util-linux"}
-_SUITES = Path("/usr/share/distro-info/ubuntu.csv")  # by it mmdebstrap knows whose suite is whose, and so the mirror
+_SUITES = Path("/usr/share/distro-info/ubuntu.csv")  # mmdebstrap finds the mirror of a suite with it
 _SPACE = 4 << 30  # a build at its fullest, with the toolchain's root beside the image's
 _PATH = os.pathsep.join(filter(None, (os.environ.get("PATH"), "/usr/local/sbin:/usr/sbin:/sbin")))
 _SAYS, _FAULT, _GONE = "testbed: ", "testbed: fault: ", "testbed: gone: "

@@ -49,7 +49,7 @@ class Guest(Struct, frozen=True):
     ssh: tuple[str, ...]  # words before a command
     size: Size
     accel: str  # kvm or tcg
-    why: str  # that one
+    why: str  # the reason for this accelerator
     restored: bool
     phases: Mapping[str, float]  # the seconds that each part of its start took
     shares: Mapping[str, Share]

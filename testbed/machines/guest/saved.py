@@ -23,7 +23,7 @@ _KEPT = 4  # of other sizes, or of a QEMU that was since replaced; each is some 
 
 
 def find(beside: Path, digest: str, code: str) -> Path | None:
-    """Return the saved guest of that digest, unless it has met `code` before and has not imported that."""
+    """Return the saved guest of a digest; None if it was used with these sources before without importing them."""
     folder = beside / f"saved-{digest}"
     imported = _text(folder / "code")
     if imported is None:

@@ -32,7 +32,7 @@ from testbed.linux import calls as linux
 _TOKEN = re.compile(r"[0-9a-f]{16}")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 RESULTS = "results"  # in the folder of a request
-# s: a lab's end; for which results wait for one whose connection broke; after which nobody will come for them.
+# s: for the end of a lab; that results are kept after a connection broke; after which abandoned ones are removed.
 _END, _PATIENCE, _STALE = 30.0, 20.0, 86400.0
 # Environment: end when the process that began this one does; what its reader adds to the name of a lab, and calls the
 # file that it is of.

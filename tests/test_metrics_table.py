@@ -1,15 +1,19 @@
-"""One table has every figure of a run: its names and units are those of reports and of messages."""
+"""One table has every figure of a run: its names and units are those of reports, messages and docs/metrics.md."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from testbed.metrics import table
+from tests.kept import compare
 
 ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs/metrics.md"
+_PLACE = r"(<!-- metrics: {} -->\n).*?(\n<!-- end -->)"
 REPORTS = ROOT / "tests/recorded/reports"
 
 
@@ -46,6 +50,14 @@ def test_a_row_belongs_to_an_owner_and_there_are_no_two_of_a_name() -> None:
 def test_a_flow_has_the_figures_of_its_protocol(protocol: str, only: set[str]) -> None:
     common = {"goodput_mbps", "received_bytes", "seconds", "gap_s", "gap_at_s"}
     assert set(table.names("iperf3", protocol)) == common | only
+
+
+@pytest.mark.parametrize("of", sorted(table.OWNERS))
+def test_the_page_has_the_table(of: str) -> None:
+    text = PAGE.read_text()
+    made, there = re.subn(_PLACE.format(of), lambda m: m[1] + f"\n{table.markdown(of)}\n" + m[2], text, flags=re.S)
+    assert there == 1, f"docs/metrics.md has no place for the table of {of}"
+    compare(made, PAGE)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ TABLE = (
         "iperf3",
         "goodput_mbps",
         "Mbit/s",
-        "payload that arrived at the receiver, over the receiver's time; the series is by the second",
+        "payload that arrived at the receiver, divided by the receiver's time; series by the second",
         "higher",
     ),
     Metric("iperf3", "received_bytes", "byte", "payload that arrived", "higher"),
@@ -67,8 +67,8 @@ TABLE = (
         "iperf3",
         "gap_s",
         "s",
-        "longest time in which the receiver got nothing, to 0.1 s, the interval of iperf3's report. A receiver that "
-        "does not run reports one long interval: all of it but 0.1 s counts as a gap",
+        "longest time in which the receiver got nothing. The resolution is 0.1 s, the interval of iperf3's report. A "
+        "receiver that does not get the processor has one long interval instead, which counts except for 0.1 s",
         "lower",
     ),
     Metric("iperf3", "gap_at_s", "s", "when that gap began"),
@@ -76,7 +76,7 @@ TABLE = (
         "iperf3",
         "loss_pct",
         "%",
-        "UDP: datagrams that did not arrive, by the receiver's count",
+        "UDP: share of datagrams that did not arrive, as counted by the receiver",
         "lower",
         _UDP,
     ),
@@ -89,70 +89,72 @@ TABLE = (
         "TCP and MPTCP: the sender's smoothed RTT (tcp_info), read every 0.1 s",
         _STREAM,
     ),
-    Metric("ping", "sent_packets", "packet", "requests, as ping(8) counts them"),
-    Metric("ping", "received_packets", "packet", "answers, as ping(8) counts them", "higher"),
-    Metric("ping", "loss_pct", "%", "requests without an answer within a second of the last one", "lower"),
-    Metric("ping", "duplicate_packets", "packet", "answers that came twice", "lower"),
-    *_times("ping", "rtt", "of each answer, without duplicates"),
-    Metric("multicast", "sent_packets", "packet", "taken by the kernel"),
+    Metric("ping", "sent_packets", "packet", "ping(8)'s own counts"),
+    Metric("ping", "received_packets", "packet", "ping(8)'s own counts", "higher"),
+    Metric(
+        "ping", "loss_pct", "%", "share of requests without a reply within a second after the last request", "lower"
+    ),
+    Metric("ping", "duplicate_packets", "packet", "replies that arrived twice", "lower"),
+    *_times("ping", "rtt", "RTT of each reply, without duplicates, with the three digits that ping prints"),
+    Metric("multicast", "sent_packets", "packet", "packets that the kernel accepted"),
     Metric(
         "multicast",
         "send_errors",
         "packet",
-        "refused by the kernel: not sent, and not counted as lost",
+        "packets that the kernel refused; they were not sent and do not count as losses",
         "lower",
     ),
-    Metric("multicast", "late_max_ms", "ms", "most that the source was behind its schedule", "lower"),
+    Metric("multicast", "late_max_ms", "ms", "maximum delay of the source behind its schedule", "lower"),
     Metric(
         "multicast",
         "skipped_packets",
         "packet",
-        "left out because the source was more than 50 ms behind; not counted as lost",
+        "packets skipped because the source was more than 50 ms late; they do not count as losses",
         "lower",
     ),
     Metric(
         "receiver",
         "sent_packets",
         "packet",
-        "packets that it should receive: all, or for a receiver that joins later, those from the first one that it "
-        "got until it left",
+        "packets that the receiver should get: all, or after a later join, from the first packet that it got until it "
+        "left",
     ),
-    Metric("receiver", "received_packets", "packet", "different ones of these that arrived", "higher"),
-    Metric("receiver", "lost_packets", "packet", "the rest", "lower"),
-    Metric("receiver", "loss_pct", "%", "the rest in per cent; 100 % when nothing arrived", "lower"),
+    Metric("receiver", "received_packets", "packet", "distinct packets of these that arrived", "higher"),
+    Metric("receiver", "lost_packets", "packet", "the rest; 100 % if nothing arrived", "lower"),
+    Metric("receiver", "loss_pct", "%", "the rest; 100 % if nothing arrived", "lower"),
     Metric(
         "receiver",
         "lost_outside_gap_packets",
         "packet",
-        "lost packets that are not in the gap in which most were lost",
+        "losses outside the gap with the most losses",
         "lower",
     ),
     Metric(
         "receiver",
         "reorder_packets",
         "packet",
-        "numbered below the highest so far (RFC 4737 section 3.3)",
+        "packets with a lower sequence number than an earlier one (RFC 4737 section 3.3)",
         "lower",
     ),
-    Metric("receiver", "duplicate_packets", "packet", "packets that came again", "lower"),
+    Metric("receiver", "duplicate_packets", "packet", "packets that arrived again", "lower"),
     *_times(
         "receiver",
         "delay",
-        "one way, from just before the source's send(2) to the receiving kernel's time stamp (RFC 7679)",
+        "one-way delay from just before the source's send(2) to the time stamp of the receiving kernel (RFC 7679)",
     ),
     Metric("receiver", "jitter_ms", "ms", "RFC 3550 section 6.4.1, at the end", "lower"),
     Metric(
         "receiver",
         "join_ms",
         "ms",
-        "from the join, or from the first packet sent if that was later, to the first packet that arrived",
+        "from the join, or the first packet sent if that was later, to the first packet that arrived",
         "lower",
     ),
     Metric(
         "receiver",
         "gap_s",
         "s",
-        "longest time without a packet while packets were sent, from the first one to the last",
+        "longest time without a packet while the source was sending, from the first packet to the last",
         "lower",
     ),
     Metric("receiver", "gap_at_s", "s", "when that gap began"),
@@ -160,94 +162,111 @@ TABLE = (
         "receiver",
         "goodput_mbps",
         "Mbit/s",
-        "UDP payload that arrived, over the time in which it was sent; the series is by the second",
+        "UDP payload that arrived, divided by the time in which it was sent; series by the second",
         "higher",
     ),
     Metric(
         "receiver",
         "socket_drops",
         "packet",
-        "packets that found the receiving socket's buffer full (`/proc/net/udp`); they are among the lost ones",
+        "packets that found the receiving socket's buffer full (`/proc/net/udp`); they count as lost",
         "lower",
     ),
     *(
-        Metric("interface", f"{way}_{what}", unit, "the kernel's counter (IFLA_STATS64), since t = 0")
+        Metric("interface", f"{way}_{what}", unit, "the kernel's counters (IFLA_STATS64) since t = 0")
         for what, unit in (("packets", "packet"), ("bytes", "byte"))
         for way in ("rx", "tx")
     ),
     *(
-        Metric("interface", f"{way}_{what}", "packet", "the kernel's counter (IFLA_STATS64), since t = 0", "lower")
+        Metric("interface", f"{way}_{what}", "packet", "the kernel's counters (IFLA_STATS64) since t = 0", "lower")
         for what in ("errors", "dropped")
         for way in ("rx", "tx")
     ),
     *(
-        Metric("interface", f"{way}_mbps", "Mbit/s", "from the bytes of two samples; the value is the highest")
+        Metric("interface", f"{way}_mbps", "Mbit/s", "bytes between two samples; the value is the highest of the run")
         for way in ("rx", "tx")
     ),
     *(
-        Metric("interface", f"qdisc_{what}", "packet", "of all queue disciplines of the interface together", "lower")
+        Metric("interface", f"qdisc_{what}", "packet", "sum over all queue disciplines of the interface", "lower")
         for what in ("drops", "overlimits")
     ),
-    Metric("interface", "captured_packets", "packet", "packets that dumpcap(1) took, if the interface is captured"),
-    Metric("interface", "capture_drops", "packet", "packets that dumpcap(1) missed", "lower"),
-    Metric("wlan", "links", "link", "active links at the end (nl80211); the series is by the sample"),
-    Metric("wlan", "connects", "join", "associations since t = 0, as nl80211 told the station"),
+    Metric("interface", "captured_packets", "packet", "with a capture: packets that dumpcap(1) recorded and missed"),
+    Metric(
+        "interface", "capture_drops", "packet", "with a capture: packets that dumpcap(1) recorded and missed", "lower"
+    ),
+    Metric("wlan", "links", "link", "active links at the end (nl80211); series by the sample"),
+    Metric("wlan", "connects", "join", "associations since t = 0 that nl80211 reported to the station"),
     *(
         Metric(
             "mlo_link",
             f"{way}_{what}",
             unit,
-            "data frames with the link's address as transmitter (tx) and as receiver (rx), counted on the medium since "
-            "t = 0; bytes are those of the 802.11 frame",
+            "data frames with the link's address as transmitter or receiver, counted on the medium since t = 0; bytes "
+            "are those of the 802.11 frame",
         )
         for what, unit in (("frames", "frame"), ("bytes", "byte"))
         for way in ("tx", "rx")
     ),
-    Metric("mlo_link", "share_pct", "%", "its share of all data frames of the interface, both ways"),
-    Metric("mlo_link", "active", "", "1 while the link is set up and used, else 0; the value is that at the end"),
-    Metric("mlo_link", "freq_mhz", "MHz", "its channel, while it is active"),
-    Metric("mlo_link", "signal_dbm", "dBm", "of a station: median of the signal of its access point"),
-    Metric("mlo_link", "seen_max_ms", "ms", "of a station: longest time without a beacon, of all samples", "lower"),
-    Metric("mlo_link", "removed_at_s", "s", "of a station: when nl80211 told that the link was removed, after t = 0"),
+    Metric("mlo_link", "share_pct", "%", "the link's share of all data frames of the interface, in both directions"),
+    Metric(
+        "mlo_link", "active", "", "1 while the link is set up and in use, otherwise 0; the value is that of the end"
+    ),
+    Metric("mlo_link", "freq_mhz", "MHz", "its channel while it is active"),
+    Metric("mlo_link", "signal_dbm", "dBm", "station: median signal of what it received from its access point"),
+    Metric("mlo_link", "seen_max_ms", "ms", "station: longest time without a beacon, over all samples", "lower"),
+    Metric(
+        "mlo_link", "removed_at_s", "s", "station: time after t = 0 at which nl80211 reported the removal of the link"
+    ),
     Metric(
         "mptcp",
         "subflows",
         "subflow",
-        "most of one connection at once, by inet_diag, without those being opened",
+        "highest number of one connection at once, from inet_diag, without subflows that are being opened",
     ),
-    Metric("mptcp", "MPCurrEstab", "connection", "a gauge: the highest number of MPTCP connections at once"),
+    Metric("mptcp", "MPCurrEstab", "connection", "gauge: the highest number of MPTCP connections at once"),
     Metric(
         "mptcp",
         COUNTER,
         "count",
         "every counter of the group `MPTcpExt` in `/proc/net/netstat`, by the kernel's own name, since t = 0",
     ),
-    Metric("subflow", "bytes_sent", "byte", "payload sent from addresses of this interface, with retransmissions"),
+    Metric(
+        "subflow",
+        "bytes_sent",
+        "byte",
+        "payload sent by subflows from addresses of this interface, including retransmissions",
+    ),
     Metric("subflow", "bytes_acked", "byte", "the part that was acknowledged"),
-    Metric("subflow", "bytes_received", "byte", "payload received"),
-    Metric("subflow", "retransmits", "segment", "segments sent again", "lower"),
-    Metric("subflow", "rtt_p50_ms", "ms", "median of the smoothed RTT of all its subflows in all samples", "lower"),
+    Metric("subflow", "bytes_received", "byte", "payload that they received"),
+    Metric("subflow", "retransmits", "segment", "segments that they sent again", "lower"),
+    Metric(
+        "subflow",
+        "rtt_p50_ms",
+        "ms",
+        "median of the smoothed RTT of all its subflows in all samples, including idle ones",
+        "lower",
+    ),
     Metric(
         "machine",
         "cpu_max_pct",
         "%",
-        "share of all CPUs of your machine that was busy, in the busiest second (`/proc/stat`)",
+        "share of all CPUs that was busy, in the busiest second (`/proc/stat`)",
         "lower",
     ),
     Metric("machine", "cpu_mean_pct", "%", "the same, over the whole run", "lower"),
-    Metric("machine", "steal_pct", "%", "highest share that a hypervisor took, of all samples", "lower"),
+    Metric("machine", "steal_pct", "%", "highest share that a hypervisor took, over all samples", "lower"),
     Metric(
         "machine",
         "softnet_dropped",
         "packet",
-        "packets that found the kernel's queue of received packets full (`/proc/net/softnet_stat`), since t = 0",
+        "packets that found the kernel's receive queue full (`/proc/net/softnet_stat`), since t = 0",
         "lower",
     ),
     Metric(
         "machine",
         "softnet_squeezed",
         "count",
-        "rounds of receiving that ended with packets left, for want of time or of budget",
+        "receive rounds that ended with packets left, because time or budget ran out",
         "lower",
     ),
 )

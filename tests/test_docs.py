@@ -31,7 +31,7 @@ from testbed.language.experiment import read
 from testbed.language.topology import Work, schema
 from tests.conftest import RACE, ROOT, Need
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {p.stem: p.read_text() for p in PAGES}
 # The commands of one section follow each other; sections do not need each other.
 SECTIONS = {
@@ -177,6 +177,15 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         target = (page.parent / to).resolve() if to else page
         assert target.exists(), found["to"]
         assert not anchor or anchor in anchors(target), found["to"]
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "RELEASING.md", "SECURITY.md"])
+def test_every_file_and_make_target_that_a_page_for_contributors_names_is_there(page: str) -> None:
+    text = (ROOT / page).read_text()
+    files = re.findall(r"(?:tests|testbed|docs|\.github|\.ci)/[\w./-]*\w", text)
+    assert not [f for f in files if not (ROOT / f).exists()]
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M)
+    assert not set(re.findall(r"(?:^\$ |`)make ([a-z-]+)", text, flags=re.M)) - set(targets)
 
 
 def anchors(page: Path) -> set[str]:

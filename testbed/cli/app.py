@@ -20,7 +20,7 @@ import click
 import typer
 
 from testbed import __version__, plain
-from testbed.cli import present
+from testbed.cli import init, present
 from testbed.cli.program import execute, perform, place_of, script
 from testbed.errors import InputError, LabError, TestbedError
 from testbed.lab import control, ending, reach
@@ -100,6 +100,9 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Print the 
     if version:
         print(f"testbed {__version__}")
         raise typer.Exit
+
+
+app.command()(init.init)
 
 
 @app.command()

@@ -225,7 +225,7 @@ def test_the_design_names_every_room() -> None:
 
 def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs/index.md").read_text()
-    assert not [p.name for p in PAGES if p.stem not in ("README", "index") and f"({p.name})" not in index]
+    assert not [p.name for p in PAGES if p.stem not in ("README", "index") and f"{p.name})" not in index]
 
 
 def test_every_example_is_in_the_index() -> None:

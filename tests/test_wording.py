@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import ROOT
 
 FILES = [
-    ROOT / "README.md",
+    *(ROOT / f"{page}.md" for page in ("README", "CONTRIBUTING", "RELEASING", "SECURITY")),
     ROOT / "Makefile",
     *sorted(f for f in (ROOT / "docs").rglob("*") if f.suffix in (".md", ".yaml", ".py")),
     *sorted(ROOT.glob("topologies/*.yaml")),

@@ -28,6 +28,7 @@ GONE = (
     "that you leave out are planned",
     "says whether what you expected held",
     "There is no magic in a lab",
+    "Something happens",
     "in mid-run",
     "asks its question",
     "whether a file is right",
@@ -59,7 +60,7 @@ GONE = (
     "As of ssh_config",
     "Build although",
 )
-# What gives such a sentence away, and where it is right.
+# What gives such a sentence away, and phrases in which it is right. "There is no X" is idiomatic.
 SIGNS = {
     r"(?<!there )(?<!There )\bis no\b(?! longer)": (),
     r"(?<!there )(?<!There )\bare no\b(?! longer)": (),
@@ -67,7 +68,7 @@ SIGNS = {
     r"\banew\b": (),
     r"\bthere is not\b": (),
     r"(?:^|[.;:] )(?:Who|Whoever)\b(?!.*\?)": (),
-    r"\bare told\b|\bis told\b": ("(a station is told to join)",),
+    r"\bare told\b|\bis told\b": ("(a station is told to join)",),  # a command to a program
     r"\bas of a\b": (),
     r"\bbut for\b": (),
     r"\bof its own accord\b": (),

@@ -21,7 +21,8 @@ from testbed import __version__
 from testbed.errors import LabError
 
 _RECORD = re.compile(r"\d+,\d+,(\d+),[^;]*;([^\n]*)")  # Documentation/ABI/testing/dev-kmsg
-DERIVED = ("metrics.json", "verdict.json", "junit.xml")
+FORMAT = 1  # of a results folder: which files are in it, and what they mean (docs/results.md)
+DERIVED = ("metrics.json", "verdict.json", "junit.xml", "summary.json")
 
 
 class Folder(Struct, frozen=True):
@@ -30,9 +31,9 @@ class Folder(Struct, frozen=True):
     path: Path
 
 
-def create(root: Path, name: str, label: str, texts: Mapping[str, str], plan: str) -> Folder:
-    """Make `<root>/<name>/<time>[-label]` with the verbatim inputs and what is intended; LabError when it can't be."""
-    stamp = time.strftime("%Y%m%dT%H%M%S") + (f"-{label}" if label else "")
+def create(root: Path, name: str) -> Folder:
+    """Make `<root>/<name>/<time>`, in UTC; LabError when it can't be."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     try:
         (root / name).mkdir(parents=True, exist_ok=True)
         for n in range(1000):
@@ -44,11 +45,24 @@ def create(root: Path, name: str, label: str, texts: Mapping[str, str], plan: st
                 continue
     except OSError as e:
         raise LabError(f"the results can't be written: {e.filename}: {e.strerror}") from e
-    with whole(Folder(path)):
-        for file, text in {**texts, "plan.txt": plan}.items():
-            with written(path / file):
-                (path / file).write_bytes(text.encode())
     return Folder(path)
+
+
+def below(folder: Folder, name: str) -> Folder:
+    """Make a folder below one of results; LabError when it can't be."""
+    path = folder.path / name
+    with written(path):
+        path.mkdir(parents=True)
+    return Folder(path)
+
+
+def fill(folder: Folder, texts: Mapping[str, str], about: Mapping[str, Any]) -> None:
+    """Write the files that a folder begins with, at last manifest.json; without that it would be none of results."""
+    with whole(folder):
+        for file, text in texts.items():
+            with written(folder.path / file):
+                (folder.path / file).write_bytes(text.encode())
+        write(folder, "manifest.json", about)
 
 
 @contextmanager
@@ -113,6 +127,7 @@ def manifest(overrides: tuple[str, ...], settings: tuple[str, ...], seed: int, *
     """Return what a run's circumstances are: `--set` options, the values of its case, and what the caller adds."""
     system = platform.uname()
     return {
+        "format": FORMAT,
         "testbed": __version__,
         "python": platform.python_version(),
         "kernel": {"release": system.release, "version": system.version, "architecture": system.machine},

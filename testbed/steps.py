@@ -13,6 +13,7 @@ from testbed.linux.wire import Here, Message
 from testbed.plain import line, word, words
 
 LAB = "-"  # the place of what belongs to no node: the sandbox itself
+AIR = "air"  # stands for the medium where nodes are named
 
 
 class Request(Struct, frozen=True, tag=True):

@@ -38,7 +38,7 @@ FLOORS: tuple[dict[str, str], ...] = (
         "lab": "answers asking bounds changes configure control ending enter forked furniture holder jobs "
         "listening look messages namespace perform probes processes reach sandbox state stopping timeline travel verbs "
         "waits",
-        "report": "doubts effects report",
+        "report": "doubts effects report together",
     },
     {
         "machines": "case choose collected country elsewhere home trusted",
@@ -47,7 +47,7 @@ FLOORS: tuple[dict[str, str], ...] = (
         "running saved shared shell staging starting",
         "machines.ssh": "known relayed remote request",
     },
-    {"runs": "bring_up case cases"},
+    {"runs": "again bring_up case cases invocation older written"},
     {"cli": "app init present program screen"},
     {"": "__main__ called pytest_plugin"},
 )

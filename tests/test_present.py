@@ -10,13 +10,12 @@ from testbed.cli import present
 from testbed.drivers.nl80211 import Bss, Link
 from testbed.errors import LabError
 from testbed.lab.look import Seen
-from testbed.language.experiment import Case
 from testbed.language.topology import Event, Topology
 from testbed.machines.guest.image import Image
 from testbed.metrics.measured import Measured
 from testbed.report.effects import Effect, describe
 from testbed.report.report import Report
-from testbed.runs.case import Outcome
+from testbed.report.together import Outcome, Which
 
 LAB = Topology.model_validate({"name": "l", "nodes": {"a": {}, "b": {}}, "links": [{"ends": ["a:e", "b:e"]}]})
 
@@ -52,9 +51,9 @@ def test_a_star_marks_the_image_that_is_used() -> None:
 
 
 def test_a_case_without_results_is_its_error() -> None:
-    lost = Outcome(Case("rate=1", (), LAB), None, None, LabError("no space left"))
+    lost = Outcome(Which("l", "rate=1"), None, None, LabError("no space left"))
     assert present.outcome(lost, "") == "l rate=1: error\n\nfailed: no space left"
-    whole = Outcome(Case("", (), LAB), Path("x"), Report(Path("x"), LAB, {}, (), (), ()))
+    whole = Outcome(Which("l", ""), Path("x"), Report(Path("x"), LAB, {}, (), (), ()))
     assert present.outcome(whole, "x") == "l: no checks\n\nresults in x"
 
 

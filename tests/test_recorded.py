@@ -21,7 +21,7 @@ from testbed.cli import present
 from testbed.errors import InputError, LabError
 from testbed.metrics.measured import Measured
 from testbed.metrics.recorded import Recorded
-from testbed.report.report import report
+from testbed.runs.again import again as report
 from tests.conftest import ROOT
 from tests.fuzz import report as fuzz
 

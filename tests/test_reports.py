@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from testbed.cli import present
-from testbed.report.report import report
+from testbed.runs.again import again as report
 from tests import kept
 from tests.fuzz.report import RUNS
 

@@ -34,7 +34,7 @@ def steady(begin: float, end: float) -> list[float]:
 
 def said(machine: list[Machine], run: Run | None = None, **more: object) -> list[tuple[str, str]]:
     run = run or Run(ORIGIN, 10.0)
-    values = {"metrics": {}, "air": [], "udp": {}, "works": [], "kernel": [], "manifest": Manifest([], []), **more}
+    values = {"metrics": {}, "air": [], "udp": {}, "works": [], "kernel": [], "manifest": Manifest(), **more}
     return [(d.what, d.seen) for d in validity.doubts(Seen(topology=LAB, run=run, machine=machine, **values))]  # type: ignore[arg-type]
 
 
@@ -75,9 +75,9 @@ def test_a_clock_that_was_set_is_a_doubt_with_its_time_and_its_way() -> None:
 
 
 def test_steps_that_began_late_are_one_doubt_and_the_worst_is_named() -> None:
-    events = [Happened(0.02, "[a]& ping b  @0s within 33s"), Happened(4.6, "[a] ip link set e down  @4s")]
-    run = Run(ORIGIN, 10.0, events=[*events, Happened(6.9, "[b]& echo '  @1s'  @4s within 60s")])
-    what, seen = said(ticks(*steady(-1, 10)), run)[0]
+    events = [Happened(0.02, 3, "[a]& ping b  @0s within 33s"), Happened(4.6, 4, "[a] ip link set e down  @4s")]
+    events += [Happened(6.9, 7, "[b]& echo '  @1s'  @4s within 60s"), Happened(99.0, 8, "of no plan")]
+    what, seen = said(ticks(*steady(-1, 10)), Run(ORIGIN, 10.0, events=events), steps={3: 0.0, 4: 4.0, 7: 4.0})[0]
     assert what == "what begins at a time"
     assert seen == "2 of 3 steps began late, most of all, 2.9 s: [b]& echo '  @1s'"
 
@@ -146,7 +146,7 @@ def test_a_bound_that_was_felt_or_not_held_is_a_doubt() -> None:
         "cpu": Held("1", by="cgroup", throttled_s=1.5),
         "pids": Held("9", unenforced="there are no cgroups"),
     }
-    assert said(ticks(*steady(-1, 10)), manifest=Manifest([], [], resources=held)) == [
+    assert said(ticks(*steady(-1, 10)), manifest=Manifest(resources=held)) == [
         ("every figure", "resources.pids: 9 is not enforced on this machine: there are no cgroups"),
         ("everything", "the kernel killed 2 processes of the lab (resources.memory: 1gb)"),
         ("every rate and delay", "the lab waited 1.50 s for processors (resources.cpu: 1)"),

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from testbed.machines.choose import Choice
     from testbed.plan.lab import Plan
     from testbed.report.report import Report
-    from testbed.runs.case import Outcome
 
 # Everything else is imported by the verb that needs it: `testbed exec` must not pay for the YAML parser.
 
@@ -357,9 +356,11 @@ def run(
     """Bring a lab up, run its workloads and events, keep everything, take it down, and judge."""
     from testbed.language.experiment import Case, read
     from testbed.machines import choose
+    from testbed.report import together
     from testbed.runs import bring_up as start
     from testbed.runs import case as runner
     from testbed.runs import cases
+    from testbed.runs.invocation import invoked
 
     overrides = tuple(sets or ())
     experiment = read(file, overrides, _under())
@@ -373,18 +374,21 @@ def run(
         title = f"{case.topology.name} {case.label}".strip()
         return _progress(title, case.topology.seconds(), f"[{n + 1}/{many}] " if many > 1 else "")
 
+    invocation = invoked(experiment, out, overrides)
     found = []
     try:
         with _performer(choice, machine, experiment, file, sets, name or first, cpus, memory) as perform:
-            for outcome in cases.each(experiment, out, overrides, name, shown_by, perform):
+            for outcome in cases.each(invocation, name, shown_by, perform):
                 found.append(outcome)
                 if not as_json and not (many == 1 and outcome.error is not None):  # of one alone the error says all
                     print(present.outcome(outcome, _short(outcome.folder) if outcome.folder is not None else ""))
     finally:  # Ctrl-C ends all: what was done is told
         if as_json:
-            print(json.dumps([_summary(o) for o in found], indent=1))
-        cases.keep(out, found)
-    if (error := cases.worst(found)) is not None:
+            print(json.dumps([together.summary(o) for o in found], indent=1))
+        cases.keep(invocation, found)
+        if invocation.whole is not None and invocation.folder is not None and not as_json:
+            print(present.several(found, together.verdict(found), _short(invocation.folder.path)))
+    if (error := together.worst(found)) is not None:
         raise error
 
 
@@ -394,15 +398,29 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Derive metrics, verdict and JUnit from a results folder again, and print them."""
-    from testbed.report.report import report as derive
-    from testbed.runs import cases
+    from testbed.report import together
+    from testbed.runs import again
 
-    found = derive(folder)
-    if as_json:
-        print(json.dumps(_derived(found), indent=1))
+    if together.rows(folder)[1]:
+        outcomes = []
+        for outcome in again.each(folder):
+            outcomes.append(outcome)
+            if not as_json:
+                print(present.outcome(outcome, _short(outcome.folder) if outcome.folder is not None else ""))
+        together.keep(folder, outcomes)
+        if as_json:
+            print(json.dumps([together.summary(o) for o in outcomes], indent=1))
+        else:
+            print(present.several(outcomes, together.verdict(outcomes), _short(folder)))
+        error = together.worst(outcomes)
     else:
-        print(present.report(found, _short(found.folder)))
-    if (error := cases.missed(found)) is not None:
+        found = again.again(folder)
+        if as_json:
+            print(json.dumps(_derived(found), indent=1))
+        else:
+            print(present.report(found, _short(found.folder)))
+        error = together.missed(found)
+    if error is not None:
         raise error
 
 
@@ -741,26 +759,9 @@ def _short(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _summary(found: Outcome) -> dict[str, Any]:
-    """Return what scripts are told of a case; `status` is the exit status that it alone would have had."""
-    from testbed.runs import cases
-
-    error = cases.error(found)
-    own = {
-        "case": found.case.label,
-        "status": 0 if error is None else error.exit_status,
-        "error": None if found.error is None else str(found.error),
-    }
-    if found.report is not None:
-        return {**_derived(found.report), **own}
-    nothing = {"verdict": "error", "checks": [], "validity": [], "failures": [str(error)], "events": []}
-    return {"name": found.case.topology.name, "folder": None, **nothing, **own}
-
-
 def _derived(found: Report) -> dict[str, Any]:
     """Return what scripts are told of a report."""
-    verdict: dict[str, Any] = json.loads((found.folder / "verdict.json").read_text())
-    return {"name": found.topology.name, "folder": str(found.folder), **verdict}
+    return {"name": found.topology.name, "folder": str(found.folder), **found.verdict_json()}
 
 
 @contextmanager

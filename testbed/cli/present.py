@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from testbed.report.effects import Effect
     from testbed.report.report import Outcome as Judged
     from testbed.report.report import Report
-    from testbed.runs.case import Outcome
+    from testbed.report.together import Outcome
     from testbed.workloads.multicast import Multicast
 
 _ROWS = 30  # nodes that fit on one screen
@@ -117,8 +117,13 @@ def outcome(found: Outcome, place: str) -> str:
     """Return what came of a case: its report, or why there is none."""
     if found.report is not None:
         return report(found.report, place)
-    name = f"{found.case.topology.name} {found.case.label}".strip()
-    return f"{name}: error\n\nfailed: {found.error}"
+    return f"{found.case.title}: error\n\nfailed: {found.error}"
+
+
+def several(outcomes: Sequence[Outcome], verdict: str, place: str) -> str:
+    """Return what several runs came to, a line each, and all; `place` is the folder of all."""
+    rows = [(f"  {o.case.label}", "error" if o.report is None else o.report.verdict) for o in outcomes]
+    return f"{len(rows)} runs: {verdict}\n\n{columns(rows)}\n\nresults in {place}"
 
 
 def report(found: Report, place: str) -> str:

@@ -24,9 +24,9 @@ def play(lab: Lab, steps: Sequence[Step], folder: Path, seconds: float, say: Say
     """Perform the steps without a time, then the timed ones each at its own; stop what still runs.
 
     It lasts until every timed process has ended, and at least `seconds`.
-    Write `run.json` into `folder`: the origin of the run's clock (t = 0 on CLOCK_MONOTONIC and
-    CLOCK_REALTIME, seconds), every timed step with the time it took effect, every process with its end, what failed,
-    and `stalls`: when and for how long this process did not run although it was to.
+    Write `run.json` into `folder`: the origin of the run's clock (t = 0 on CLOCK_MONOTONIC and CLOCK_REALTIME,
+    seconds), every timed step by its number among `steps` with the time it took effect, every process with its end,
+    what failed, and `stalls`: when and for how long this process did not run although it was to.
     """
     first, before = len(lab.processes), len(lab.done)
     failures: list[str] = []
@@ -37,7 +37,8 @@ def play(lab: Lab, steps: Sequence[Step], folder: Path, seconds: float, say: Say
         yield from perform(lab, [s for s in steps if getattr(s, "at", None) is None], say)
         origin, real = time.monotonic(), time.time()
         say({"started": real})
-        timed = sorted((s for s in steps if getattr(s, "at", None) is not None), key=_at)
+        numbered = [(n, s) for n, s in enumerate(steps) if getattr(s, "at", None) is not None]
+        timed = sorted(numbered, key=_at)
         while timed and not _lost(lab.processes[first:]):
             now = time.monotonic() - origin
             if (wait := _at(timed[0]) - now) > 0:
@@ -89,39 +90,43 @@ def _rest(seconds: float, origin: float, stalls: list[tuple[float, float]]) -> W
         stalls.append((due - origin, late))
 
 
-def _happen(lab: Lab, due: Sequence[Step], origin: float, failures: list[str], say: Say) -> list[dict[str, object]]:
-    """Perform what is due, requests as one batch, and return the time each took effect.
+def _happen(
+    lab: Lab, due: Sequence[tuple[int, Step]], origin: float, failures: list[str], say: Say
+) -> list[dict[str, object]]:
+    """Perform what is due, requests as one batch, and return the time each took effect, with its number.
 
     What Linux refuses is a failure of the run, whose rest is still worth its results.
     """
     events: list[dict[str, object]] = []
-    groups: list[list[Step]] = []
+    groups: list[list[tuple[int, Step]]] = []
     asked = True
-    for request in (s for s in due if isinstance(s, Configure)):
+    for n, request in due:
+        if not isinstance(request, Configure):
+            continue
         # What a daemon refuses must not keep the rest from being performed: the gate that was closed for it opens.
         before, asked = asked, isinstance(request.request, Control)
         if before or asked:
             groups.append([])
-        groups[-1].append(request)
-    groups += [[s] for s in due if isinstance(s, Spawn)]
+        groups[-1].append((n, request))
+    groups += [[(n, s)] for n, s in due if isinstance(s, Spawn)]
     for group in groups:
         try:
-            configure(lab, [s for s in group if isinstance(s, Configure)])
-            for client in (s for s in group if isinstance(s, Spawn)):
+            configure(lab, [s for _, s in group if isinstance(s, Configure)])
+            for client in (s for _, s in group if isinstance(s, Spawn)):
                 spawn(lab, client)
                 note(lab, client)
         except LabError as e:
             failures.append(str(e))
             continue
         now = time.monotonic()
-        for step in group:
-            events.append({"t": now - origin, "monotonic": now, "time": time.time(), "step": str(step)})
+        for n, step in group:
+            events.append({"t": now - origin, "n": n, "monotonic": now, "time": time.time(), "step": str(step)})
             say({"t": now - origin, "step": str(step)})
     return events
 
 
-def _at(step: Step) -> float:
-    return float(getattr(step, "at", None) or 0.0)
+def _at(numbered: tuple[int, Step]) -> float:
+    return float(getattr(numbered[1], "at", None) or 0.0)
 
 
 def _bounded(process: Process) -> bool:

@@ -1,4 +1,4 @@
-"""YAML text -> plain data with the place of every key and value: the one module that reads YAML.
+"""YAML text -> plain data with the place of every key and value, and back: the one module that knows YAML.
 
 Libyaml's C parser gives events with positions; the tree is built here, because its recursive composer
 crashes on deep nesting and forgets duplicate keys. Scalars follow the YAML 1.2 core schema: `no` and
@@ -440,3 +440,27 @@ def _replaced(data: Any, path: Path, value: Any) -> Any:
         return [_replaced(item, tuple(rest), value) if n == head else item for n, item in enumerate(data)]
     here = data if isinstance(data, dict) else {}
     return {**here, head: _replaced(here.get(head), tuple(rest), value)}
+
+
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+    """Writes what `parse` reads: a text that would be read as something else is quoted, and nothing is an alias."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Say so of everything."""
+        return True
+
+
+def _quoted(dumper: Any, text: str) -> Any:
+    style = "|" if "\n" in text else None if isinstance(_scalar(text), str) else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _quoted)
+
+
+def written(data: Any) -> str:
+    """Return plain data as YAML, with the innermost lists and mappings in one line: `parse` gives the same data."""
+    text: str = yaml.dump(
+        data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=_ROW // 2
+    )
+    return text

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 
@@ -23,11 +24,17 @@ Settings = tuple[Setting, ...]
 
 
 class Case(Struct, frozen=True):
-    """One run: its label ("" for the only one), what was set for it, and the topology that this gives."""
+    """One run: its label ("" for the only one), what was set for it, and the topology that this gives.
+
+    `name` and `number` are of the case and of its repeats; `data` is what a file of this case alone states.
+    """
 
     label: str
     settings: tuple[str, ...]
     topology: Topology
+    data: dict[str, Any] = {}
+    name: str = ""
+    number: int = 1
 
 
 class Experiment(Struct, frozen=True):
@@ -74,8 +81,8 @@ def read(
         raise InputError(*dict.fromkeys(problems))
     repeat = int(str(own.get("repeat", 1)))
     cases = (
-        Case(_label(settings, n, repeat), _stated(settings), topology)
-        for settings, topology in topologies.items()
+        Case(_label(settings, n, repeat), _stated(settings), topology, data, _label(settings), n + 1)
+        for settings, (topology, data) in topologies.items()
         for n in range(repeat)
     )
     named = file.parent / str(own["topology"]) if "topology" in own else None
@@ -84,9 +91,9 @@ def read(
 
 def _built(
     document: Document, matrix: dict[str, list[object]], only: tuple[str, ...] | None
-) -> tuple[dict[Settings, Topology], list[Problem]]:
-    """Return the topology of each case, and what is wrong with any: the same is said once."""
-    found: dict[Settings, Topology] = {}
+) -> tuple[dict[Settings, tuple[Topology, dict[str, Any]]], list[Problem]]:
+    """Return the topology of each case with its data, and what is wrong with any: the same is said once."""
+    found: dict[Settings, tuple[Topology, dict[str, Any]]] = {}
     problems: dict[Problem, None] = {}
     like: Built | None = None
     idle = 0
@@ -95,8 +102,9 @@ def _built(
             continue
         case, wrong = _case(document, settings)
         try:
-            found[settings] = build(case, like)
-            like = like or Built(case.data, found[settings])
+            topology = build(case, like)
+            found[settings] = (topology, case.data)
+            like = like or Built(case.data, topology)
         except InputError as e:
             wrong += e.problems
         known = len(problems)
@@ -217,7 +225,7 @@ def _written(value: object) -> str:
     return str(value) if plain == value and type(plain) is type(value) else json.dumps(value)
 
 
-def _label(settings: Settings, n: int, repeat: int) -> str:
+def _label(settings: Settings, n: int = 0, repeat: int = 1) -> str:
     words = [f"{path.rpartition('.')[2]}={value}" for path, _, value in settings]
     words += [str(n + 1)] if repeat > 1 else []
     label = "".join(c if c.isalnum() or c in "=._%-" else "-" for c in "_".join(words))

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
 
 from testbed.drivers.tc import DISCIPLINES, DISTRIBUTIONS, GilbertElliott, Shape
 from testbed.errors import InputError, Problem
-from testbed.language.document import Document, get
+from testbed.language.document import Document, get, parse, written
 from testbed.language.explain import flatten, problems
 from testbed.nodes.mptcp import Endpoint
 from testbed.nodes.node import Node
@@ -295,6 +295,21 @@ def build(document: Document, like: Built | None = None) -> Topology:
     if found:
         raise InputError(*found)
     return topology
+
+
+def resolved(text: str, name: str) -> Topology:
+    """Return the topology of a file that `effective` wrote, which is not judged again; InputError for another one."""
+    document = parse(text, name)
+    data = {k: v for k, v in mapping(document).items() if k not in EXPERIMENT}
+    try:
+        return Topology.model_validate(data)
+    except ValidationError as e:
+        raise InputError(*problems(document, Topology, e.errors(include_url=False), EXPERIMENT)) from e
+
+
+def effective(data: dict[str, Any], seed: int) -> str:
+    """Return the file of one case, with nothing left to resolve: it can be run by itself."""
+    return written({**_fill(data), **({"seed": seed} if seed else {})})
 
 
 _PARTS = ("nodes", "links", "workloads", "capture", "events", "checks")

@@ -21,7 +21,7 @@ from testbed.results import DERIVED
 FILES, BYTES, ENTRIES, DEPTH = 100_000, 16 << 30, 400_000, 2
 ABOUT = "about.json"  # what the machine says of itself: not a file of results
 _ABOUT = 1 << 20  # bytes of it
-_INPUTS = ("topology.yaml", "experiment.yaml", "plan.txt", "manifest.json")
+_INPUTS = ("topology.yaml", "experiment.yaml", "effective.yaml", "plan.txt", "plan.json", "manifest.json")
 _OURS = {*_INPUTS, *DERIVED, "report.html", "console.log", "latest"}
 _PART = 1 << 30
 Copy = Callable[[int, int], None]  # to a descriptor, so many bytes

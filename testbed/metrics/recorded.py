@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, BinaryIO, Protocol, TypeVar
 
@@ -47,11 +48,13 @@ class BrokenError(Exception):
 class Recorded(Struct, frozen=True):
     """A results folder; `broken` collects the faults of its files, which are then treated as missing.
 
-    `origin` is t = 0 of the run on CLOCK_MONOTONIC, None if unknown; `seconds` is the run's length. With `complete` the
-    run came to its end, and missing files are faults as well.
+    Files in the folder `instead` are read in place of those with the same name. `origin` is t = 0 of the run on
+    CLOCK_MONOTONIC, None if unknown; `seconds` is the run's length. With `complete` the run came to its end, and
+    missing files are faults as well.
     """
 
     path: Path
+    instead: Path | None = None
     origin: float | None = None
     seconds: float = 0.0
     complete: bool = False
@@ -73,10 +76,16 @@ class Recorded(Struct, frozen=True):
         elif self.complete:
             self.note(place, "it is not there", lost)
 
+    def _opened(self, name: str) -> BinaryIO:
+        if self.instead is not None:
+            with suppress(FileNotFoundError):
+                return _opened(self.instead, name)
+        return _opened(self.path, name)
+
     def data(self, name: str, most: int, lost: str) -> bytes | None:
         """Return a file's bytes, None if it is missing or broken, for example longer than `most`."""
         try:
-            with _opened(self.path, name) as file:
+            with self._opened(name) as file:
                 if len(found := file.read(most + 1)) > most:
                     raise BrokenError(f"longer than {most} bytes")
                 return found
@@ -118,7 +127,7 @@ class Recorded(Struct, frozen=True):
         number = size = 0
         first = 0.0
         try:
-            with _opened(self.path, name) as file:
+            with self._opened(name) as file:
                 while (text := file.readline(MIB + line + 1)).endswith(b"\n"):
                     number, size = number + 1, size + len(text)
                     row = _decoded(decoder, text)

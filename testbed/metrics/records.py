@@ -24,20 +24,41 @@ class Held(Struct, omit_defaults=True):
     throttled_s: Seconds = 0.0  # without a processor
 
 
+class Format(Struct, frozen=True):
+    """The format of a results folder, as its manifest.json says it; 0 where it has none, as before format 1."""
+
+    format: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+
+
 class Manifest(Struct, frozen=True):
     """manifest.json: the facts about a run that its report needs."""
 
-    overrides: Annotated[list[_Text], _Some]
-    settings: Annotated[list[_Text], _Some]
     accelerator: str | None = None
     machine: str = "here"
     resources: Annotated[dict[Word, Held], Meta(max_length=10)] = {}
 
 
+class Planned(Struct, frozen=True):
+    """plan.json: what a report needs of the plan.
+
+    By node its interfaces, each with its addresses, and of a node with radios the links of each wireless interface by
+    their frequency (MHz). What is captured, as (node, interface). Whether frames on the medium are counted. The time of
+    each timed step (seconds after t = 0) by its number, and for each event of the file the numbers of its steps.
+    """
+
+    interfaces: dict[_Text, dict[Ifname, list[Word]]]
+    wlans: dict[_Text, dict[Ifname, dict[_Mhz, _LinkId]]] = {}
+    captured: Annotated[list[tuple[_Text, Ifname]], Meta(max_length=1_000_000)] = []
+    air: bool = False
+    steps: Annotated[dict[Count, Real], Meta(max_length=1_000_000)] = {}
+    events: Annotated[list[list[Count]], _Some] = []
+
+
 class Happened(Struct, frozen=True):
-    """A timed step and when it was performed, `t` seconds after t = 0."""
+    """A timed step, `n` its number in the plan, `step` its text, and when it was performed, `t` seconds after t = 0."""
 
     t: Real
+    n: Count
     step: _Text
 
 

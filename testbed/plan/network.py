@@ -12,8 +12,8 @@ from msgspec.structs import replace
 
 from testbed.language.topology import Event, Topology
 from testbed.nodes.place import Bss, Interface, Place, Tunnel
+from testbed.steps import AIR
 
-AIR = "air"  # stands for the medium where nodes are named
 At = tuple[str | int, ...]
 Fault = tuple[At, str, str]  # the place in the file, a sentence, a hint
 WILD = compiled(r"[*?\[]")

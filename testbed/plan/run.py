@@ -14,8 +14,8 @@ from testbed.features import Feature
 from testbed.plan import trees
 from testbed.plan.events import event_steps
 from testbed.plan.lab import Plan
-from testbed.plan.network import AIR, Network
-from testbed.steps import LAB, START, Spawn, Step, Wait, Write
+from testbed.plan.network import Network
+from testbed.steps import AIR, LAB, START, Spawn, Step, Wait, Write
 from testbed.workloads.place import Task
 
 _FIRST_PORT = 5201  # iperf3(1)
@@ -31,7 +31,18 @@ def requires(plan: Plan) -> tuple[Feature, ...]:
 
 def run_steps(plan: Plan) -> tuple[Step, ...]:
     """Return the steps of a run."""
-    return (*_sampler(plan), *_captures(plan), *_workloads(plan), *_events(plan))
+    return numbered(plan)[0]
+
+
+def numbered(plan: Plan) -> tuple[tuple[Step, ...], tuple[range, ...]]:
+    """Return the steps of a run, and for each event of the file the numbers of its steps among them."""
+    steps: list[Step] = [*_sampler(plan), *_captures(plan), *_workloads(plan)]
+    events: list[range] = []
+    for event in plan.topology.events:
+        began = len(steps)
+        steps += event_steps(plan, event)
+        events.append(range(began, len(steps)))
+    return tuple(steps), tuple(events)
 
 
 def _sampler(plan: Plan) -> Iterator[Step]:
@@ -94,8 +105,3 @@ def reach(net: Network, source: str, target: str, family: int | None) -> str:
         for interface in sorted(mine, key=lambda i: i.segment not in near):
             return interface.host(version)
     return ""
-
-
-def _events(plan: Plan) -> Iterator[Step]:
-    for event in plan.topology.events:
-        yield from event_steps(plan, event)

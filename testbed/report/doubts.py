@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
@@ -19,7 +18,6 @@ BUSY = 90.0  # per cent of all CPUs: above it a figure may be the host's and not
 STEP = 0.02  # seconds by which the clocks differ more than before: somebody has set one
 _FAULTS = 20  # lines of the kernel that are shown
 _PLACES = 10  # counters of drops that are shown
-_TIMED = re.compile(r"  @(\d{1,9}(?:\.\d{1,9})?)s(?: within [\d.]{1,20}s)?$")
 
 
 class Doubt(Struct, frozen=True):
@@ -33,7 +31,7 @@ class Seen(Struct, frozen=True):
     """What doubts are taken from.
 
     `udp` are datagrams that found a buffer full, by node; `works` the doubts of workloads: how bad, what they affect,
-    what was seen.
+    what was seen. `steps` are the times of the plan's steps by number.
     """
 
     topology: Topology
@@ -45,6 +43,7 @@ class Seen(Struct, frozen=True):
     udp: Mapping[str, int]
     works: Sequence[tuple[float, str, str]]
     kernel: Sequence[str]
+    steps: Mapping[int, float] = {}
 
 
 Ranked = Iterator[tuple[float, str, str]]  # how bad, what it affects, what was seen
@@ -56,7 +55,7 @@ def doubts(seen: Seen) -> Iterator[Doubt]:
         _kernel(seen),
         _still(seen),
         _clocks(seen),
-        _late(seen.run.events),
+        _late(seen.run.events, seen.steps),
         _processors(seen),
         _bounds(seen),
         seen.works,
@@ -123,13 +122,13 @@ def _clocks(seen: Seen) -> Ranked:
         yield abs(step), what, f"somebody set the clock {way} by {abs(step):.3g} s at {t:.1f} s"
 
 
-def _late(events: Sequence[Happened]) -> Ranked:
+def _late(events: Sequence[Happened], steps: Mapping[int, float]) -> Ranked:
     """Yield how late workloads and events began, if they did."""
-    times = [(e.t - float(found[1]), e.step[: found.start()]) for e in events if (found := _TIMED.search(e.step))]
+    times = [(e.t - steps[e.n], e.step.rpartition("  @")[0] or e.step) for e in events if e.n in steps]
     late = [x for x in times if x[0] >= STALL]
     if late:
-        worst, step = max(late)
-        seen = f"{len(late)} of {len(times)} steps began late, most of all, {worst:.1f} s: {step:.80}"
+        worst, text = max(late)
+        seen = f"{len(late)} of {len(times)} steps began late, most of all, {worst:.1f} s: {text:.80}"
         yield worst, "what begins at a time", seen
 
 

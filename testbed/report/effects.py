@@ -6,11 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from msgspec import Struct
 
-from testbed.language.topology import Event
+from testbed.language.topology import Event, Topology
 from testbed.metrics.measured import Measured
-from testbed.metrics.records import Happened, Told
-from testbed.plan.events import event_steps
-from testbed.plan.lab import Plan
+from testbed.metrics.records import Happened, Planned, Told
 
 
 class Effect(Struct, frozen=True):
@@ -23,7 +21,8 @@ class Effect(Struct, frozen=True):
 
 
 def effects(
-    plan: Plan,
+    topology: Topology,
+    planned: Planned,
     done: Sequence[Happened],
     told: Mapping[str, Sequence[Told]],
     metrics: Mapping[str, Measured],
@@ -33,13 +32,12 @@ def effects(
 
     `done` are the events of run.json, `told` what nl80211 said at each node, `origin` is t = 0 on its clock.
     """
-    times: dict[str, list[float]] = {}
+    times: dict[int, list[float]] = {}
     for row in done:
-        times.setdefault(row.step, []).append(row.t)
+        times.setdefault(row.n, []).append(row.t)
     heard = [(node, row.t - origin, row) for node, rows in told.items() for row in rows]
-    for event in sorted(plan.topology.events, key=lambda e: e.at):
-        found = [t for s in event_steps(plan, event) for t in times.get(str(s), ())]
-        performed = max(found, default=None)
+    for event, steps in sorted(zip(topology.events, planned.events, strict=True), key=lambda e: e[0].at):
+        performed = max((t for n in steps for t in times.get(n, ())), default=None)
         seen = performed
         if performed is not None and (event.mlo_link is not None or event.rejoin):
             seen = min(_seen(event, heard, metrics, performed), default=None)

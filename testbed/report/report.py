@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from math import isfinite
 from pathlib import Path
+from typing import Any, TypeVar
 from xml.etree import ElementTree
 
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
-from testbed import results
+from testbed import __version__, results
 from testbed.errors import InputError, Problem
-from testbed.language.experiment import read
-from testbed.language.topology import Check, Topology
+from testbed.language.topology import Check, Topology, resolved
 from testbed.linux.kernel_log import kernel_faults
 from testbed.metrics import nodes as derive
 from testbed.metrics import wifi as links
 from testbed.metrics.measured import Measured
 from testbed.metrics.recorded import KIB, MIB, Recorded
-from testbed.metrics.records import Air, Machine, Manifest, Run, Sample, Told
+from testbed.metrics.records import Air, Format, Machine, Manifest, Planned, Run, Sample, Told
 from testbed.plain import shown
-from testbed.plan.assemble import network
-from testbed.plan.lab import plan
-from testbed.plan.network import AIR
 from testbed.report.doubts import Doubt, Seen, clock_steps, doubts, shared
 from testbed.report.effects import Effect, effects
-from testbed.results import Folder
+from testbed.results import FORMAT, Folder
+from testbed.steps import AIR
 
+T = TypeVar("T")
+LOST = "without it there is no report"
 _PATIENCE = 600.0  # seconds that a run may take longer than its workloads, events and `duration`
 _FAULTS = 20  # of a guest's kernel, which are failures
 _OTHERS, _RADIOS = 200, 16  # interfaces of a node that its own commands may make, and those of radios
@@ -65,37 +65,49 @@ class Report(Struct, frozen=True):
             return "no checks"
         return "passed" if all(o.passed for o in self.outcomes) else "failed"
 
+    def verdict_json(self) -> dict[str, Any]:
+        """Return what verdict.json holds."""
+        return {
+            "verdict": self.verdict,
+            "checks": [asdict(o) for o in self.outcomes],
+            "validity": [asdict(d) for d in self.doubts],
+            "failures": list(self.failures),
+            "events": [asdict(e) for e in self.events],
+        }
 
-def report(path: Path) -> Report:
+
+def report(path: Path, instead: Path | None = None) -> Report:
     """Derive metrics, verdict and JUnit from a results folder and write them into it.
 
-    A file that is broken is a failure that says so, and what it has is left out; the rest is there.
+    A file that is broken is a failure that says so, and what it has is left out; the rest is there. Files in the
+    folder `instead` stand for those of the same name.
     """
-    folder = Recorded(path)
-    manifest, topology = _circumstances(folder)
+    folder = Recorded(path, instead)
+    manifest, topology, planned = _circumstances(folder)
     run, folder = _run(folder, topology)
-    net = network(topology)
     metrics: dict[str, Measured] = {}
     failures = list(run.failures)
     for name, work in topology.workloads.items():
         failures += filter(None, [work.workload().failure(name, folder)])
         metrics |= {f"{name}.{key}": value for key, value in work.workload().read(name, folder).items()}
     origin, every = run.monotonic, topology.samples.every
-    air = folder.rows("air.jsonl", Air, every, _line(topology, AIR), "frames by link are missing") if net.air else []
+    air = (
+        folder.rows("air.jsonl", Air, every, _line(topology, AIR), "frames by link are missing") if planned.air else []
+    )
     told: dict[str, list[Told]] = {}
     udp: dict[str, int] = {}
     for name in topology.nodes:
-        rows = _samples(folder, topology, name, len(net.interfaces[name]))
-        owner = {h: i.name for i in net.interfaces[name] for h in i.hosts()}
+        interfaces = planned.interfaces.get(name, {})
+        owner = {host: ifname for ifname, hosts in interfaces.items() for host in hosts}
+        rows = _samples(folder, topology, name, len(interfaces))
         metrics |= derive.interfaces(name, rows, origin) | derive.mptcp(name, owner, rows, origin)
         udp[name] = derive.datagrams(rows, origin)
-        if net.wireless(name):
+        if (wlans := planned.wlans.get(name)) is not None:
             told[name] = folder.rows(
                 f"{name}/wlan-events.jsonl", Told, 0.0, 4 * KIB, f"events of {name} are missing", 1000
             )
-            metrics |= links.wlans(net.link_ids(name), name, rows, told[name], air, origin)
-    taken = {place: None for capture in topology.capture for place in net.captured(capture.interfaces)}
-    for node, ifname in taken:
+            metrics |= links.wlans(wlans, name, rows, told[name], air, origin)
+    for node, ifname in planned.captured:
         log = f"{ifname}.dumpcap.log" if node == AIR else f"{node}/{ifname}.dumpcap.log"
         metrics |= derive.captures(node, folder.text(log, MIB, "what the capture missed is not known"))
     machine = folder.rows("machine.jsonl", Machine, every, KIB, "the metrics of the machine are missing")
@@ -115,35 +127,49 @@ def report(path: Path) -> Report:
     if not shared(manifest):
         failures += [f"the guest's kernel says: {row}" for row in kernel_faults(kernel)[:_FAULTS]]
     outcomes = tuple(_judge(check, metrics) for check in topology.checks)
-    seen = Seen(topology, metrics, manifest, run, machine, air, udp, works, kernel)
-    happened: tuple[Effect, ...] = ()
-    if topology.events:  # a plan may take a while, and only events need it here
-        happened = tuple(effects(plan(topology), run.events, told, metrics, origin))
+    seen = Seen(topology, metrics, manifest, run, machine, air, udp, works, kernel, planned.steps)
+    happened = tuple(effects(topology, planned, run.events, told, metrics, origin))
     whole = Report(path, topology, metrics, outcomes, tuple(doubts(seen)), tuple(failures), happened, run.seconds)
     _write(Folder(path), whole)
     return whole
 
 
-def _circumstances(folder: Recorded) -> tuple[Manifest, Topology]:
+def _circumstances(folder: Recorded) -> tuple[Manifest, Topology, Planned]:
     """Return what a folder is about; InputError when it does not say: without that nothing can be derived."""
-    lost = "without it there is no report"
-    manifest = folder.value("manifest.json", Manifest, 4 * MIB, lost)
-    if manifest is None:
-        why = folder.broken[0] if folder.broken else "is no results folder: it has no manifest.json"
+    if (found := format_of(folder)) != FORMAT:
+        raise InputError(Problem(f"its manifest.json is of format {found}, and not {FORMAT}", str(folder.path)))
+    manifest = _needed(folder, "manifest.json", Manifest)
+    text = folder.data("effective.yaml", 16 * MIB, LOST)
+    if text is None:
+        raise InputError(Problem(folder.broken[0] if folder.broken else no_results("effective.yaml"), str(folder.path)))
+    topology = resolved(text.decode(errors="replace"), str(folder.path / "effective.yaml"))
+    planned = _needed(folder, "plan.json", Planned)
+    if len(planned.events) != len(topology.events):
+        why = f"plan.json: it has {len(planned.events)} events, and effective.yaml {len(topology.events)}: {LOST}"
         raise InputError(Problem(why, str(folder.path)))
-    base, experiment = folder.path / "topology.yaml", folder.path / "experiment.yaml"
-    given = [folder.data(file.name, 16 * MIB, lost) is not None for file in (base, experiment)]
-    if folder.broken or not given[0]:
-        why = folder.broken[0] if folder.broken else "is no results folder: it has no topology.yaml"
+    return manifest, topology, planned
+
+
+def format_of(folder: Recorded) -> int:
+    """Return the format of a results folder, 0 for one without; InputError for one that is none, or of later times."""
+    found = _needed(folder, "manifest.json", Format).format
+    if found > FORMAT:
+        why = f"its format is {found}, and this testbed ({__version__}) knows {FORMAT}: a later one has written it"
+        raise InputError(Problem(why, str(folder.path), hint="report it with that version"))
+    return found
+
+
+def _needed(folder: Recorded, name: str, kind: type[T]) -> T:
+    found = folder.value(name, kind, 16 * MIB, LOST)
+    if found is None:
+        why = folder.broken[0] if folder.broken else no_results(name)
         raise InputError(Problem(why, str(folder.path)))
-    overrides, settings = tuple(manifest.overrides), tuple(manifest.settings)
-    # Whatever says `topology:` in it, it is the folder's own copy, and no other file.
-    found = read(experiment if given[1] else base, overrides, base, settings)
-    for case in found.cases:
-        if case.settings == settings:
-            return manifest, case.topology
-    why = f"manifest.json: no case of the experiment has the settings {', '.join(settings) or 'none'}: {lost}"
-    raise InputError(Problem(why, str(folder.path)))
+    return found
+
+
+def no_results(name: str) -> str:
+    """Return what is wrong with a folder that lacks a file which every folder of results has."""
+    return f"is no results folder: it has no {name}"
 
 
 def _samples(folder: Recorded, topology: Topology, name: str, planned: int) -> list[Sample]:
@@ -160,8 +186,7 @@ def _samples(folder: Recorded, topology: Topology, name: str, planned: int) -> l
 def _run(folder: Recorded, topology: Topology) -> tuple[Run, Recorded]:
     """Return what run.json says, and the folder with the times that its files may have."""
     lost = "everything that has a time is missing"
-    count = len(topology.events) + 100 * len(topology.workloads) + len(topology.nodes)
-    run = folder.value("run.json", Run, 4 * MIB + 16 * KIB * count, lost)
+    run = folder.value("run.json", Run, longest_run(topology), lost)
     planned = max([topology.seconds(), *(e.at + 60 for e in topology.events)])  # a command may take a minute
     if run is not None and run.seconds > planned + _PATIENCE:
         folder.note("run.json", f"it says that a run of {planned:g} s took {run.seconds:g} s", lost)
@@ -172,6 +197,11 @@ def _run(folder: Recorded, topology: Topology) -> tuple[Run, Recorded]:
     return run, replace(
         folder, origin=run.monotonic if began else None, seconds=run.seconds, complete=began and not run.failures
     )
+
+
+def longest_run(topology: Topology) -> int:
+    """Return how many bytes of run.json may be expected."""
+    return 4 * MIB + 16 * KIB * (len(topology.events) + 100 * len(topology.workloads) + len(topology.nodes))
 
 
 def _line(topology: Topology, name: str) -> int:
@@ -239,14 +269,7 @@ def _value(name: str, at: float | None, metrics: dict[str, Measured]) -> tuple[f
 def _write(folder: Folder, found: Report) -> None:
     rows = (f" {results.json_text(k)}: {results.json_text(m.plain(), None)}" for k, m in found.metrics.items())
     results.put(folder.path / "metrics.json", ("{\n" + ",\n".join(rows) + "\n}\n").encode())
-    verdict = {
-        "verdict": found.verdict,
-        "checks": [asdict(o) for o in found.outcomes],
-        "validity": [asdict(d) for d in found.doubts],
-        "failures": list(found.failures),
-        "events": [asdict(e) for e in found.events],
-    }
-    results.write(folder, "verdict.json", verdict)
+    results.write(folder, "verdict.json", found.verdict_json())
     results.put(folder.path / "junit.xml", junit(found))
 
 

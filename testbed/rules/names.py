@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator
 from testbed.language.document import Path
 from testbed.language.topology import NAME, NODE, Topology
 from testbed.nodes.place import Interface
-from testbed.plan.network import AIR
+from testbed.steps import AIR
 
 Fault = tuple[Path, str, str]
 MACHINE = "machine"  # stands for the whole machine where metrics are named

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msgspec import Struct, to_builtins
+from msgspec import to_builtins
 
 from testbed import results
 from testbed.errors import TestbedError
@@ -23,8 +22,11 @@ from testbed.metrics.records import Held
 from testbed.plan import run as schedule
 from testbed.plan.lab import Plan, outline, plan
 from testbed.report.report import Report, report
+from testbed.report.together import Outcome, Which
 from testbed.results import Folder
+from testbed.runs import written
 from testbed.runs.bring_up import up
+from testbed.runs.invocation import Invocation, begin
 from testbed.steps import Step
 
 if TYPE_CHECKING:
@@ -35,15 +37,6 @@ _LONGEST = 50_000  # characters of an error in run.json
 _NOT_BEGUN = {"monotonic": 0.0, "seconds": 0.0, "events": [], "processes": []}
 
 
-class Outcome(Struct, frozen=True):
-    """What came of a case: its folder and report as far as there are any, and the error that ended it early."""
-
-    case: Case
-    folder: Path | None
-    report: Report | None = None
-    error: TestbedError | None = None
-
-
 def requires(experiment: Experiment) -> tuple[Feature, ...]:
     """Return what a machine must offer for every case of an experiment."""
     plans = (outline(case.topology) for case in experiment.cases)
@@ -51,10 +44,8 @@ def requires(experiment: Experiment) -> tuple[Feature, ...]:
 
 
 def run(
-    experiment: Experiment,
-    case: Case,
-    root: Path,
-    overrides: tuple[str, ...],
+    invocation: Invocation,
+    number: int,
     name: str,
     say: Say,
     elsewhere: Callable[[Begin, Say], Performed] | None = None,
@@ -65,65 +56,62 @@ def run(
     during the run is in the report, as verdict `error`. With `elsewhere` another machine performs it, and gives its
     raw files alone.
     """
+    case = invocation.experiment.cases[number]
+    which = Which(case.topology.name, case.label, case.settings)
     made: list[Folder] = []
     try:
         with foreseen():
             if elsewhere is None:
-                _run(experiment, case, root, overrides, name, say, made)
+                _run(invocation, number, name, say, made)
             else:
-                _run_elsewhere(experiment, case, root, overrides, say, made, elsewhere)
+                _run_elsewhere(invocation, number, say, made, elsewhere)
             found = report(made[0].path)
-            results.point_latest(made[0])
-            return Outcome(case, made[0].path, found)
+            assert invocation.folder is not None
+            results.point_latest(invocation.folder)
+            return Outcome(which, made[0].path, found)
     except TestbedError as e:
-        return _failed(case, made[0] if made and made[0].path.exists() else None, e)
+        return _failed(which, made[0] if made and made[0].path.exists() else None, e)
 
 
-def _run(
-    experiment: Experiment,
-    case: Case,
-    root: Path,
-    overrides: tuple[str, ...],
-    name: str,
-    say: Say,
-    made: list[Folder],
-) -> None:
+def _run(invocation: Invocation, number: int, name: str, say: Say, made: list[Folder]) -> None:
     """Run a case; `made` gets its folder as soon as that is one of results."""
+    case = invocation.experiment.cases[number]
     planned = plan(case.topology)
     needed = (*planned.requires(), *schedule.requires(planned))
-    alone = len(experiment.cases) == 1
+    alone = len(invocation.experiment.cases) == 1
     if alone:  # where it can't be, nothing is made
         here.require(needed)
-    facts = {**_facts(experiment), "tools": here.versions(needed)}
-    folder = _begin(experiment, case, planned, root, overrides, facts)
+    facts = {**invocation.about, "began": time.time(), "tools": here.versions(needed)}
+    texts, steps = written.texts(case, invocation.experiment.seed, planned)
+    folder = _begin(invocation, number, texts, facts)
     made.append(folder)
     if not alone:
         here.require(needed)
-    held = _perform(planned, case, folder, name, say)
+    held = _perform(planned, steps, folder, name, say)
     facts |= {"ended": time.time(), "resources": to_builtins(held)}
-    results.write(folder, "manifest.json", results.manifest(overrides, case.settings, experiment.seed, **facts))
+    results.write(folder, "manifest.json", _manifest(invocation, case, facts))
 
 
 def _run_elsewhere(
-    experiment: Experiment,
-    case: Case,
-    root: Path,
-    overrides: tuple[str, ...],
+    invocation: Invocation,
+    number: int,
     say: Say,
     made: list[Folder],
     elsewhere: Callable[[Begin, Say], Performed],
 ) -> None:
     """Have a case performed by another machine; `made` gets its folder, which is made here, when that has begun."""
-    planned, facts = plan(case.topology), _facts(experiment)
+    case = invocation.experiment.cases[number]
+    facts: dict[str, Any] = {**invocation.about, "began": time.time()}
+    texts, _ = written.texts(case, invocation.experiment.seed, plan(case.topology))
 
     def begin(about: Mapping[str, object]) -> Folder:
         facts.update(about)
-        made.append(_begin(experiment, case, planned, root, overrides, facts))
+        made.append(_begin(invocation, number, texts, facts))
         return made[0]
 
     folder, told = elsewhere(begin, say)
     facts |= {"ended": time.time(), **told}
-    results.write(folder, "manifest.json", results.manifest(overrides, case.settings, experiment.seed, **facts))
+    results.write(folder, "manifest.json", _manifest(invocation, case, facts))
 
 
 def perform(experiment: Experiment, number: int, folder: Path, name: str, say: Say) -> None:
@@ -138,31 +126,24 @@ def perform(experiment: Experiment, number: int, folder: Path, name: str, say: S
     facts = {k: known[k] for k in ("python", "kernel", "host", "tools", "began")}
     results.write(Folder(folder), ABOUT, facts)
     say({"began": True})
-    held = _perform(planned, case, Folder(folder), name, say)
+    held = _perform(planned, schedule.run_steps(planned), Folder(folder), name, say)
     results.write(Folder(folder), ABOUT, facts | {"ended": time.time(), "resources": to_builtins(held)})
 
 
-def _facts(experiment: Experiment) -> dict[str, Any]:
-    return {"git": here.commit(experiment.path.parent), "arguments": sys.argv[1:], "began": time.time()}
-
-
-def _begin(
-    experiment: Experiment,
-    case: Case,
-    planned: Plan,
-    root: Path,
-    overrides: tuple[str, ...],
-    facts: Mapping[str, Any],
-) -> Folder:
+def _begin(invocation: Invocation, number: int, texts: Mapping[str, str], facts: Mapping[str, Any]) -> Folder:
     """Make the folder of a run. Its manifest makes it one of results: nothing slow is between the two."""
-    text = f"{planned}\n# run\n" + "".join(f"{s}\n" for s in schedule.run_steps(planned))
-    folder = results.create(root.resolve(), case.topology.name, case.label, experiment.texts, text)
-    with results.whole(folder):
-        results.write(folder, "manifest.json", results.manifest(overrides, case.settings, experiment.seed, **facts))
+    experiment = invocation.experiment
+    folder = begin(invocation, number)
+    inputs = experiment.texts if len(experiment.cases) == 1 else {}  # those of several are in the folder of all
+    results.fill(folder, {**inputs, **texts}, _manifest(invocation, experiment.cases[number], facts))
     return folder
 
 
-def _failed(case: Case, folder: Folder | None, error: TestbedError) -> Outcome:
+def _manifest(invocation: Invocation, case: Case, facts: Mapping[str, Any]) -> dict[str, Any]:
+    return results.manifest(invocation.overrides, case.settings, invocation.experiment.seed, **facts)
+
+
+def _failed(case: Which, folder: Folder | None, error: TestbedError) -> Outcome:
     """Return what came of a case that did not come to its end; its folder says why."""
     found: Report | None = None
     if folder is not None:
@@ -175,11 +156,11 @@ def _failed(case: Case, folder: Folder | None, error: TestbedError) -> Outcome:
     return Outcome(case, None if folder is None else folder.path, found, error)
 
 
-def _perform(planned: Plan, case: Case, folder: Folder, name: str, say: Say) -> dict[str, Held]:
+def _perform(planned: Plan, steps: tuple[Step, ...], folder: Folder, name: str, say: Say) -> dict[str, Held]:
     needed = schedule.requires(planned)
     with results.kernel_log(folder):
         lab = up(planned, name, say=say, folder=folder.path, requires=needed, about={"run": str(folder.path)})
-        return _play(lab, schedule.run_steps(planned), folder, case.topology.duration or 0.0, say)
+        return _play(lab, steps, folder, planned.topology.duration or 0.0, say)
 
 
 def _play(lab: RunningLab, steps: tuple[Step, ...], folder: Folder, seconds: float, say: Say) -> dict[str, Held]:

@@ -187,7 +187,7 @@ def one(files: dict[str, bytes], number: int, seed: int, work: Path, broken: boo
     """Damage one folder, unless it is broken as it is, and make its report."""
     from testbed.cli import present
     from testbed.errors import TestbedError
-    from testbed.report.report import report
+    from testbed.runs.again import again as report
 
     folder = work / str(number)
     folder.mkdir()
@@ -242,7 +242,7 @@ def batch(numbers: range, seed: int, runs: list[dict[str, bytes]], broken: bool 
 def campaign(count: int, seed: int) -> Iterator[Batch]:
     """Try that many folders."""
     import testbed.cli.present
-    import testbed.report.report  # noqa: F401 (before the processes are copied)
+    import testbed.runs.older  # noqa: F401 (before the processes are copied)
 
     runs = [content(RUNS / name) for name in DAMAGED]
     for start in range(0, count, _BATCH):

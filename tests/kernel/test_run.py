@@ -62,7 +62,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_folder_has_inputs_intent_circumstances_and_raw_data(folder: Path) -> None:
     names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert names >= {
-        "topology.yaml", "plan.txt", "manifest.json", "commands.log", "dmesg.log", "run.json", "machine.jsonl",
+        "topology.yaml", "effective.yaml", "plan.txt", "plan.json", "manifest.json",
+        "commands.log", "dmesg.log", "run.json", "machine.jsonl",
         "a/samples.jsonl", "b/samples.jsonl", "a/bulk.client.json", "b/bulk.server.json", "a/echo.ping.txt",
         "a/eth0.pcapng", "b/eth0.pcapng", "b/hello.command.out", "metrics.json", "verdict.json", "junit.xml",
     }  # fmt: skip
@@ -86,6 +87,22 @@ def test_what_was_performed_is_what_was_planned(folder: Path) -> None:
     performed = [row.partition(" ")[2] for row in (folder / "commands.log").read_text().splitlines()]
     planned = [row for row in (folder / "plan.txt").read_text().splitlines() if row and not row.startswith("#")]
     assert sorted(performed) == sorted(planned)
+
+
+def test_the_effective_file_runs_again(folder: Path, tmp_path: Path, name: str) -> None:
+    done = testbed("run", str(folder / "effective.yaml"), "--name", name, "--results", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    again = tmp_path / "short/latest"
+    assert (again / "plan.txt").read_text() == (folder / "plan.txt").read_text()
+    assert (again / "effective.yaml").read_text() == (folder / "effective.yaml").read_text()
+
+
+def test_steps_have_the_numbers_of_the_plan(folder: Path) -> None:
+    rows = (folder / "plan.txt").read_text().partition("# run\n")[2].splitlines()
+    planned, run = (json.loads((folder / file).read_text()) for file in ("plan.json", "run.json"))
+    assert run["events"]
+    assert [rows[e["n"]] for e in run["events"]] == [e["step"] for e in run["events"]]
+    assert {str(e["n"]) for e in run["events"]} == set(planned["steps"])
 
 
 def test_an_event_takes_effect_at_its_time_and_the_series_show_it(folder: Path) -> None:
@@ -144,8 +161,8 @@ def test_the_report_made_again_is_the_same(folder: Path) -> None:
 def test_a_check_turned_around_fails_the_report_and_the_junit_file(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     subprocess.run(("cp", "-r", str(folder), str(copy)), check=True)
-    text = (copy / "topology.yaml").read_text()
-    (copy / "topology.yaml").write_text(re.sub(r"min: \d+, max: \d+", "min: 40", text))
+    text = (copy / "effective.yaml").read_text()
+    (copy / "effective.yaml").write_text(re.sub(r"min: \d+, max: \d+", "min: 40", text))
     done = testbed("report", str(copy))
     assert done.returncode == 1
     assert "FAIL  bulk.goodput_mbps  >= 40" in done.stdout
@@ -325,6 +342,13 @@ def test_a_case_that_can_not_come_up_leaves_the_others_alone(tmp_path: Path, nam
     ]
     assert [int(s.get("errors", "")) for s in suites] == [0, 1, 1, 1]
     assert len(list(suites.iter("testsuite"))) == 4
+    whole = (tmp_path / "r/mixed/latest").resolve()
+    places = [f"runs/scheduler={x}/{n}" for x in ("default", "no_such") for n in (1, 2)]
+    assert [Path(case["folder"]).resolve() for case in found] == [whole / place for place in places]
+    assert [run["folder"] for run in json.loads((whole / "verdict.json").read_text())["runs"]] == places
+    again = testbed("report", str(whole), "--json")
+    assert again.returncode == 3
+    assert [c["failures"] for c in json.loads(again.stdout)] == [c["failures"] for c in found]
     assert name not in testbed("status").stdout
     # As text, each says what came of it; and where nothing worse comes, what is lacking decides.
     count.unlink()
@@ -352,4 +376,6 @@ def test_who_ends_a_run_of_many_keeps_what_was_done(tmp_path: Path, name: str) -
     assert [c["verdict"] for c in json.loads(out)] == ["passed"]
     suites = ElementTree.parse(tmp_path / "r/mixed/junit.xml").getroot()
     assert [s.get("name") for s in suites] == ["mixed scheduler=default_1"]
+    verdict = json.loads((tmp_path / "r/mixed/latest/verdict.json").read_text())
+    assert [r["folder"] for r in verdict["runs"]] == ["runs/scheduler=default/1"]
     assert name not in testbed("status").stdout

@@ -333,7 +333,7 @@ def test_a_file_is_found_with_the_topology_that_it_is_an_experiment_on(server: P
     (server.work / "sub/short").write_text("topology: ../short.yaml\nrepeat: 2\n")
     done = server.run("run", "short", "--name", "short", "--machine", "server", cwd=server.work / "sub")
     assert done.status == 0, done.err
-    assert len([f for f in (server.work / "sub/results/short").iterdir() if f.is_dir() and not f.is_symlink()]) == 2
+    assert len(list((server.work / "sub/results/short/latest").glob("runs/short/[12]/verdict.json"))) == 2
 
 
 def test_the_exit_status_is_that_of_a_run_here(server: Place) -> None:

@@ -62,7 +62,7 @@ def test_whatever_a_driver_can_ask_or_await_may_travel() -> None:
     ],
 )
 def test_what_is_no_list_of_steps_is_refused(data: bytes) -> None:
-    with pytest.raises(LabError, match="steps that can't be understood"):
+    with pytest.raises(LabError, match="the steps of a request are not valid"):
         asking.steps("lab", msgspec.Raw(data))
 
 

@@ -1,1 +1,1 @@
-"""The sandbox of a lab, and what happens in it."""
+"""A lab's sandbox, its holder, and the requests to it."""

@@ -1,4 +1,4 @@
-"""What a lab's holder and a guest's keeper answer, and errors as records: an object never travels."""
+"""The answers of a lab's holder and of a guest's keeper, as records; errors travel as records too."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from testbed.lab.messages import BROKEN
 
 
 class Born(Struct, frozen=True, tag_field="kind", tag="born"):
-    """The first word of PID 1 of a sandbox; its pidfd comes with it."""
+    """The first message from PID 1 of a sandbox, sent with its pidfd."""
 
 
 class Progress(Struct, frozen=True, tag_field="kind", tag="progress"):
-    """How far a request is."""
+    """The progress of a request."""
 
     value: dict[str, str | int | float | bool]
 
 
 class Done(Struct, frozen=True, tag_field="kind", tag="done"):
-    """A request is performed; what the value is depends on the request."""
+    """A request was performed; the type of the value depends on the request."""
 
     value: Raw = Raw(b"null")
 
 
 class Failed(Struct, frozen=True, tag_field="kind", tag="error"):
-    """A request failed: the class of the error, its text, and the problems of an InputError."""
+    """A request failed: class and text of the error, and the problems of an InputError."""
 
     error: str
     text: str
@@ -37,7 +37,7 @@ class Failed(Struct, frozen=True, tag_field="kind", tag="error"):
 
 
 class Dead(Struct, frozen=True, tag_field="kind", tag="dead"):
-    """A guest has ended, and how; it comes without having been asked for."""
+    """A guest has ended; sent without a request."""
 
     text: str
 
@@ -51,37 +51,37 @@ _DECODER: Decoder[Answer] = Decoder(Answer)
 
 
 def encode(answer: Answer) -> bytes:
-    """Return an answer as it travels."""
+    """Encode an answer."""
     return _ENCODER.encode(answer)
 
 
 def done(value: object = None) -> Done:
-    """Return the answer of a request that is performed."""
+    """Return the answer to a request that was performed."""
     return Done(value if isinstance(value, Raw) else Raw(_ENCODER.encode(value)))
 
 
 def failed(error: TestbedError, kinds: Mapping[str, type[TestbedError]] = ERRORS) -> Failed:
-    """Return an error as a record; one of a class that is not of `kinds` travels as the nearest above it that is."""
+    """Return an error as a record; a class that `kinds` lacks is replaced by its nearest base class there."""
     if isinstance(error, InputError):
         return Failed("InputError", "", error.problems)
     return Failed(next(k.__name__ for k in type(error).__mro__ if k.__name__ in kinds), _sendable(str(error)))
 
 
 def decode(data: bytes) -> Answer:
-    """Return an answer that came; LabError when it is none."""
+    """Decode an answer; raise LabError if it is not a valid one."""
     try:
         return _DECODER.decode(data)
     except BROKEN as e:
-        raise LabError(f"an answer that can't be understood, perhaps of another version of testbed: {e}") from e
+        raise LabError(f"an answer is not valid; perhaps it is from another version of testbed: {e}") from e
 
 
 def throw(came: Failed, kinds: Mapping[str, type[TestbedError]] = ERRORS) -> NoReturn:
-    """Raise the error that a record tells."""
+    """Raise the error in a record."""
     if came.error == "InputError":
         raise InputError(*came.problems)
     raise kinds.get(came.error, LabError)(came.text)
 
 
 def _sendable(text: str) -> str:
-    """Return a text as UTF-8 has it: names of files may hold bytes that are none (surrogateescape)."""
+    """Return a text as valid UTF-8: names of files may hold other bytes (surrogateescape)."""
     return text.encode(errors="backslashreplace").decode()

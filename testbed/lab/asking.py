@@ -1,4 +1,4 @@
-"""What a lab's holder is asked, and what it answers to each: records that are decoded by their types."""
+"""The requests to a lab's holder, and the types of its answers: records that are decoded by type."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 
 
 class NotUnderstoodError(LabError):
-    """What came is no request: its sender is told, and is not listened to any more."""
+    """A message is not a valid request: its sender gets this answer, and the conversation ends."""
 
 
 class Asked(Struct, frozen=True, kw_only=True, tag_field="verb", tag=str.lower):
-    """A request; `version` is that of the program which asks."""
+    """A request; `version` is the sender's version of testbed."""
 
     version: str = __version__
 
 
 class Exec(Asked, frozen=True):
-    """Run a command in a node on the three file descriptors beside this; the answer is its exit status.
+    """Run a command in a node on the three file descriptors sent along; the answer is its exit status.
 
     It runs in the first of `places` that is a folder.
     """
@@ -46,20 +46,21 @@ class Exec(Asked, frozen=True):
 
 
 class Enter(Asked, frozen=True):
-    """A command is going to be run from outside in a UTS and a mount namespace of its own, which are beside this.
+    """Announce a command run from outside, in its own UTS and mount namespaces, whose descriptors are sent along.
 
-    Whatever has one of them is ended with this connection. `testbed exec` writes this, and Leave, without msgspec.
+    The holder ends all processes in these namespaces when this connection closes. `testbed exec` sends this and Leave
+    without msgspec.
     """
 
     node: str
 
 
 class Leave(Asked, frozen=True):
-    """End what is left of the command of this connection; the answer comes when it is gone."""
+    """End the remaining processes of this connection's command; the answer comes when they have ended."""
 
 
 class Change(Asked, frozen=True):
-    """Perform steps in a lab that stands; afterwards it is what `whole` makes."""
+    """Perform steps in a running lab; afterwards it is the lab that the steps `whole` make."""
 
     perform: Raw
     whole: Raw
@@ -68,7 +69,7 @@ class Change(Asked, frozen=True):
 
 
 class Run(Asked, frozen=True):
-    """Play a run in a lab that stands, and keep its results in a folder."""
+    """Play a run in a running lab, and write its results to a folder."""
 
     steps: Raw
     folder: str
@@ -76,21 +77,21 @@ class Run(Asked, frozen=True):
 
 
 class Look(Asked, frozen=True):
-    """Tell what the kernel says of a node's links, addresses and radios."""
+    """Return the kernel's view of a node's links, addresses and radios."""
 
     node: str
 
 
 class Status(Asked, frozen=True):
-    """Tell what the lab is and has."""
+    """Return the state of the lab."""
 
 
 class Plan(Asked, frozen=True):
-    """Tell the steps that made the lab."""
+    """Return the steps that made the lab."""
 
 
 class Keep(Asked, frozen=True):
-    """Let the lab outlive the program that made it."""
+    """Keep the lab running after the end of the program that made it."""
 
 
 class Down(Asked, frozen=True):
@@ -133,7 +134,7 @@ class _Head(Struct):
 _ENCODER = Encoder()
 _HEAD = Decoder(_Head)
 _QUESTION: Decoder[Question] = Decoder(Question)
-# What every version asks alike, so that one can look at, keep and end the labs of another.
+# Requests that are the same in every version: a version can look at, keep and end the labs of another.
 _ALIKE = {"status", "keep", "down"}
 _VALUES: Mapping[type[Asked], Decoder[Any]] = {
     Exec: Decoder(int),
@@ -143,7 +144,7 @@ _VALUES: Mapping[type[Asked], Decoder[Any]] = {
 
 
 def command(node: str, argv: Sequence[str], env: Mapping[str, str], places: Sequence[str]) -> Exec:
-    """Return the request for a command; InputError says what of it can't be one."""
+    """Return the request to run a command; raise InputError if Linux would not accept it."""
     if not isinstance(node, str):
         raise InputError(f"the name of a node must be a text, not {node!r}")
     try:
@@ -153,40 +154,40 @@ def command(node: str, argv: Sequence[str], env: Mapping[str, str], places: Sequ
 
 
 def encode(question: Asked) -> bytes:
-    """Return a request as it travels."""
+    """Encode a request."""
     try:
         return _ENCODER.encode(question)
     except UnicodeEncodeError as e:
-        raise InputError(f"a text that can't be encoded: {e}") from e
+        raise InputError(f"a text cannot be encoded: {e}") from e
 
 
 def decode(lab: str, data: bytes) -> Question:
-    """Return a request that came; NotUnderstoodError when it is none."""
+    """Decode a request; raise NotUnderstoodError if it is not a valid one."""
     try:
         head = _HEAD.decode(data)
         if head.version == __version__ or head.verb in _ALIKE:
             return _QUESTION.decode(data)
     except BROKEN as e:
-        raise NotUnderstoodError(f"lab {lab}: a request that can't be understood: {e}") from e
+        raise NotUnderstoodError(f"lab {lab}: a request is not valid: {e}") from e
     raise NotUnderstoodError(
         f"lab {lab}: it was made by testbed {__version__}, which does not understand this; `testbed down {lab}` ends it"
     )
 
 
 def steps(lab: str, data: Raw) -> list[Step]:
-    """Return the steps of a request; NotUnderstoodError when they are none."""
+    """Decode the steps of a request; raise NotUnderstoodError if they are not valid."""
     try:
         return travel.decode(data)
     except BROKEN as e:
-        raise NotUnderstoodError(f"lab {lab}: steps that can't be understood: {e}") from e
+        raise NotUnderstoodError(f"lab {lab}: the steps of a request are not valid: {e}") from e
 
 
 def value(question: Asked, data: Raw) -> Any:
-    """Return the value of an answer by the type that this request is answered with."""
+    """Decode the value of an answer to this request."""
     try:
         if isinstance(question, Plan):
             return travel.decode(data)
         decoder = _VALUES.get(type(question))
         return None if decoder is None else decoder.decode(bytes(data))
     except BROKEN as e:
-        raise LabError(f"an answer that can't be understood, perhaps of another version of testbed: {e}") from e
+        raise LabError(f"an answer is not valid; perhaps it is from another version of testbed: {e}") from e

@@ -1,4 +1,4 @@
-"""What holds a lab within its bounds: the size of its own PID namespace, and cgroups (v2, or v1).
+"""Enforce a lab's bounds, by the size of its PID namespace and by cgroups (v2 or v1).
 
 Sources: kernel/pid.c, Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst, scheduler/sched-bwc.rst.
 """
@@ -18,12 +18,12 @@ from testbed.linux import cgroups
 from testbed.metrics.records import Held
 
 _CGROUP = "the cgroup "
-_RESERVED = 300  # RESERVED_PIDS: once they were given out, numbers below it are not given out again
-_PERIOD = 20_000  # us: a lab that has used up its share waits no longer than this for the next one
+_RESERVED = 300  # RESERVED_PIDS: the kernel gives out lower numbers only once
+_PERIOD = 20_000  # us: the longest time that a lab waits for its next share of processors
 
 
 def hold(name: str, bound: Bound) -> dict[str, Held]:
-    """Put this process, PID 1 of a lab, and all that it will start, within bounds."""
+    """Apply bounds to this process, PID 1 of a lab, and to everything that it starts."""
     held = {key: Held(text) for key, text in bound.stated().items()}
     if bound.pids is not None and _own_numbers():
         _number(bound.pids)
@@ -49,7 +49,7 @@ def hold(name: str, bound: Bound) -> dict[str, Held]:
 
 
 def felt(held: Mapping[str, Held]) -> dict[str, Held]:
-    """Return bounds with what each has done until now."""
+    """Return bounds with the number of times that each took effect."""
     found = {}
     for key, one in held.items():
         folder = Path(one.by.removeprefix(_CGROUP))
@@ -58,24 +58,24 @@ def felt(held: Mapping[str, Held]) -> dict[str, Held]:
 
 
 def _own_numbers() -> bool:
-    """Say whether kernel.pid_max belongs to a PID namespace: before Linux 6.14 it was the whole machine's."""
+    """Return whether each PID namespace has its own kernel.pid_max (Linux 6.14 and later)."""
     major, minor = os.uname().release.split(".")[:2]
     return (int(major), int("".join(c for c in minor if c.isdigit()))) >= (6, 14)
 
 
 def _number(pids: int) -> None:
-    """Let a PID namespace have this many processes and threads, with its PID 1.
+    """Limit a PID namespace to this many processes and threads, including its PID 1.
 
-    The numbers below RESERVED_PIDS would be given out once, as more than what was asked for: they are skipped.
+    Skip the numbers below RESERVED_PIDS, which the kernel would give out once on top of the limit.
     """
     Path("/proc/sys/kernel/pid_max").write_text(str(_RESERVED - 1 + pids))
-    with suppress(OSError):  # a kernel without CONFIG_CHECKPOINT_RESTORE: up to 298 more at a time
+    with suppress(OSError):  # a kernel without CONFIG_CHECKPOINT_RESTORE allows up to 298 more at a time
         Path("/proc/sys/kernel/ns_last_pid").write_text(str(_RESERVED))
 
 
 def _v1(key: str, bound: Bound) -> dict[str, str]:
     if key == "memory":
-        # With swap, where that is counted: the first must not be above the second at any time.
+        # Memory, and memory with swap where that is counted: the first must never exceed the second.
         return {"memory.limit_in_bytes": str(bound.memory), "memory.memsw.limit_in_bytes": str(bound.memory)}
     if key == "pids":
         return {"pids.max": str(bound.pids)}
@@ -96,7 +96,7 @@ _OPTIONAL = ("memory.memsw.limit_in_bytes", "memory.swap.max")  # absent where s
 
 
 def _join(folder: Path, files: Mapping[str, str]) -> None:
-    """Make a cgroup with these values and enter it; again when a sweep took it while it was empty."""
+    """Make a cgroup with these values and enter it; try again if a sweep removed it while it was empty."""
     for attempt in range(5):
         try:
             folder.mkdir(exist_ok=True)
@@ -115,7 +115,7 @@ def _set(file: Path, value: str, files: Mapping[str, str]) -> None:
     try:
         file.write_text(value)
     except OSError:
-        # A bound that grows: memory may not be above memory with swap, which grows first.
+        # Memory must not exceed memory with swap: when a bound grows, write the latter first.
         other = file.with_name("memory.memsw.limit_in_bytes")
         if file.name != "memory.limit_in_bytes" or not other.exists():
             raise
@@ -124,7 +124,7 @@ def _set(file: Path, value: str, files: Mapping[str, str]) -> None:
 
 
 def _why(key: str) -> str:
-    """Say why nothing holds a bound on this machine, and what helps."""
+    """Return why this machine cannot enforce a bound, and what helps."""
     kernel = "" if key != "pids" else "Linux 6.14 or later counts the processes of a lab by itself; else "
     if not cgroups.ROOT.is_dir() or not any(cgroups.ROOT.iterdir()):
         return f"{kernel}no cgroups are mounted at {cgroups.ROOT}"
@@ -135,7 +135,7 @@ def _why(key: str) -> str:
 
 
 def _seen(key: str, folder: Path) -> dict[str, float]:
-    """Return how often a bound was felt: processes killed for memory, seconds without a processor."""
+    """Return how often a bound took effect: processes killed for memory, seconds without a processor."""
     with suppress(OSError, ValueError):
         if key == "memory":
             file = folder / "memory.events"

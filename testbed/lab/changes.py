@@ -1,4 +1,4 @@
-"""What turns a running lab into one of another plan, and what stands of the steps that were performed (pure)."""
+"""The steps that turn a running lab into that of another plan, and the performed steps still in effect (pure)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from testbed.steps import Configure, Delete, Request, Run, Step, Wait
 
 
 class Change(Struct, frozen=True):
-    """How a running lab differs from a plan: steps that no longer hold, steps to perform, what can't be done."""
+    """The differences of a running lab from a plan: steps to undo, steps to perform, and impossible changes."""
 
     removed: tuple[Step, ...]
     added: tuple[Step, ...]
@@ -27,10 +27,10 @@ class Change(Struct, frozen=True):
 
 
 def compare(done: Sequence[Step], wanted: Sequence[Step]) -> Change:
-    """Return what turns a lab made by `done` into one made by `wanted` (pure).
+    """Return the changes that turn a lab made by `done` into one made by `wanted`.
 
-    In place go link parameters, addresses, routes, rules, endpoints, limits and sysctls that get another value,
-    and new nodes and links; what would have to be unmade (nodes, links, bridges) is refused.
+    Link parameters, addresses, routes, rules, endpoints, limits and sysctls can change in place, and nodes and links
+    can be added. Removing nodes, links or bridges is refused.
     """
     before, after = dict.fromkeys(_lasting(done)), dict.fromkeys(_lasting(wanted))
     removed = [s for s in before if s not in after]
@@ -51,7 +51,7 @@ def compare(done: Sequence[Step], wanted: Sequence[Step]) -> Change:
 
 
 def _lasting(steps: Sequence[Step]) -> list[Step]:
-    """Return the steps that leave a state: a Wait leaves none and is simply asked again."""
+    """Return the steps that leave a state behind; a Wait does not, and can be performed again."""
     return [s for s in steps if not isinstance(s, Wait)]
 
 
@@ -75,7 +75,7 @@ def _inverse(step: Step) -> Step | None:
 
 
 def _healed(after: Mapping[Step, None], removed: Sequence[Step], added: Sequence[Step]) -> list[Step]:
-    """Return the added steps in order, and the routes that the kernel drops together with a removed address."""
+    """Return the added steps in order, and the routes that the kernel removes together with an address."""
     new = set(added)
     touched = {
         (s.node, s.request.dev) for s in removed if isinstance(s, Configure) and isinstance(s.request, AddressAdd)
@@ -89,7 +89,7 @@ def _healed(after: Mapping[Step, None], removed: Sequence[Step], added: Sequence
 
 
 def standing(performed: Iterable[Step]) -> list[Step]:
-    """Return what stands of steps that were performed in this order: not what a later one overwrote or took away."""
+    """Return the performed steps that are still in effect: no later step overwrote or removed them."""
     found: dict[Step, None] = {}
     owners: dict[tuple[object, ...], Step] = {}
     for step in performed:

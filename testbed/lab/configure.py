@@ -1,4 +1,4 @@
-"""Requests to the kernel, and to daemons, performed in order: neighbours for one namespace travel as one batch."""
+"""Perform requests to the kernel and to daemons in order; successive ones for a namespace are sent as a batch."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from testbed.linux import netlink, wire
 from testbed.steps import LAB, Configure, Netlink
 
 _NODES_A_PROC = 64
-_BATCH = 32768  # bytes in one send: well under the smallest default socket buffer
+_BATCH = 32768  # bytes in one send: well below the smallest default socket buffer
 
 
 def configure(lab: Lab, steps: Iterable[Configure]) -> None:
-    """Perform requests in order: neighbours for one namespace travel as one batch."""
+    """Perform requests in order; send successive ones for a namespace as a batch."""
     batch: list[tuple[Configure, wire.Message]] = []
     size = 0
     inside = LAB  # where this process is: creating a namespace leaves it there, which saves the next step a setns
@@ -63,14 +63,14 @@ def configure(lab: Lab, steps: Iterable[Configure]) -> None:
             else:
                 if isinstance(request, LOOKING):
                     flush()
-                    lab.place(step.node).stale = True  # the kernel chooses the index of a wireless interface
+                    lab.place(step.node).stale = True  # the kernel itself chooses the index of a wireless interface
                 message = cast(Netlink, request).encode(lab.place(step.node))
                 if batch and (batch[0][0].node != step.node or batch[0][1].family != message.family or size > _BATCH):
                     flush()
                 batch.append((step, message))
                 size += len(message.body)
                 if isinstance(request, LOOKING):
-                    flush()  # what follows may be about what this made
+                    flush()  # later requests may refer to its result
                 continue
             note(lab, step)
         flush()
@@ -100,16 +100,16 @@ def _add_namespace(lab: Lab, name: str) -> None:
             why = "as many as /proc/sys/user/max_net_namespaces allows are there"
             raise LabError(f"[{name}] the kernel makes no more network namespaces: {why}") from e
         raise
-    # The symlink is enough for `ip netns` while PID 1 lives, and costs no mount.
+    # The symlink suffices for `ip netns` while PID 1 lives, and needs no mount.
     os.symlink(f"/proc/1/fd/{here.fd}", f"/run/netns/{name}")
 
 
 def _sysctls(lab: Lab, node: str) -> int:
-    """Return a descriptor of /proc/sys for the node that this process is in.
+    """Return a descriptor of /proc/sys for the node whose namespace this process is in.
 
-    The kernel finds `net` of a namespace among those of all namespaces that were looked up in the same instance of
-    procfs, one after another (fs/proc/proc_sysctl.c: proc_sys_compare): at 4000 nodes that takes 6 ms a write.
-    So each instance is used for a few nodes only.
+    Use each instance of procfs for a few nodes only: to find a namespace's `net`, the kernel compares those of all
+    namespaces looked up in the same instance (fs/proc/proc_sysctl.c: proc_sys_compare), which takes 6 ms a write at
+    4000 nodes.
     """
     if lab.sysctls_of != node:
         lab.sysctls_of = node
@@ -144,13 +144,13 @@ def _set_sysctl(lab: Lab, node: str, wanted: SysctlSet) -> None:
 
 
 def control(lab: Lab, node: str, request: Control, patience: float = 15.0) -> None:
-    """Send a command to a daemon's control socket; LabError unless it answers OK."""
+    """Send a command to a daemon's control socket; raise LabError unless it answers OK."""
     with netlink.inside(lab.place(node).fd, lab.home):  # an abstract address is one of a network namespace
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
     with sock:
         sock.settimeout(patience)
         try:
-            sock.bind("")  # an address of the kernel's choice: nothing of it is in a file system
+            sock.bind("")  # the kernel chooses an abstract address, which leaves no file
             sock.connect(request.path())
             sock.send(request.command.encode())
             while (answer := sock.recv(4096).decode(errors="replace").strip()).startswith("<"):

@@ -1,4 +1,4 @@
-"""`RunningLab`: what a program does with a lab that is up."""
+"""`RunningLab`: control a lab that is up."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ Say = Callable[[dict[str, Any]], None]
 class RunningLab(Struct):
     """A lab that is up; as a context manager it takes the lab down at the end.
 
-    Every request has a connection of its own: threads may share this object, and a request that is interrupted
-    (Ctrl-C in `exec`) ends alone. `owner` is the connection that a lab lives with until it is kept.
+    Each request uses its own connection: threads may share this object, and interrupting a request (Ctrl-C in `exec`)
+    ends only that. `owner` is the connection with which a lab ends unless it is kept.
     """
 
     name: str
-    holder: int  # the process id of the lab's PID 1, as seen from here
+    holder: int  # the process ID of the lab's PID 1 in this namespace
     life: FileIO  # its pidfd
     owner: socket.socket | None = None
 
@@ -48,7 +48,7 @@ class RunningLab(Struct):
         self.down()
 
     def await_up(self, say: Say | None = None) -> None:
-        """Return when a lab that was just launched is up; raise what its holder says when it can't be."""
+        """Wait until a lab that was just launched is up; raise its holder's error if it fails."""
         assert self.owner is not None, "only the program that launches a lab is told"
         answer(self.name, self.owner, None, say)
 
@@ -60,14 +60,14 @@ class RunningLab(Struct):
         fds: Sequence[int] = (),
         patience: float | None = None,
     ) -> Any:
-        """Ask the holder and return its answer; `say` gets its progress, a TestbedError of its is raised here.
+        """Send a request and return the holder's answer, or raise its error; `say` gets its progress.
 
-        SilentError when nothing comes for `patience` seconds.
+        Raise SilentError if the holder sends nothing for `patience` seconds.
         """
         message = asking.encode(question)
         with connect(self.name, patience) as connection:
             if unix.peer(connection).pid != self.holder:
-                raise LabError(reach.ended(self.name))  # and another lab has its name now
+                raise LabError(reach.ended(self.name))  # another lab has its name now
             try:
                 send(connection, message, fds)
             except (BrokenPipeError, ConnectionResetError) as e:
@@ -78,12 +78,12 @@ class RunningLab(Struct):
                 raise SilentError(reach.silent(self.name, self.holder)) from e
 
     def status(self) -> dict[str, Any]:
-        """Return what the holder knows of its lab: state, nodes, processes."""
+        """Return the state of the lab, its nodes and its processes."""
         found: dict[str, Any] = self.ask(asking.Status(), patience=ANSWERS)
         return found
 
     def bounds(self) -> dict[str, Held]:
-        """Return the bounds of the lab (`resources`), by what each is held, and what it has done until now."""
+        """Return the bounds of the lab (`resources`): what enforces each, and how often it took effect."""
         return convert(self.status()["resources"], dict[str, Held])
 
     def exec(
@@ -95,16 +95,16 @@ class RunningLab(Struct):
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
     ) -> CompletedProcess[str]:
-        """Run a command in a node to its end; both outputs are captured as text. "" is the sandbox itself.
+        """Run a command in a node ("" for the sandbox itself) to its end; capture both outputs as text.
 
-        It runs in `cwd`, else in this process's own folder where the lab has it, else in /.
+        It runs in `cwd`; without it, in this process's working directory if the lab has it, else in /.
         """
         places = ["/"] if cwd is None else [cwd]
         if cwd is None:
             with suppress(FileNotFoundError):  # a folder that was removed
                 places.insert(0, os.getcwd())
         question = asking.command(node, argv, os.environ if env is None else env, places)
-        # Files in memory: making temporary ones, each with its buffers, takes as long as starting a program.
+        # Files in memory: making temporary files takes as long as starting a program.
         streams = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
         try:
             written = 0
@@ -118,16 +118,16 @@ class RunningLab(Struct):
         return CompletedProcess(tuple(argv), status, *texts)
 
     def keep(self) -> None:
-        """Let the lab outlive this process."""
+        """Keep the lab running after the end of this process."""
         self.ask(asking.Keep())
         if self.owner is not None:
             self.owner.close()
             self.owner = None
 
     def down(self, patience: float = PATIENCE) -> None:
-        """End every process newest first, then the holder, by SIGKILL when that takes longer than `patience` s.
+        """End all processes, newest first, then the holder; after `patience` s, kill them.
 
-        Return when all of the lab is gone.
+        Return when nothing of the lab is left.
         """
         if self.life.closed:
             return
@@ -137,13 +137,13 @@ class RunningLab(Struct):
         self._gone(max(2.0, began + patience - time.monotonic()))
 
     def abandon(self, patience: float = PATIENCE) -> None:
-        """Let go of a lab that is not kept: it ends at once. Return when it is gone."""
+        """Close the owner's connection: a lab that is not kept ends at once. Return when it has ended."""
         if self.owner is not None and not self.life.closed:
-            self.owner.shutdown(socket.SHUT_RDWR)  # a copy may live in a process that somebody forked
+            self.owner.shutdown(socket.SHUT_RDWR)  # a forked process may have a copy
             self._gone(patience)
 
     def _gone(self, patience: float) -> None:
-        """Wait until PID 1, and with it every process of the lab, has ended; SIGKILL it after `patience` seconds."""
+        """Wait for the end of PID 1 and all processes of the lab; after `patience` seconds, kill them."""
         ending.await_end(self.name, self.life, patience)
         cgroups.sweep(cgroups.find())  # also where what waits for that was killed
         if self.owner is not None:
@@ -162,14 +162,14 @@ def find(name: str) -> RunningLab:
 
 
 def connect(name: str, patience: float | None = None) -> socket.socket:
-    """Connect to a lab's holder, which then has `patience` seconds for each answer; LabError when there is none."""
+    """Connect to a lab's holder, with `patience` seconds for each answer; raise LabError if there is no such lab."""
     connection = reach.call(name)
     connection.settimeout(patience)
     return connection
 
 
 def answer(name: str, connection: socket.socket, question: Asked | None = None, say: Say | None = None) -> Any:
-    """Return the holder's next answer; `say` gets its progress, a TestbedError of its is raised here."""
+    """Return the holder's next answer, or raise its error; `say` gets its progress."""
     while True:
         try:
             came = answers.decode(receive(connection)[0])

@@ -1,4 +1,4 @@
-"""The end of a sandbox: all its processes with its PID 1."""
+"""The end of a sandbox, with all its processes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 
 from testbed.errors import LabError
 
-PATIENCE = 15.0  # seconds in which a lab may end in its own orderly way
+PATIENCE = 15.0  # seconds for an orderly end of a lab
 
 
 def await_end(name: str, life: FileIO, patience: float = PATIENCE) -> None:
-    """Return when a sandbox, all its processes with its PID 1, has ended: by SIGKILL after `patience` seconds."""
+    """Wait for the end of a sandbox with all its processes; after `patience` seconds, kill it."""
     waiter = select.poll()
     waiter.register(life, select.POLLIN)
     if not _ends(waiter, life, patience):
@@ -27,7 +27,7 @@ def await_end(name: str, life: FileIO, patience: float = PATIENCE) -> None:
 
 
 def _ends(waiter: select.poll, life: FileIO, patience: float) -> bool:
-    """Wait until PID 1 of a sandbox has ended, or nothing of it is left but zombies that are not ours to reap."""
+    """Wait until PID 1 of a sandbox has ended, or only zombies of other parents are left."""
     deadline = time.monotonic() + patience
     while (left := deadline - time.monotonic()) > 0:
         if waiter.poll(1000 * min(left, 0.5)) or _only_zombies(process(life)):
@@ -36,14 +36,14 @@ def _ends(waiter: select.poll, life: FileIO, patience: float) -> bool:
 
 
 def _only_zombies(holder: int) -> bool:
-    """Say whether a holder has let go of all that it had, and nothing in its PID namespace lives.
+    """Return whether a holder has released all that it had, and no process in its PID namespace is alive.
 
-    The end of PID 1 waits until its namespace's last zombie is reaped (kernel/pid_namespace.c: zap_pid_ns_processes).
-    A zombie whose parent was a killed `testbed exec` is left to PID 1 outside, which in a container without an init
-    may reap nothing, ever.
+    PID 1 does not end before its namespace's last zombie is reaped (kernel/pid_namespace.c: zap_pid_ns_processes). A
+    zombie whose parent was a killed `testbed exec` belongs to PID 1 outside, which in a container without an init may
+    never reap it.
     """
     with suppress(OSError):
-        # Where it still has namespaces, its sockets and files may be there as well (kernel/exit.c: do_exit).
+        # While it has namespaces, it may still have sockets and files (kernel/exit.c: do_exit).
         os.stat(f"/proc/{holder}/ns/net")
         return False
     try:
@@ -60,6 +60,6 @@ def _only_zombies(holder: int) -> bool:
 
 
 def process(life: FileIO) -> int:
-    """Return the number, as seen from here, of the process that a pidfd stands for."""
+    """Return the process ID of a pidfd in this namespace."""
     rows = Path(f"/proc/self/fdinfo/{life.fileno()}").read_text().splitlines()
     return next(int(r.split()[1]) for r in rows if r.startswith("Pid:"))

@@ -1,8 +1,8 @@
-"""`testbed exec` and `shell`: a command of this terminal in a node of another process's sandbox.
+"""`testbed exec` and `shell`: run a command on this terminal in a node of a lab.
 
-The command is a child of ours, so that signals, job control and the terminal are as for any command. It has mount and
-UTS namespaces of its own, by which the holder knows everything that it started, and ends that with this process,
-however this ends. Only the standard library is needed, of which importing little takes time.
+The command is our child, so that signals, job control and the terminal work as for any command. It gets its own mount
+and UTS namespaces, by which the holder identifies everything that it starts, and ends that with this process, however
+this ends. For the sake of a fast start, this only imports parts of the standard library.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from testbed.lab.messages import receive, send
 from testbed.linux import calls as linux
 from testbed.linux import cgroups, unix
 
-_LEAVING = 3.0  # s for what a command left to end
+_LEAVING = 3.0  # s for the end of a command's remaining processes
 _MARKS = ("uts", "mnt")
 
 
@@ -40,12 +40,12 @@ def enter(lab: str, node: str, argv: tuple[str, ...]) -> int:
         own = os.open("/proc/self", os.O_PATH | os.O_CLOEXEC)  # the lab's /proc has no place for us
         groups = _inside(lab, node, holder, life.fileno(), connection)
         marks = [os.open(f"ns/{kind}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=own) for kind in _MARKS]
-        # Before there is a command: were we killed now, the holder would know what to end.
+        # Before the command starts: if we are killed from now on, the holder knows what to end.
         _ask(lab, connection, {"verb": "enter", "node": node}, marks)
         with suppress(OSError):
             os.chdir(here)
         status = _run(argv, groups)
-        # What it left is ended; where the holder can't do it now, it does when this connection closes.
+        # End the command's remaining processes; a holder that cannot do so now does it when this connection closes.
         with suppress(TestbedError, OSError):
             connection.settimeout(_LEAVING)
             _ask(lab, connection, {"verb": "leave"})
@@ -53,14 +53,14 @@ def enter(lab: str, node: str, argv: tuple[str, ...]) -> int:
 
 
 def end_with_parent() -> None:
-    """Let this process be told to end (SIGTERM) when the one that started it does."""
+    """Make the kernel send SIGTERM to this process when the one that started it ends."""
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() == 1:
         raise SystemExit(128 + signal.SIGTERM)  # it ended before that
 
 
 def _ask(lab: str, connection: socket.socket, question: dict[str, object], fds: Sequence[int] = ()) -> Any:
-    """Ask the holder (testbed.lab.asking) and return the value of its answer (testbed.lab.answers)."""
+    """Send a request (testbed.lab.asking); return the value of the holder's answer (testbed.lab.answers)."""
     try:
         send(connection, json.dumps({"version": __version__, **question}).encode(), fds)
         answer = json.loads(receive(connection)[0])
@@ -74,9 +74,9 @@ def _ask(lab: str, connection: socket.socket, question: dict[str, object], fds: 
 
 
 def _inside(lab: str, node: str, holder: int, life: int, connection: socket.socket) -> list[int]:
-    """Go into a node, as its commands see it, and return the descriptors of the lab's cgroups.
+    """Enter the namespaces of a node, and return the descriptors of the lab's cgroups.
 
-    `life` is the holder's pidfd: its namespaces, and never those of a process that came to have its number.
+    `life` is the holder's pidfd: unlike its process ID, it never refers to another process.
     """
     spaces = linux.CLONE_NEWNS | linux.CLONE_NEWUTS | linux.CLONE_NEWPID | linux.CLONE_NEWNET
     try:
@@ -95,12 +95,12 @@ def _inside(lab: str, node: str, holder: int, life: int, connection: socket.sock
         known = ", ".join(nodes[:12]) + (", ..." if len(nodes) > 12 else "")
         raise LabError(f"lab {lab}: there is no node {node} (nodes: {known})") from e
     except OSError as e:
-        raise LabError(f"the lab can't be entered: {e} (did it end at this moment?)") from e
+        raise LabError(f"cannot enter the lab: {e} (has it just ended?)") from e
     return groups
 
 
 def _run(argv: tuple[str, ...], groups: list[int]) -> int:
-    """Run a command here, on this terminal, and pass signals on to it; return its exit status."""
+    """Run a command on this terminal, and pass signals on to it; return its exit status."""
     parent = os.pidfd_open(os.getpid())
     tied = bool(os.environ.pop("TESTBED_TIED", ""))
     terminal = -1
@@ -114,11 +114,11 @@ def _run(argv: tuple[str, ...], groups: list[int]) -> int:
     if child == 0:
         _become(argv, parent, groups)
     for number in (signal.SIGINT, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)  # the terminal sends these to the child as well: it decides
+        signal.signal(number, signal.SIG_IGN)  # the terminal sends these to the child as well
 
     def pass_on(number: int, _: FrameType | None) -> None:
         os.kill(child, number)
-        if tied:  # whoever asked is gone, and nobody is left to insist
+        if tied:  # the caller has gone, and nobody would send a second signal
             signal.alarm(3)
 
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -126,7 +126,7 @@ def _run(argv: tuple[str, ...], groups: list[int]) -> int:
     signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if in_front:
-        # A shell takes the terminal for its own jobs; our process group, which it can't see, gets it back from us.
+        # A shell takes the terminal for its jobs, and cannot return it to our process group, which it does not see.
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         with suppress(OSError):
             os.tcsetpgrp(terminal, os.getpgrp())
@@ -140,12 +140,12 @@ def _become(argv: tuple[str, ...], parent: int, groups: list[int]) -> NoReturn:
                 os.write(group, b"0")
         for number in (signal.SIGINT, signal.SIGTERM):
             if callable(signal.getsignal(number)):
-                signal.signal(number, signal.SIG_DFL)  # the command line's own handling ends here, not with execve()
+                signal.signal(number, signal.SIG_DFL)  # drop the command line's handlers before execve()
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)  # kill -9 of the command line leaves nothing behind
         if select.select([parent], [], [], 0)[0]:
             os._exit(1)  # it came before that
         for number in (signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)  # Python ignores these, and a command would inherit that
+            signal.signal(number, signal.SIG_DFL)  # Python ignores these; a command would inherit that
         os.environ["PATH"] = ":".join(filter(None, (os.environ.get("PATH"), furniture.SYSTEM_PATH)))
         os.execvp(argv[0], argv)  # noqa: S606 (the user's own command)
     except (OSError, ValueError) as e:  # ValueError: the program is an empty word

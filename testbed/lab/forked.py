@@ -1,4 +1,4 @@
-"""A program of ours as a copy of the holder: to start Python again takes an emulated processor seconds."""
+"""Run one of testbed's programs in a copy of the holder: starting Python takes an emulated processor seconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from testbed.linux import calls as linux
 from testbed.linux import signals
 
-# A program's name in a plan, and so in the records of runs, outlives the module that it is in.
+# Names of programs in plans, and thereby in the records of runs, do not change when a module is moved.
 PROGRAMS = {
     "testbed.sampler": "testbed.programs.sampler.main",
     "testbed.multicast.receiver": "testbed.programs.multicast.receiver",
@@ -21,16 +21,16 @@ PROGRAMS = {
 
 
 def fork(program: str, words: Sequence[str], cwd: str, fds: Sequence[int]) -> int:
-    """Call a program's `main(words)` in a copy of this process and return its PID; it has the namespaces of now.
+    """Call a program's `main(words)` in a copy of this process, in its present namespaces; return the copy's PID.
 
-    Nothing of the holder is left open in it: its standard streams are `fds`, and its process group is its own.
-    It ends with status 1 and a traceback in its log if `main` raises.
+    The copy has `fds` as its standard streams, no other open files, and its own process group. If `main` raises, it
+    ends with status 1 and a traceback in its log.
     """
-    # A signal that came before the copy has handlers of its own would be told to the holder, by a pipe that both have.
+    # Until the copy has its own handlers, a signal to it would reach the holder, by the wake-up pipe that both have.
     with signals.signals_wait():
         if (pid := os.fork()) == 0:
             _become(program, words, cwd, fds)
-    os.setpgid(pid, pid)  # both do it: who signals the group must not come before it is there
+    os.setpgid(pid, pid)  # both do it, so that the group exists before anybody sends it a signal
     return pid
 
 
@@ -47,10 +47,10 @@ def _become(program: str, words: Sequence[str], cwd: str, fds: Sequence[int]) ->
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         linux.prctl(linux.PR_SET_NAME, program.rpartition(".")[2].encode())
         os.chdir(cwd)
-        gc.freeze()  # a collection would copy the holder's pages one by one
+        gc.freeze()  # a garbage collection would copy the holder's pages
         importlib.import_module(PROGRAMS[program]).main(list(words))
         status = 0
     finally:
         if status:
             os.write(2, traceback.format_exc().encode())
-        os._exit(status)  # it must not go on with the holder's code, whatever happens
+        os._exit(status)  # the copy must not go on with the holder's code, whatever happens

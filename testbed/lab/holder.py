@@ -1,4 +1,4 @@
-"""PID 1 of a sandbox: listens for the command line, resumes what waits, reaps what ended."""
+"""The holder, PID 1 of a sandbox: it takes requests, resumes waiting jobs, and reaps processes."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from testbed.steps import Step
 def serve(
     name: str, hosts: str, steps: Sequence[Step], about: Mapping[str, object], folder: str = ""
 ) -> Callable[[socket.socket, socket.socket], None]:
-    """Return the body of a sandbox: it makes the lab `name` from steps, tells the owner, and listens.
+    """Return the main function of a sandbox: make the lab `name` from steps, answer the owner, and serve requests.
 
-    `hosts` is its /etc/hosts, `about` what `status` tells of it; `folder` is that of a run's results, else the
-    lab's files live and die with the sandbox.
+    `hosts` is the lab's /etc/hosts, `about` the rest of its status. The lab's files are in `folder`, that of a run's
+    results; without it they end with the sandbox.
     """
 
     def body(listener: socket.socket, owner: socket.socket) -> None:
@@ -44,7 +44,7 @@ def serve(
             if not holder.ending:
                 os._exit(sandbox.ABRUPT)
         except BaseException as e:
-            # A bug: the lab ends with it, but whoever waits for an answer is told.
+            # A bug: the lab ends, but first answer those who wait.
             told = faults.known(e)
             for waits in [*(job.line for job in holder.jobs), *(asker for asker, _, _ in holder.waiting.values())]:
                 tell(waits, answers.failed(told))
@@ -74,7 +74,7 @@ def _loop(holder: Holder, listener: socket.socket) -> None:
                     line, gone = listening.accept()
                     if gone is not None:
                         _closed(holder, listening, gone)
-                    # What it asks for has mostly come with it.
+                    # The first request has usually arrived with the connection.
                     if line is not None and not _serve(holder, listening, line, selectors.EVENT_READ):
                         _closed(holder, listening, line)
                 elif key.fileobj == wakeup:
@@ -82,7 +82,7 @@ def _loop(holder: Holder, listener: socket.socket) -> None:
                     stirred = True
                     _collect(holder)
                     if signal.SIGTERM in numbers:
-                        return  # the host asks this process to end: everything in the sandbox ends with it
+                        return  # SIGTERM from outside: end with everything in the sandbox
                 elif key.data not in listening.lines or _serve(holder, listening, key.data, events):
                     pass  # one that had to go for another, or is well
                 elif not _closed(holder, listening, key.data):
@@ -91,7 +91,7 @@ def _loop(holder: Holder, listener: socket.socket) -> None:
 
 
 def _busy_with(holder: Holder, line: Line) -> bool:
-    """Say whether somebody waits at a connection for what is under way, or for the end of an answer."""
+    """Return whether a connection waits for a job, or for the rest of an answer."""
     asked = (job.line for job in holder.jobs), (asker for asker, _, _ in holder.waiting.values())
     if line.outbox or line is holder.owner or line in holder.entered:
         return True
@@ -99,7 +99,7 @@ def _busy_with(holder: Holder, line: Line) -> bool:
 
 
 def _serve(holder: Holder, listening: Listening, line: Line, events: int) -> bool:
-    """Send what waits and take a request; False when the other end is gone, or not understood."""
+    """Send pending data and take a request; return False if the other end has gone or sent an invalid request."""
     try:
         if events & selectors.EVENT_WRITE:
             line.flush()
@@ -137,10 +137,10 @@ def _request(holder: Holder, line: Line, data: bytes, fds: list[int]) -> None:
 
 
 def _closed(holder: Holder, listening: Listening, line: Line) -> bool:
-    """Forget a connection; False when it owned the lab, which then ends.
+    """Forget a connection; return False if it owned the lab, which then ends.
 
-    What it asked for ends, each in its own way: a command is killed, a run stops what it started, while a change
-    and `down` go on, for a lab that is half changed is of no use to anybody.
+    Its jobs end, too: a command is killed, a run stops the processes that it started. A change and `down` go on, since
+    half a change would leave a useless lab.
     """
     listening.drop(line)
     for pid, (asker, process, mark) in list(holder.waiting.items()):

@@ -1,4 +1,4 @@
-"""Requests under way: generators that the holder resumes at their time, or when a process ends."""
+"""Jobs: requests in progress, as generators that the holder resumes at a time, or when a process ends."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from testbed.lab.answers import Answer, Progress
 from testbed.lab.messages import Line
 from testbed.lab.state import Lab, Process
 
-# What code raises for values of the right type that nobody foresaw: the request fails then, and not the lab.
+# Errors of code for unforeseen values of the right type: they fail the request and not the lab.
 ODD = (ValueError, TypeError, LookupError, OverflowError, struct.error)
 
 Task = Generator[float, None, None]
 
 
 class Job(Struct, eq=False):
-    """A request under way: resumed at `wake` or when a process ends; `line` is None when nobody waits for it."""
+    """A request in progress, resumed at `wake` or when a process ends; `line` is None if nobody waits for it."""
 
     verb: str
     line: Line | None
@@ -33,27 +33,27 @@ class Job(Struct, eq=False):
 
 
 class Holder(Struct):
-    """The lab and who talks to it; the lab ends with its owner's connection until it is kept."""
+    """The lab and its connections; it ends with its owner's connection unless it is kept."""
 
     lab: Lab
     owner: Line | None
     about: dict[str, object]
     jobs: list[Job] = field(default_factory=list)
     waiting: dict[int, tuple[Line, Process, int]] = field(default_factory=dict)
-    entered: dict[Line, list[int]] = field(default_factory=dict)  # the namespaces of commands run from outside
+    entered: dict[Line, list[int]] = field(default_factory=dict)  # namespaces of commands run from outside
     busy: str = ""
     ending: bool = False
 
 
 def cancel(holder: Holder, job: Job, why: str) -> None:
-    """Let a job end before its time: it goes on with what it does at its end, which may take a while."""
+    """Cancel a job: it still performs its clean-up, which may take a while."""
     if not job.cancelled:
         job.cancelled = True
         advance(holder, job, lambda task: task.throw(LabError(f"lab {holder.lab.name}: {why}")))
 
 
 def advance(holder: Holder, job: Job, step: Callable[[Task], float]) -> None:
-    """Resume a job, and answer whoever waits for it when it is over."""
+    """Resume a job; send the answer when it is done."""
     try:
         job.wake = time.monotonic() + step(job.task)
         return
@@ -71,7 +71,7 @@ def advance(holder: Holder, job: Job, step: Callable[[Task], float]) -> None:
 
 
 def tell(line: Line | None, answer: Answer) -> None:
-    """Send an answer, or progress, which is dropped for one who does not read it."""
+    """Send an answer or progress; progress is dropped for a reader that does not keep up."""
     if line is not None and not (isinstance(answer, Progress) and line.outbox):
         with suppress(OSError):  # it is gone: the loop will see that
             line.send(answers.encode(answer))
@@ -79,7 +79,7 @@ def tell(line: Line | None, answer: Answer) -> None:
 
 @contextmanager
 def busy(holder: Holder, what: str) -> Iterator[None]:
-    """Keep the lab for one job at a time; LabError when another has it."""
+    """Reserve the lab for one job; raise LabError if another has it."""
     if holder.busy:
         raise LabError(f"lab {holder.lab.name}: it is busy with `{holder.busy}`; try again when that is over")
     holder.busy = what

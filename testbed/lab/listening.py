@@ -1,4 +1,4 @@
-"""Who may talk to a holder or a keeper: its own user, known before a byte is read, and no more at once than fit."""
+"""The listening socket of a holder or a keeper: it accepts connections of its own user, a limited number at once."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from testbed.lab.messages import Line
 from testbed.linux import unix
 
 MOST = 512  # connections at once
-_PAUSE = 1.0  # s without new ones where no descriptor is free, unless one closes before
+_PAUSE = 1.0  # s without accepting connections after running out of descriptors, unless one closes
 
 
 class Listening:
-    """A listening socket and its connections, registered with a selector; the data of each is its Line."""
+    """A listening socket and its connections, registered with a selector; each connection's data is its Line."""
 
     def __init__(
         self, selector: selectors.BaseSelector, listener: socket.socket, longest: int, busy: Callable[[Line], bool]
     ) -> None:
-        """Listen; where there is no room, a connection that waits longest for nothing (not `busy`) has to go."""
+        """Listen; if there are too many connections, close the one that has been idle (not `busy`) for longest."""
         listener.setblocking(False)
         self.selector = selector
         self.listener = listener
         self.longest = longest
         self.busy = busy
-        self.lines: dict[Line, None] = {}  # the one that said nothing for longest first
+        self.lines: dict[Line, None] = {}  # the longest idle one first
         self.paused = 0.0  # until when
         selector.register(listener, selectors.EVENT_READ)
 
     def add(self, line: Line) -> None:
-        """Take a connection that is there already."""
+        """Register an existing connection."""
         line.connection.setblocking(False)
         self.lines[line] = None
         self.selector.register(line.connection, selectors.EVENT_READ, line)
 
     def accept(self) -> tuple[Line | None, Line | None]:
-        """Return the next connection if it is of this user, and one that has to go for it."""
+        """Accept a connection of this user; return it and the connection to close for it, if any."""
         gone = self._idle() if len(self.lines) >= MOST else None
         if len(self.lines) >= MOST and gone is None:
             self._pause()
@@ -59,12 +59,12 @@ class Listening:
         return line, gone
 
     def heard(self, line: Line) -> None:
-        """Note that a connection said something."""
+        """Record that a connection sent something."""
         if line in self.lines:
             self.lines[line] = self.lines.pop(line)
 
     def drop(self, line: Line) -> None:
-        """Forget a connection and hang up."""
+        """Unregister and close a connection."""
         if line in self.lines:
             del self.lines[line]
             self.selector.unregister(line.connection)
@@ -72,9 +72,9 @@ class Listening:
         self._resume()
 
     def settle(self) -> float | None:
-        """Ask to be told what each connection waits for; return how long it may take until this is called again.
+        """Register what each connection waits for; return the time until this must be called again.
 
-        One that does not read its answers is not heard until it does, so that they never pile up.
+        A connection that does not read its answers is not read from until it does, so that answers do not pile up.
         """
         for key in list(self._keys()):
             wanted = selectors.EVENT_WRITE if key.data.outbox else selectors.EVENT_READ

@@ -1,4 +1,4 @@
-"""What a node's interfaces are at this moment, decoded with pyroute2 from the dumps that a holder passes on."""
+"""The present state of a node's interfaces, decoded with pyroute2 from the dumps that a holder sends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from testbed.linux.wire import decoder
 
 
 class Seen(Struct, frozen=True):
-    """One interface as the kernel reports it; state is RFC 2863's, counters are since it exists."""
+    """One interface as the kernel reports it; the state is that of RFC 2863, counters start when it is made."""
 
     name: str
     state: str
@@ -37,7 +37,7 @@ def interfaces(tables: dict[str, list[bytes]]) -> list[Seen]:
     try:
         return _interfaces(tables)
     except NetlinkDecodeError as e:
-        raise LabError(f"what the kernel says is cut off or of another form (interfaces): {e}") from e
+        raise LabError(f"a message of the kernel is truncated or malformed (interfaces): {e}") from e
 
 
 @decoder

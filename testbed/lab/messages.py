@@ -1,7 +1,7 @@
-"""Messages between processes of testbed: bytes with their length before them, and file descriptors beside them.
+"""Messages between processes of testbed: a length, bytes, and file descriptors sent along.
 
-What the bytes say is in `asking` (a lab's holder) and `machines.asking` (a guest's keeper). This module needs the
-standard library alone, for `testbed exec`.
+Their content is defined in `lab.asking` (a lab's holder) and `machines.guest.asking` (a guest's keeper). For the sake
+of `testbed exec`, this module only needs the standard library.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from contextlib import suppress
 
 from testbed.errors import LabError
 
-LONGEST = 100_000_000  # bytes of a message: half a million steps, more than a lab of 10 000 routers has
-# What decoding JSON raises: msgspec's and json's errors and those of UTF-8 are ValueErrors.
+LONGEST = 100_000_000  # bytes of a message: half a million steps, more than those of a lab of 10 000 routers
+# Errors of decoding JSON: those of msgspec, json and UTF-8 are ValueErrors.
 BROKEN = (ValueError, RecursionError)
 _HEAD = struct.Struct("=I")
 _FD = array.array("i").itemsize
 _PART = 1 << 18  # bytes of one recv
-_RIGHTS = 8  # descriptors that are taken with one part; the kernel closes those beyond
+_RIGHTS = 8  # descriptors accepted with one part; the kernel closes further ones
 
 
 class Line:
-    """One end of a conversation; on a non-blocking socket it waits for nobody, however slow the other end is."""
+    """One end of a conversation; on a non-blocking socket it never waits for the other end."""
 
     def __init__(self, connection: socket.socket, longest: int = LONGEST) -> None:
-        """Take messages of at most `longest` bytes from this connection."""
+        """Accept messages of at most `longest` bytes from this connection."""
         self.connection = connection
         self.longest = longest
-        self.inbox = bytearray()  # the next message as far as it has come
-        self.fds: list[int] = []  # what came with it
-        self.outbox = bytearray()  # what could not be sent yet
+        self.inbox = bytearray()  # the part of the next message that has arrived
+        self.fds: list[int] = []  # its descriptors
+        self.outbox = bytearray()  # data still to be sent
 
     def receive(self) -> tuple[bytes, list[int]] | None:
-        """Return the next message and its file descriptors, None when the rest of it is still to come.
+        """Return the next message and its file descriptors, None if it is not complete yet.
 
-        EOFError when the other end is gone, LabError for a message that is too long: nothing that follows it can be
-        trusted to begin where a message does, so this conversation is over.
+        Raise EOFError if the other end has gone, LabError for a message that is too long: the start of the next one is
+        then unknown, which ends the conversation.
         """
         try:
             while (missing := self._missing()) > 0:
@@ -62,7 +62,7 @@ class Line:
         return data, fds
 
     def _missing(self) -> int:
-        """Return how many bytes the head lacks, or the message whose length it tells: never more is read."""
+        """Return how many bytes the header or the message still lacks, to read no further."""
         if len(self.inbox) < _HEAD.size:
             return _HEAD.size - len(self.inbox)
         (length,) = _HEAD.unpack_from(self.inbox)
@@ -71,7 +71,7 @@ class Line:
         return _HEAD.size + int(length) - len(self.inbox)
 
     def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
-        """Send a message, with file descriptors; what a non-blocking socket does not take waits for `flush`."""
+        """Send a message with file descriptors; `flush` sends what a non-blocking socket did not take."""
         self.outbox += _HEAD.pack(len(data)) + data
         if fds:
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
@@ -79,27 +79,27 @@ class Line:
         self.flush()
 
     def flush(self) -> None:
-        """Send what waits, as far as it goes."""
+        """Send pending data, as far as the socket takes it."""
         with suppress(BlockingIOError):
             while self.outbox:
                 del self.outbox[: self.connection.send(self.outbox)]
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self.connection.close()
         close(self.fds)
         self.fds = []
 
 
 def send(connection: socket.socket, data: bytes, fds: Sequence[int] = ()) -> None:
-    """Send one message, with file descriptors, on a blocking socket."""
+    """Send one message with file descriptors on a blocking socket."""
     Line(connection).send(data, fds)
 
 
 def receive(connection: socket.socket, longest: int = LONGEST) -> tuple[bytes, list[int]]:
-    """Return the next message and its file descriptors from a blocking socket; EOFError when the other end is gone."""
+    """Receive a message with its descriptors on a blocking socket; raise EOFError if the other end has gone."""
     found = Line(connection, longest).receive()
-    if found is None:  # a time-out of the socket's (SO_RCVTIMEO) ends a system call so
+    if found is None:  # a timeout of the socket (SO_RCVTIMEO) ends a system call like this
         raise TimeoutError
     return found
 

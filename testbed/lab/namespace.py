@@ -1,4 +1,4 @@
-"""A node's network namespace as a lab sees it: its netlink sockets, and the indexes of its interfaces."""
+"""A node's network namespace: its netlink sockets, and the indexes of its interfaces."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Performs steps: whatever changes Linux begins here. It runs as PID 1 of a sandbox and has one thread.
+"""Perform steps: every change of Linux starts here, in PID 1 of a sandbox, which has one thread.
 
-Waiting is written as generators that yield how long they may sleep; the holder resumes them at that time
-or as soon as a process ends.
+Functions that wait are generators: they yield how long they may sleep, and the holder resumes them after that time, or
+as soon as a process ends.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from testbed.lab.waits import wait
 from testbed.results import written
 from testbed.steps import LAB, Configure, Run, Spawn, Step, Wait, Write
 
-_OWN_FILES = 32  # descriptors that a lab has open besides
+_OWN_FILES = 32  # descriptors kept free for the rest of a lab
 
 
 def begin(name: str, folder: Path) -> Lab:
-    """Return a lab without nodes, in the sandbox that this process is in."""
+    """Return a lab without nodes, in this process's sandbox."""
     home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     host = os.open("/proc/self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
     lab = Lab(name, home, host, folder, dict(os.environ, TMPDIR=f"{furniture.FOLDER}/tmp"))
@@ -42,7 +42,7 @@ def begin(name: str, folder: Path) -> Lab:
 
 
 def perform(lab: Lab, steps: Sequence[Step], say: Say) -> Waiting:
-    """Do what is to be done at once in order, then wait for everything that is awaited."""
+    """Perform all immediate steps in order, then wait for all Waits."""
     _room(lab, steps)
     at_once = [s for s in steps if (isinstance(s, Configure) and s.at is None) or (isinstance(s, Wait) and s.here)]
     for _, some in groupby(at_once, type):
@@ -68,7 +68,7 @@ def perform(lab: Lab, steps: Sequence[Step], say: Say) -> Waiting:
 
 
 def _room(lab: Lab, steps: Sequence[Step]) -> None:
-    """Raise LabError, before anything is made, when there are more nodes than this process may have descriptors."""
+    """Raise LabError, before anything is made, if there are more nodes than this process may open descriptors."""
     new = sum(isinstance(s, Configure) and isinstance(s.request, NamespaceAdd) for s in steps)
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if new and (count := len(lab.nodes) - 1 + new) > limit - _OWN_FILES:
@@ -79,7 +79,7 @@ def _room(lab: Lab, steps: Sequence[Step]) -> None:
 
 
 def run(lab: Lab, step: Run) -> Waiting:
-    """Run a command of the plan to its end; LabError unless it exits 0 in time."""
+    """Run a command of the plan to its end; raise LabError unless it exits with status 0 in time."""
     name = f"run-{sum(p.name.startswith('run-') for p in lab.processes)}"
     process = spawn(lab, Spawn(step.node, name, step.argv))
     deadline = process.began + step.within

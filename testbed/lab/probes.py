@@ -1,4 +1,4 @@
-"""How each awaited fact is observed from inside a node's namespace: the kernel is asked, never a clock."""
+"""Observe the facts that steps wait for, from inside a node's namespace: ask the kernel, never a clock."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def holds(probe: Probe, here: Namespace, home: int, folder: Path) -> str:
     with netlink.inside(here.fd, home):
         match probe:
             case Capturing(ifname, log):
-                # Fields: sk RefCnt Type Proto Iface R(unning); until it runs for ETH_P_ALL it is still being set up.
+                # Fields: sk RefCnt Type Proto Iface R(unning); until it runs for ETH_P_ALL, a socket is being set up.
                 rows = [row.split() for row in Path("/proc/self/net/packet").read_text().splitlines()[1:]]
                 if not any(r[3:6] == ["0003", str(here.index(ifname)), "1"] for r in rows):
                     return f"no packet socket on {ifname}"
                 said = folder / log
                 return "" if said.exists() and "File:" in said.read_text() else "dumpcap has not opened its file"
             case link.Silence(bridge):
-                # net/core/net-procfs.c: after the name the bytes and the packets that came.
+                # net/core/net-procfs.c: the name is followed by received bytes and packets.
                 rows = [row.partition(":")[2].split() for row in _net("dev").splitlines()[2:]]
                 up = netlink.flags(here.route, bridge) & uapi.IFF_UP
                 return "" if up else f"{sum(int(row[1]) for row in rows)} frames"
@@ -60,7 +60,7 @@ def holds(probe: Probe, here: Namespace, home: int, folder: Path) -> str:
 
 
 def wlan(here: Namespace, name: str) -> nl80211.Wlan | None:
-    """Return a wireless interface of a namespace as nl80211 describes it."""
+    """Return nl80211's description of a wireless interface."""
     entries = netlink.dump(here.generic(), here.family(nl80211.FAMILY), nl80211.GET_INTERFACES)
     return next((w for w in map(nl80211.parse_interface, entries) if w.name == name), None)
 

@@ -1,4 +1,4 @@
-"""The processes of a lab: started in their nodes, told to end, and collected. PID 1 of the sandbox is their parent."""
+"""The processes of a lab: PID 1 of the sandbox starts them in their nodes, and reaps them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from testbed.linux import calls as linux
 from testbed.linux import netlink
 from testbed.steps import LAB, Spawn
 
-# What this process, or Python, ignores: a command would inherit that.
+# Signals that this process or Python ignores; a command would inherit that.
 _DEFAULT = (
     signal.SIGINT,
     signal.SIGQUIT,
@@ -67,9 +67,9 @@ def start(
     cwd: str | bytes,
     fds: Sequence[int],
 ) -> int:
-    """Start a command in a node with these standard streams; its process group is its own."""
+    """Start a command in a node with these standard streams, in its own process group."""
     actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds)]
-    # setns around posix_spawn costs 30 us; a preexec_fn would cost 2 ms, for it forces fork instead of vfork.
+    # setns around posix_spawn costs 30 us; a preexec_fn would cost 2 ms, because it needs fork instead of vfork.
     with _inside(lab, node or LAB):
         os.chdir(cwd)
         return os.posix_spawnp(
@@ -84,9 +84,9 @@ def start(
 
 
 def full() -> bool:
-    """Say whether no process can be started any more: the lab has as many as its bound allows."""
+    """Return whether the lab has as many processes as its bound allows, so that none can be started."""
     try:
-        os.posix_spawn("/", ("/",), {})  # which is no program: all but this is done
+        os.posix_spawn("/", ("/",), {})  # not a program: everything but its execution succeeds
     except BlockingIOError:
         return True
     except OSError:
@@ -96,7 +96,7 @@ def full() -> bool:
 
 @contextmanager
 def marked(lab: Lab) -> Iterator[int]:
-    """Be in a new UTS namespace, by which all that is started meanwhile can be known; yield a descriptor of it."""
+    """Enter a new UTS namespace, which identifies everything started in it; yield a descriptor of it."""
     linux.unshare(linux.CLONE_NEWUTS)
     try:
         yield os.open("/proc/self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
@@ -113,7 +113,7 @@ def _inside(lab: Lab, node: str) -> Iterator[None]:
 
 @contextmanager
 def _own_sys(here: Namespace, home: Namespace) -> Iterator[None]:
-    """Be where /sys/class/net is the node's own: each node has a mount namespace from its first process on."""
+    """Enter the node's mount namespace, made for its first process, where /sys/class/net is the node's."""
     try:
         if here.mounts >= 0:
             linux.setns(here.mounts, linux.CLONE_NEWNS)
@@ -127,7 +127,7 @@ def _own_sys(here: Namespace, home: Namespace) -> Iterator[None]:
 
 
 def reap(lab: Lab) -> dict[int, int]:
-    """Collect every child that ended and return {pid: exit status}; orphans end here too, for this is PID 1."""
+    """Reap all children that have ended, including orphans, since this is PID 1; return {PID: exit status}."""
     found: dict[int, int] = {}
     with suppress(ChildProcessError):
         while True:
@@ -142,7 +142,7 @@ def reap(lab: Lab) -> dict[int, int]:
 
 
 def describe(status: int | None) -> str:
-    """Say how a process ended."""
+    """Describe how a process ended."""
     if status is None:
         return "nothing yet"
     return f"status {status}" if status >= 0 else f"signal {signal.Signals(-status).name}"

@@ -1,4 +1,4 @@
-"""How a program finds a sandbox of its user and connects to it: its name is an abstract unix socket."""
+"""Find the sandboxes of this user and connect to them: a sandbox's name is an abstract unix socket."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from testbed.linux.unix import dial, peer
 
 FAMILY, GUESTS = "testbed", "testbed-guest"  # whose names these are: labs', and guests' of microVMs
 WHAT = {FAMILY: "lab", GUESTS: "guest"}
-# A lab or a guest can be called so; any other name could change a terminal that it is shown on.
+# Valid names of labs and guests; others could change the state of a terminal that shows them.
 NAME = re.compile(r"[a-z][a-z0-9-]*")
-ANSWERS = 5.0  # seconds in which whoever listens takes a connection, and answers what needs no work
+ANSWERS = 5.0  # seconds for a holder to accept a connection, and to answer a request that takes no work
 
 
 class SilentError(LabError):
-    """A holder does not answer: it is stopped, or stuck in the kernel."""
+    """A holder does not answer: it was stopped, or hangs in the kernel."""
 
 
 def address(name: str, family: str = FAMILY) -> str:
-    """Return the abstract socket address of a lab of this user, or of a sandbox of another family."""
+    """Return the abstract socket address of a lab of this user, or of another family of sandboxes."""
     return f"\0{_prefix(family)}{name}"
 
 
@@ -32,7 +32,7 @@ def _prefix(family: str) -> str:
 
 
 def names(family: str = FAMILY) -> list[str]:
-    """Return the names of this user's labs that are up or coming up; what others have bound, or odd names, are none."""
+    """Return the names of this user's labs that are up or coming up, without names that other users have bound."""
     from testbed.linux.unix_diag import owned  # `testbed exec` finds its lab by connecting
 
     found = (name for name, uid in owned(_prefix(family)) if uid == os.geteuid())
@@ -40,14 +40,14 @@ def names(family: str = FAMILY) -> list[str]:
 
 
 def owner(name: str, family: str = FAMILY) -> int | None:
-    """Return the user who has bound the name of a lab, None when nobody has."""
+    """Return the user who has bound the name of a lab, None if nobody has."""
     from testbed.linux.unix_diag import owned
 
     return next((uid for found, uid in owned(_prefix(family)) if found == name), None)
 
 
 def listens(name: str, family: str = FAMILY) -> bool:
-    """Say whether a sandbox of this user listens at a name, without waiting for one that does not take connections."""
+    """Return whether a sandbox of this user listens at a name, without waiting for one that does not accept."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
         connection.setblocking(False)
         try:
@@ -58,9 +58,9 @@ def listens(name: str, family: str = FAMILY) -> bool:
 
 
 def call(name: str, family: str = FAMILY, patience: float = ANSWERS) -> socket.socket:
-    """Connect to a sandbox of this user; LabError when there is none, or when it does not listen.
+    """Connect to a sandbox of this user; raise LabError if there is none, or if it does not accept.
 
-    Whoever else has bound its name is told nothing, and can't make us wait longer than `patience`.
+    Another user who has bound its name learns nothing, and cannot delay us by more than `patience`.
     """
     what = WHAT[family]
     try:
@@ -84,11 +84,11 @@ def call(name: str, family: str = FAMILY, patience: float = ANSWERS) -> socket.s
 
 
 def holder(name: str, connection: socket.socket) -> tuple[int, FileIO]:
-    """Return the process id and the pidfd of PID 1 of the sandbox that a connection leads to."""
+    """Return the process ID and a pidfd of PID 1 of the sandbox at the other end of a connection."""
     number = peer(connection).pid
     try:
         life = FileIO(os.pidfd_open(number))
-    except OSError as e:  # ESRCH, or EINVAL when its number here is 0
+    except OSError as e:  # ESRCH, or EINVAL if its number in this namespace is 0
         raise LabError(f"lab {name}: its holder ended, or belongs to another PID namespace") from e
     # As long as the connection stands, no other process can have taken the number.
     waiter = select.poll()
@@ -99,12 +99,12 @@ def holder(name: str, connection: socket.socket) -> tuple[int, FileIO]:
 
 
 def ended(name: str) -> str:
-    """Say that a lab's holder is gone."""
+    """Return the error for a lab whose holder has ended."""
     return f"lab {name}: its holder process ended (killed, or `testbed down`)"
 
 
 def silent(name: str, number: int) -> str:
-    """Say that a lab's holder gives no sign of life, and what to do."""
+    """Return the error for a holder that does not answer, with what to do."""
     return (
         f"lab {name}: its holder, process {number}, does not answer (is it stopped?); "
         f"`testbed down {name}` ends it all the same"
@@ -112,7 +112,7 @@ def silent(name: str, number: int) -> str:
 
 
 def foreign(what: str, name: str, uid: int | None) -> str:
-    """Say that another user has bound the name of a sandbox."""
+    """Return the error for a name that another user has bound."""
     return (
         f"{what} {name}: another user of this machine (uid {uid}) has bound its name, so it can't be yours; "
         "take another name (`--name`), or have the administrator end that process"

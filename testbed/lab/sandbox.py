@@ -1,7 +1,7 @@
-"""The private namespaces of a lab and the holder process, PID 1 in them: when it ends, the kernel cleans up.
+"""The private namespaces of a lab and the holder process, their PID 1: when it ends, the kernel cleans up.
 
-A lab's name is an abstract unix socket of its user, bound before anything else: the kernel makes it unique
-and removes it with the holder, so that no pid file, lock or socket file can be left behind.
+A lab's name is an abstract unix socket of its user, bound before anything else: the kernel keeps it unique and removes
+it with the holder, so that no PID file, lock or socket file can be left behind.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from testbed.linux import calls as linux
 from testbed.linux.signals import signals_wait
 
 T = TypeVar("T")
-ABRUPT = 1  # the exit status of PID 1 when nothing in the sandbox was ended in its own way
+ABRUPT = 1  # the exit status of PID 1 after an end that was not orderly
 
 
 def launch(
@@ -44,14 +44,13 @@ def launch(
     keep: Sequence[int] = (),
     inside: Sequence[int] = (),
 ) -> T:
-    """Make a sandbox whose PID 1 runs `serve(listener, owner)`; return what `use` does with it.
+    """Make a sandbox whose PID 1 runs `serve(listener, owner)`; return the result of `use`.
 
-    It has the descriptors `inside`, by the numbers that they have here, and no others.
-    `use` gets the owner's end of that connection, with which the sandbox dies until `serve` has decided otherwise,
-    and a pidfd. `after` is called when the sandbox has ended, in a process outside of it that waits for that and
-    has the descriptors `keep`; it is told whether PID 1 ended with status 0. Raise
-    LabError when a lab of that name exists, Unsupported when the kernel allows no namespaces.
-    Whatever is raised, by `use` or by the handler of a signal at any moment, is raised when nothing is left of it.
+    PID 1 inherits the descriptors `inside`, with the same numbers, and no others. `use` gets the owner's end of the
+    connection, with whose end the sandbox ends unless `serve` decides otherwise, and a pidfd. A process outside the
+    sandbox, with the descriptors `keep`, waits for its end and then calls `after`, with whether PID 1 ended with
+    status 0. Raise LabError if a lab of that name exists, Unsupported if the kernel allows no namespaces. An error of
+    `use`, or of a signal handler at any moment, is raised after nothing of the sandbox is left.
     """
     ours, theirs = socket.socketpair()
     line, child, life = Line(ours), 0, None
@@ -65,16 +64,16 @@ def launch(
         first = select.poll()
         first.register(ours, select.POLLIN)
         first.poll()
-        with signals_wait():  # what has come is ours before anything is raised
+        with signals_wait():  # take over the received descriptors before anything is raised
             life = _born(name, line)
         return use(ours, life)
     except BaseException:
         theirs.close()
         with suppress(OSError):  # it is gone already
-            ours.shutdown(socket.SHUT_WR)  # a copy of it may live in a process that somebody forked
+            ours.shutdown(socket.SHUT_WR)  # a forked process may have a copy
         if child:
             _reap(child)
-        # With this error nothing but the end of the sandbox matters, and PATIENCE bounds that.
+        # With this error only the end of the sandbox matters, and PATIENCE bounds that.
         with suppress(TestbedError, OSError):
             if child and life is None:
                 ours.settimeout(PATIENCE)
@@ -86,14 +85,14 @@ def launch(
 
 
 def _born(name: str, line: Line) -> FileIO:
-    """Return the pidfd of PID 1, which it sends as its first word, or raise why there is none."""
+    """Return the pidfd that PID 1 sends in its first message, or raise the error that it sends instead."""
     try:
         found = line.receive()
     except EOFError as e:
         raise LabError(f"lab {name}: its holder process ended while it was being made (killed?)") from e
     assert found is not None, "the socket does not block"
     data, fds = found
-    from testbed.lab import answers  # here and below: `testbed exec` launches nothing, and does not wait for msgspec
+    from testbed.lab import answers  # not at the top: `testbed exec` launches nothing, and must not wait for msgspec
 
     came = answers.decode(data)
     if isinstance(came, answers.Failed):
@@ -104,13 +103,13 @@ def _born(name: str, line: Line) -> FileIO:
 
 
 def _reap(child: int) -> None:
-    with suppress(ChildProcessError):  # collected already, or by a caller who ignores SIGCHLD
+    with suppress(ChildProcessError):  # already reaped, for example because the caller ignores SIGCHLD
         os.waitpid(child, 0)
 
 
 def _never_return(owner: socket.socket, body: Callable[[], None]) -> NoReturn:
-    """Run what a forked child is for, and leave: it must not go on with its parent's code, whatever happens."""
-    gc.freeze()  # what the parent left must never be collected here: it would close descriptors that are ours
+    """Run a forked child's function and exit: whatever happens, it must not go on with its parent's code."""
+    gc.freeze()  # the parent's garbage must never be collected here: that would close our descriptors
     try:
         body()
     except (OSError, LabError, Unsupported) as e:
@@ -118,7 +117,7 @@ def _never_return(owner: socket.socket, body: Callable[[], None]) -> NoReturn:
     finally:
         if (fault := sys.exc_info()[1]) is not None:
             _tell(owner, faults.known(fault))
-        # Leaving is the cleanup: no Python shutdown, no atexit handler of whoever called us.
+        # The kernel cleans up: skip Python's shutdown and the caller's atexit handlers.
         os._exit(0)
 
 
@@ -139,7 +138,7 @@ def _first(
     keep: Sequence[int],
     inside: Sequence[int],
 ) -> None:
-    """Make the sandbox from a process that has nothing of its caller's; stay where something is to be done after it."""
+    """Make the sandbox from a process without its caller's resources; stay if there is work after its end."""
     os.setsid()
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals():
@@ -150,14 +149,14 @@ def _first(
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     if after is not None and os.fork():
-        return  # the launcher waits for this one; a child after unshare(2) would be in the sandbox
+        return  # the launcher waits for this process, and a child after unshare(2) would be in the sandbox
     status = 0
     try:
         first = _unshared(name, owner, serve, family, spaces, inside)
         if after is not None:
             linux.prctl(linux.PR_SET_NAME, b"testbed-after")
             os.chdir("/")
-            # Nobody must wait for this process: the name and the caller's files are not its own.
+            # This process must not keep the name or the caller's files open.
             for low, high in zip([-1, *sorted(keep)], [*sorted(keep), 1 << 20], strict=True):
                 os.closerange(low + 1, high)
             status = os.waitpid(first, 0)[1]
@@ -174,17 +173,17 @@ def _unshared(
     spaces: int,
     inside: Sequence[int],
 ) -> int:
-    """Take the name, leave the host's namespaces, fork PID 1 and return its number."""
+    """Bind the name, unshare the host's namespaces, fork PID 1 and return its PID."""
     listener = _take(name, family)
     uid, gid = os.geteuid(), os.getegid()
-    # Path lookups of `serve` must not depend on the caller's set-up: nothing in Debian's user PATH has sbin.
+    # Path lookups of `serve` must not depend on the caller's PATH: that of users in Debian lacks sbin.
     os.environ["PATH"] = ":".join(filter(None, (os.environ.get("PATH"), SYSTEM_PATH)))
     try:
         linux.unshare(spaces if uid == 0 else spaces | linux.CLONE_NEWUSER)
     except OSError as e:
         raise Unsupported(why_none(e, uid)) from e
     if uid != 0:
-        # One line each is all that a process may map without help from newuidmap(1) (user_namespaces(7)).
+        # Without newuidmap(1), a process may map its own user and group only (user_namespaces(7)).
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
         Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
@@ -200,8 +199,8 @@ def _second(
     serve: Callable[[socket.socket, socket.socket], None],
     inside: Sequence[int],
 ) -> None:
-    """Be PID 1: close what the caller had open, furnish the mount namespace, and serve until the lab ends."""
-    # Above the standard streams, which a caller without them may have given these numbers.
+    """Run as PID 1: close the caller's files, set up the mount namespace, and serve until the lab ends."""
+    # Above the standard streams: a caller without these may have used their numbers.
     listener, owner = (socket.socket(fileno=fcntl(s, F_DUPFD_CLOEXEC, 3)) for s in (listener, owner))
     keep = sorted({listener.fileno(), owner.fileno(), *inside})
     null = os.open("/dev/null", os.O_RDWR)
@@ -209,7 +208,7 @@ def _second(
         os.dup2(null, fd)
     for low, high in zip([2, *keep], [*keep, 1 << 20], strict=True):
         os.closerange(low + 1, high)
-    os.chdir("/")  # the caller's folder may go
+    os.chdir("/")  # the caller's folder may be removed
     own = os.pidfd_open(os.getpid())
     from testbed.lab import answers
 
@@ -221,7 +220,7 @@ def _second(
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    listener.listen(64)  # here and not earlier: SO_PEERCRED tells who called listen
+    listener.listen(64)  # not earlier: SO_PEERCRED returns the process that called listen
     serve(listener, owner)
 
 
@@ -249,7 +248,7 @@ _FORBIDDING = (
 
 
 def why_none(error: OSError, uid: int) -> str:
-    """Say why this process may not make namespaces, and what helps."""
+    """Return why this process may not make namespaces, and what helps."""
     rows = []
     for path, bad, cure in _FORBIDDING if uid else ():
         with suppress(OSError):

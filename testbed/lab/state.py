@@ -1,4 +1,4 @@
-"""What a holder knows about its lab, and the record of what it has performed."""
+"""A holder's knowledge of its lab, and the record of the steps that it has performed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Process(Struct):
 
 
 class Lab(Struct):
-    """What a holder knows about its lab."""
+    """A lab, as its holder knows it."""
 
     name: str
     home: int  # the sandbox's own network namespace
@@ -45,16 +45,16 @@ class Lab(Struct):
     nodes: dict[str, Namespace] = field(default_factory=dict)
     sockets: Sockets = field(default_factory=Sockets)
     processes: list[Process] = field(default_factory=list)
-    done: list[Step] = field(default_factory=list)  # what stands: the plan as far as it is performed
-    indexes: Iterator[int] = field(default_factory=lambda: count(2))  # of interfaces; 1 is lo
+    done: list[Step] = field(default_factory=list)  # the performed steps that are in effect
+    indexes: Iterator[int] = field(default_factory=lambda: count(2))  # indexes of interfaces; 1 is lo
     log: TextIO | None = None
     held: dict[str, Held] = field(default_factory=dict)
-    sysctls: int = -1  # a /proc/sys, and the node that it was last used in, and in how many it was
+    sysctls: int = -1  # a /proc/sys, the node that it was last used for, and for how many it was used
     sysctls_of: str = ""
     sysctls_used: int = 0
 
     def place(self, node: str) -> Namespace:
-        """Return a node's namespace; LAB is the sandbox's own."""
+        """Return a node's namespace; LAB stands for the sandbox itself."""
         try:
             return self.nodes[node]
         except KeyError as e:
@@ -64,7 +64,7 @@ class Lab(Struct):
 
 
 def note(lab: Lab, step: Step) -> None:
-    """Record a step as performed: in the lab's memory and, where there is a results folder, in commands.log."""
+    """Record a performed step: in the lab's memory and, if there is a results folder, in commands.log."""
     lab.done.append(step)
     if lab.log:
         with written(Path(lab.log.name)):
@@ -72,7 +72,7 @@ def note(lab: Lab, step: Step) -> None:
 
 
 def flush(lab: Lab) -> None:
-    """Write what was noted."""
+    """Write the recorded steps."""
     if lab.log:
         with written(Path(lab.log.name)):
             lab.log.flush()

@@ -1,4 +1,4 @@
-"""Processes of a lab told to end, newest first, and the wait for what they still have to write."""
+"""Stop the processes of a lab, newest first, after they have written their results."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from testbed.linux import netlink, wire
 
 
 def finish(processes: Sequence[Process], patience: float = 2.0) -> Waiting:
-    """Wait until what may end by itself has: a server writes its results after its client's end.
+    """Wait for processes that end by themselves: a server writes its results after its client's end.
 
-    A signal in the middle of that breaks them: the handler of iperf3 3.12 prints too, and crashes or writes half.
+    A signal meanwhile would break the results: the handler of iperf3 3.12 prints, too, and crashes or writes half.
     """
     deadline = time.monotonic() + patience
     while any(p.status is None and p.step and p.step.may_end for p in processes):
@@ -29,9 +29,9 @@ def finish(processes: Sequence[Process], patience: float = 2.0) -> Waiting:
 
 
 def stop(processes: Sequence[Process], patience: float = 3.0) -> Waiting:
-    """End processes newest first, each by its own signal, so that captures flush; SIGKILL after `patience` s.
+    """Stop processes, newest first, each by its own signal, so that captures flush; kill them after `patience` s.
 
-    Neighbours that are one program end together: twelve captures take as long as one.
+    Successive ones of the same program are stopped together: twelve captures take as long as one.
     """
     alive = [p for p in reversed(processes) if p.status is None]
     for _, some in groupby(alive, lambda p: p.step.argv[0] if p.step and p.step.stop != signal.SIGTERM else p.pid):
@@ -50,10 +50,10 @@ def stop(processes: Sequence[Process], patience: float = 3.0) -> Waiting:
 
 
 def disconnect(lab: Lab, patience: float = 2.0) -> None:
-    """End what still runs and reset the connections of MPTCP hosts: the end of a lab that can end in order.
+    """Stop all processes and reset the connections of MPTCP hosts, at the orderly end of a lab.
 
-    The kernel keeps an MPTCP connection whose program is gone, and the network namespace with it, for up to
-    a minute (net/mptcp/protocol.c: mptcp_close_timeout), unless its subflows are closed.
+    The kernel keeps an MPTCP connection whose program has ended, and the network namespace with it, for up to a minute
+    (net/mptcp/protocol.c: mptcp_close_timeout) unless its subflows are closed.
     """
     hosts = [place for place in lab.nodes.values() if place.genl is not None]
     if not hosts or os.getpid() != 1:
@@ -66,7 +66,7 @@ def disconnect(lab: Lab, patience: float = 2.0) -> None:
                 others.register(os.pidfd_open(int(entry)), select.POLLIN)
                 left += 1
     with suppress(ProcessLookupError):
-        os.kill(-1, signal.SIGKILL)  # everybody in this PID namespace but us, its PID 1
+        os.kill(-1, signal.SIGKILL)  # all processes of this PID namespace except us, its PID 1
     deadline = time.monotonic() + patience
     while left and (ended := others.poll(max(0.0, deadline - time.monotonic()) * 1000)):
         for fd, _ in ended:
@@ -79,10 +79,10 @@ def disconnect(lab: Lab, patience: float = 2.0) -> None:
 
 
 def drain(lab: Lab, processes: Sequence[Process], quiet: float = 0.35, patience: float = 5.0) -> Waiting:
-    """Wait until the files that are being drained into have not grown for `quiet` seconds.
+    """Wait until the files to be drained have not grown for `quiet` seconds.
 
-    The kernel hands a packet ring's last block over after at most 250 ms, dumpcap's read timeout; what is still
-    in the ring when dumpcap is stopped is lost.
+    The kernel hands over the last block of a packet ring after at most 250 ms, dumpcap's read timeout; packets that are
+    still in the ring when dumpcap is stopped are lost.
     """
     paths = [lab.folder / p.step.drain for p in processes if p.step and p.step.drain and p.status is None]
     began = changed = time.monotonic()
@@ -94,13 +94,13 @@ def drain(lab: Lab, processes: Sequence[Process], quiet: float = 0.35, patience:
 
 
 def kill(process: Process, number: int) -> None:
-    """Signal a process's whole group."""
+    """Send a signal to the whole group of a process."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 
 
 def kill_those_in(namespaces: Collection[tuple[int, int]]) -> int:
-    """Kill every process of this PID namespace that has one of these UTS and mount namespaces; return how many had."""
+    """Kill all processes of this PID namespace in one of these UTS or mount namespaces; return their number."""
     found = 0
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or entry == "1":

@@ -1,4 +1,4 @@
-"""A run in a lab that is up: servers and captures first, then one clock for workloads and events, then the end."""
+"""A run in a lab that is up: start servers and captures, perform timed steps by one clock, and stop."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from testbed.lab.stopping import drain, finish, kill, stop
 from testbed.results import Folder
 from testbed.steps import Configure, Spawn, Step
 
-_TICK, _LATE = 0.25, 0.1  # seconds: how often a run looks at the clock, and what is late then
+_TICK, _LATE = 0.25, 0.1  # seconds: how often a run looks at the clock, and the delay that counts as late
 
 
 def play(lab: Lab, steps: Sequence[Step], folder: Path, seconds: float, say: Say) -> Waiting:
-    """Perform the steps without a time, then the timed ones each at its own; stop what still runs.
+    """Perform the untimed steps, then each timed one at its time; finally stop all processes of the run.
 
-    It lasts until every timed process has ended, and at least `seconds`.
-    Write `run.json` into `folder`: the origin of the run's clock (t = 0 on CLOCK_MONOTONIC and CLOCK_REALTIME,
-    seconds), every timed step by its number among `steps` with the time it took effect, every process with its end,
-    what failed, and `stalls`: when and for how long this process did not run although it was to.
+    A run lasts until every timed process has ended, and at least `seconds`. It writes `run.json` into `folder`: the
+    origin of its clock (t = 0 on CLOCK_MONOTONIC and CLOCK_REALTIME, in seconds), every timed step by its number among
+    `steps` with the time at which it took effect, every process with its end, the failures, and `stalls`: when and for
+    how long this process was not running when it should.
     """
     first, before = len(lab.processes), len(lab.done)
     failures: list[str] = []
@@ -59,13 +59,15 @@ def play(lab: Lab, steps: Sequence[Step], folder: Path, seconds: float, say: Say
         failures.append(str(e))
         raise
     finally:
-        # However it ends: first what loads the network, for only then there is an end to what captures see.
+        # However it ends: stop what loads the network first, so that captures can finish.
         yield from stop([p for p in lab.processes[first:] if _bounded(p)])
         yield from finish(lab.processes[first:])
         yield from drain(lab, lab.processes[first:])
         yield from stop(lab.processes[first:])
         failures += [text for p in lab.processes[first:] if (text := _fault(p))]
-        daemons = [p for p in lab.processes[:first] if origin and p.ended > origin]  # of the lab: these outlive a run
+        daemons = [
+            p for p in lab.processes[:first] if origin and p.ended > origin
+        ]  # processes of the lab, which outlive the run
         failures += [text for p in daemons if (text := _fault(p))]
         summary = {
             "monotonic": origin,
@@ -83,7 +85,7 @@ def play(lab: Lab, steps: Sequence[Step], folder: Path, seconds: float, say: Say
 
 
 def _rest(seconds: float, origin: float, stalls: list[tuple[float, float]]) -> Waiting:
-    """Wait no longer than that, and note when it took longer: whoever stops this process may stop others as well."""
+    """Wait, and record if that took longer than it should: what stops this process may stop others as well."""
     due = time.monotonic() + min(seconds, _TICK)
     yield min(seconds, _TICK)
     if (late := time.monotonic() - due) >= _LATE:
@@ -93,9 +95,9 @@ def _rest(seconds: float, origin: float, stalls: list[tuple[float, float]]) -> W
 def _happen(
     lab: Lab, due: Sequence[tuple[int, Step]], origin: float, failures: list[str], say: Say
 ) -> list[dict[str, object]]:
-    """Perform what is due, requests as one batch, and return the time each took effect, with its number.
+    """Perform the steps that are due, requests as a batch; return the number of each, and when it took effect.
 
-    What Linux refuses is a failure of the run, whose rest is still worth its results.
+    A refusal of Linux is a failure of the run, but the rest of the run is still performed.
     """
     events: list[dict[str, object]] = []
     groups: list[list[tuple[int, Step]]] = []
@@ -103,7 +105,7 @@ def _happen(
     for n, request in due:
         if not isinstance(request, Configure):
             continue
-        # What a daemon refuses must not keep the rest from being performed: the gate that was closed for it opens.
+        # Go on after a daemon's refusal: a later step opens the gate that was closed for this one.
         before, asked = asked, isinstance(request.request, Control)
         if before or asked:
             groups.append([])
@@ -145,14 +147,14 @@ def _overdue(processes: Sequence[Process]) -> None:
 
 
 def _lost(processes: Sequence[Process]) -> bool:
-    """Say whether something that is to live until the end of the run is dead: the rest would be worth nothing."""
+    """Return whether a process that must live until the end of the run has ended: the rest would be worthless."""
     return any(_fault(p) for p in processes if p.status is not None and not _bounded(p))
 
 
 def _fault(process: Process) -> str:
-    """Say what is wrong with how a process ended, or that it ended before it was told to.
+    """Return what is wrong with the end of a process, for example that nobody had stopped it.
 
-    Nothing excuses from being killed by anybody else: neither that it may end by itself nor that it was to end now.
+    Being killed by somebody else is always a fault, even of a process that may end or that was being stopped.
     """
     if process.step is None or process.status is None:
         return ""

@@ -1,6 +1,6 @@
-"""Steps as they travel between processes: JSON in which every record names its class, decoded by type (pure).
+"""Encode and decode steps as JSON in which every record names its class (pure).
 
-A step may hold one of many requests or probes: those that the drivers define, and no others are understood.
+A step may hold one of the requests or probes that the drivers define; no others are decoded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _DRIVERS = tuple(import_module(f"{drivers.__name__}.{m.name}") for m in pkgutil.
 
 
 def _defined(base: type[Struct]) -> tuple[type[Struct], ...]:
-    """Return the drivers' classes of that base, in the order of their names."""
+    """Return the subclasses of a base that the drivers define, in the order of their names."""
     found = {kind for module in _DRIVERS for kind in vars(module).values() if isinstance(kind, type)}
     return tuple(sorted((k for k in found if issubclass(k, base) and k.__module__ != base.__module__), key=str))
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     _Requests: TypeAlias = Request
     _Messages: TypeAlias = Request
     _Probes: TypeAlias = Probe
-else:  # a union that is made of a list is nothing that mypy reads
+else:  # mypy cannot read a union that is made of a list
     _Requests = reduce(or_, REQUESTS)
     _Messages = reduce(or_, (k for k in REQUESTS if hasattr(k, "encode")))
     _Probes = reduce(or_, PROBES)
@@ -65,12 +65,12 @@ _DECODER = Decoder(list[_Configure | _Wait | Write | Run | Spawn])
 
 
 def encode(steps: Iterable[Step]) -> Raw:
-    """Return steps as they travel."""
+    """Encode steps."""
     return Raw(_ENCODER.encode(tuple(steps)))
 
 
 def decode(data: bytes | Raw) -> list[Step]:
-    """Return the steps that came; msgspec.ValidationError says what of them is none."""
+    """Decode steps; msgspec.ValidationError says what is wrong with them."""
     return [_step(s) for s in _DECODER.decode(bytes(data))]
 
 

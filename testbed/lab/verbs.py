@@ -1,4 +1,4 @@
-"""What a holder does for each request."""
+"""The holder's handlers, one for each kind of request."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from testbed.steps import LAB, Step
 
 LATER = object()
 NEVER = 3600.0  # s
-# How often (s) is looked whether a lab is full, how often once it was, and how often in a row that ends it.
+# The interval (s) at which a lab is checked for being full, the one after it was, and how many times in a row end it.
 _LOOK, _SOON, _FULL = 0.3, 0.1, 4
-_STREAMS, _MARKS = 3, 2  # descriptors that come with `exec` and `enter`
-_PATIENCE = 5.0  # s for processes that were killed to end
+_STREAMS, _MARKS = 3, 2  # descriptors sent along with `exec` and `enter`
+_PATIENCE = 5.0  # s for the end of killed processes
 _TABLES = {
     "links": (uapi.RTM_GETLINK, uapi.IFINFOMSG.size),
     "addresses": (uapi.RTM_GETADDR, uapi.IFADDRMSG.size),
@@ -43,16 +43,16 @@ def up(
     about: Mapping[str, object],
     hosts: str,
 ) -> Task:
-    """Perform steps, first of all or as a change of what stands; afterwards the lab is what `whole` makes."""
+    """Perform the first steps of a lab, or a change of it; afterwards it is the lab that the steps `whole` make."""
     with busy(holder, "up"):
         furniture.write_hosts(hosts)
-        # What others did in the nodes meanwhile is not known: look before an interface index is chosen.
+        # Commands may have made interfaces meanwhile: look before choosing an index.
         for here in holder.lab.nodes.values():
             here.stale = bool(holder.lab.done)
         try:
             yield from perform.perform(holder.lab, steps, lambda value: tell(line, Progress(value)))
         except TestbedError:
-            holder.lab.done = standing(holder.lab.done)  # a change that failed half-way: the next begins here
+            holder.lab.done = standing(holder.lab.done)  # if a change fails half-way, the next one starts from here
             raise
         holder.lab.done = list(whole)
         holder.about.update(about)
@@ -64,7 +64,7 @@ def _run(holder: Holder, line: Line, steps: Sequence[Step], folder: str, seconds
 
 
 def watch(holder: Holder) -> Task:
-    """End a lab that can start no process any more: what it measures is worth nothing, and it burns processors."""
+    """End a lab that cannot start processes any more: its figures are worthless, and it wastes processor time."""
     due, found = 0.0, 0
     while True:
         if "pids" not in holder.lab.held:
@@ -87,7 +87,7 @@ def watch(holder: Holder) -> Task:
 
 
 def do(holder: Holder, line: Line, question: Question, fds: list[int]) -> object:
-    """Do what is asked and return the answer: a task that will have it, or LATER when a process has it."""
+    """Perform a request; return its answer, a task that will return it, or LATER if a process will."""
     lab = holder.lab
     match question:
         case Exec():
@@ -130,7 +130,7 @@ def _exec(holder: Holder, line: Line, fds: list[int], asked: Exec) -> object:
             pid = processes.start(holder.lab, asked.node, asked.argv, env, place, fds)
     except OSError as e:
         close([mark] if mark >= 0 else [])
-        # posix_spawn does not say what it did not find: the command, or the folder to run it in
+        # posix_spawn does not say what is missing: the command, or the folder to run it in
         raise LabError(f"[{asked.node or LAB}] {program} (in {os.fsdecode(place)}): {e.strerror}") from e
     process = Process(asked.node or LAB, program, pid, Path(os.devnull), time.monotonic())
     holder.waiting[pid] = (line, process, mark)
@@ -138,9 +138,9 @@ def _exec(holder: Holder, line: Line, fds: list[int], asked: Exec) -> object:
 
 
 def end_marked(marks: list[int]) -> Task:
-    """Kill what has one of these namespaces, until nothing has: it may be forking while it is looked for.
+    """Kill all processes in one of these namespaces, again until none is left, since they may be forking.
 
-    The descriptors keep the kernel from giving their numbers to others meanwhile.
+    The open descriptors keep the kernel from reusing the namespaces' numbers meanwhile.
     """
     wanted = {(found.st_dev, found.st_ino) for found in map(os.fstat, marks)}
     try:
@@ -172,14 +172,14 @@ def _state(holder: Holder) -> str:
         return "changing" if holder.owner is None else "starting"
     if holder.busy:
         return {"run": "running", "down": "going down"}[holder.busy]
-    return "up" if holder.owner is None else "held"  # by the program that made it, which it ends with
+    return "up" if holder.owner is None else "held"  # by the program that made it, and with which it ends
 
 
 def _look(holder: Holder, node: str) -> dict[str, list[bytes]]:
-    """Return what the kernel says of a node's links, addresses and radios, undecoded."""
+    """Return the kernel's dumps of a node's links, addresses and radios, undecoded."""
     here = holder.lab.place(node)
     found = {name: netlink.dump(here.route, kind, bytes(size)) for name, (kind, size) in _TABLES.items()}
-    if nl80211.FAMILY in here.families:  # the lab has made a wireless interface here, or looked at one
+    if nl80211.FAMILY in here.families:  # the lab has made or inspected a wireless interface in this node
         sock, family = here.generic(), here.family(nl80211.FAMILY)
         found["wlans"] = netlink.dump(sock, family, nl80211.GET_INTERFACES)
         for index in (w.index for w in map(nl80211.parse_interface, found["wlans"]) if w.station):
@@ -188,7 +188,7 @@ def _look(holder: Holder, node: str) -> dict[str, list[bytes]]:
 
 
 def _down(holder: Holder, line: Line) -> Task:
-    """End the lab: what is under way ends first, in its own way; of two that ask at once, one waits."""
+    """End the lab: first cancel all jobs and wait for their ends; a second `down` waits for the first."""
     for job in [j for j in holder.jobs if j.verb != "down"]:
         cancel(holder, job, "it is being taken down")
     while holder.busy:

@@ -1,4 +1,4 @@
-"""Waiting for what is awaited: first for what only needs time, then for what is urged."""
+"""Perform Waits: first those that only need time, then those with an urge."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from testbed.steps import Configure, Wait
 
 
 def wait(lab: Lab, waits: Sequence[Wait]) -> Waiting:
-    """Wait until every probe holds, first of those that only need time, then of those that are urged."""
+    """Wait until every probe holds: first those that only need time, then those with an urge."""
     yield from _hold(lab, [s for s in waits if not s.urge])
     urged = [s for s in waits if s.urge]
     yield from _urge(lab, urged)
@@ -26,10 +26,10 @@ def wait(lab: Lab, waits: Sequence[Wait]) -> Waiting:
 
 
 def _hold(lab: Lab, waits: Sequence[Wait]) -> Waiting:
-    """Wait until probes hold; a process that dies while something waits for it is reported at once."""
+    """Wait until probes hold; report the end of a process that one of them depends on at once."""
     began = time.monotonic()
     pending = list(waits)
-    said: dict[Wait, tuple[str, float]] = {}  # what a probe says, and since when
+    said: dict[Wait, tuple[str, float]] = {}  # a probe's text, and since when it is the same
     pause = 0.001
     while pending:
         seen = [(step, _unmet(lab, step)) for step in pending]
@@ -49,7 +49,7 @@ def _hold(lab: Lab, waits: Sequence[Wait]) -> Waiting:
 
 
 def _urge(lab: Lab, waits: Sequence[Wait]) -> Waiting:
-    """Take up as many waits at once as there are processors; what does not hold in time is urged again."""
+    """Start as many waits at once as there are processors; repeat the urge of those that do not hold in time."""
     queue, began, due = list(waits), dict[Wait, float](), dict[Wait, float]()
     while queue or due:
         while queue and len(due) < (os.cpu_count() or 1):
@@ -57,7 +57,7 @@ def _urge(lab: Lab, waits: Sequence[Wait]) -> Waiting:
             began[step], due[step] = time.monotonic(), 0.0
         for step in list(due):
             now = time.monotonic()
-            if not (unmet := _unmet(lab, step)):  # in a lab that is up already it holds, and nothing is to be done
+            if not (unmet := _unmet(lab, step)):  # nothing to do in a lab that is already up
                 note(lab, step)
                 del due[step]
                 continue
@@ -74,7 +74,7 @@ def _unmet(lab: Lab, step: Wait) -> str:
 
 
 def _fail(lab: Lab, step: Wait, unmet: str, elapsed: float) -> None:
-    """Raise LabError when what is awaited can't come any more, or is late."""
+    """Raise LabError if a wait is over its time, or its process has ended."""
     waited = [p for p in lab.processes if step.process and p.name == step.process and p.node == step.node]
     if unmet and waited and waited[-1].status is not None:
         dead = waited[-1]

@@ -42,7 +42,7 @@ def decoder(read: Callable[P, T]) -> Callable[P, T]:
             return read(*args, **kwargs)
         except _BROKEN as e:
             what = read.__name__.strip("_").removeprefix("parse_")
-            raise LabError(f"what the kernel says is cut off or of another form ({what}): {e}") from e
+            raise LabError(f"a message of the kernel is truncated or malformed ({what}): {e}") from e
 
     return reads
 

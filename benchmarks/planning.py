@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from testbed import units  # noqa: E402
 from testbed.errors import InputError  # noqa: E402
-from testbed.language.experiment import read  # noqa: E402
+from testbed.loading import read  # noqa: E402
 from testbed.plan import assemble  # noqa: E402
 from testbed.plan.lab import plan  # noqa: E402
 from testbed.plan.run import run_steps  # noqa: E402

@@ -11,8 +11,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from testbed.language.document import get
+from testbed.language.experiment import EXPERIMENT
 from testbed.language.explain import fields_at
-from testbed.language.topology import EXPERIMENT, Topology
+from testbed.language.topology import Topology
 
 Data = dict[str, Any]
 TIMES = int(os.environ.get("TESTBED_EXAMPLES", "0"))

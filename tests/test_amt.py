@@ -10,9 +10,10 @@ from testbed.drivers import amt, smcroute
 from testbed.drivers.amt import Amt, AmtAdd, RelayFound
 from testbed.drivers.link import LinkSet
 from testbed.errors import InputError, Unsupported
-from testbed.language.document import parse
-from testbed.language.topology import Topology, build
+from testbed.language.parsing import parse
+from testbed.language.topology import Topology
 from testbed.linux import wire
+from testbed.loading import build
 from testbed.plan import assemble, trees
 from testbed.plan import lab as plan
 from testbed.plan import run as schedule

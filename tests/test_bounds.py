@@ -14,7 +14,7 @@ import pytest
 from testbed import units
 from testbed.errors import SHOWN, InputError
 from testbed.language import explain
-from testbed.language.experiment import read
+from testbed.loading import read
 from testbed.plan import assemble
 from testbed.plan.lab import plan
 from testbed.plan.run import run_steps

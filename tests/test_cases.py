@@ -14,8 +14,7 @@ import pytest
 
 from testbed import results
 from testbed.errors import BugError, CheckFailed, InputError, LabError, TestbedError, Unsupported
-from testbed.language.experiment import read
-from testbed.language.topology import load
+from testbed.loading import load, read
 from testbed.metrics.measured import Measured
 from testbed.report import together
 from testbed.report.report import Outcome as Judged

@@ -10,8 +10,8 @@ from testbed.drivers.route import RouteAdd
 from testbed.drivers.tc import Limit, Qdisc, QdiscDel
 from testbed.lab import changes
 from testbed.lab.changes import Change
-from testbed.language.document import parse
-from testbed.language.topology import build
+from testbed.language.parsing import parse
+from testbed.loading import build
 from testbed.plan.lab import Plan, plan
 from testbed.steps import Configure, Delete, Request, Run, Step, Wait
 

@@ -27,8 +27,9 @@ from pathlib import Path
 import pytest
 
 from testbed import __version__, features
-from testbed.language.experiment import read
-from testbed.language.topology import Work, schema
+from testbed.language.schema import schema
+from testbed.language.topology import Work
+from testbed.loading import read
 from tests.conftest import RACE, ROOT, Need
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]

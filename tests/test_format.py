@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.errors import InputError
-from testbed.language import document
-from testbed.language.experiment import Case, read
-from testbed.language.topology import effective, resolved
+from testbed.language import parsing, writing
+from testbed.language.effective import effective, resolved
+from testbed.language.experiment import Case
+from testbed.loading import read
 from testbed.plan.lab import plan
 from testbed.plan.run import run_steps
 from testbed.runs import older, written
@@ -50,14 +51,14 @@ def test_the_effective_file_names_no_other(tmp_path: Path) -> None:
     (tmp_path / "e.yaml").write_text("topology: base.yaml\nseed: 7\nmatrix: {links.cable.rate: [1mbit]}\n")
     found = read(tmp_path / "e.yaml", ("links.cable.mtu=1400",))
     text = written.resolved(found.cases[0], found.seed)
-    data = document.parse(text, "x").data
+    data = parsing.parse(text, "x").data
     assert not {"topology", "matrix", "repeat"} & set(data)
     assert (data["seed"], data["links"][0]["rate"], data["links"][0]["mtu"]) == (7, "1mbit", 1400)
 
 
 def test_nodes_and_roles_without_content_stay() -> None:
     text = effective({"name": "x", "nodes": {"a": None, "b": {"router": None}}}, 0)
-    assert document.parse(text, "x").data["nodes"] == {"a": {}, "b": {"router": {}}}
+    assert parsing.parse(text, "x").data["nodes"] == {"a": {}, "b": {"router": {}}}
 
 
 SCALARS = st.one_of(
@@ -80,7 +81,7 @@ SCALARS = st.one_of(
 )
 @examples(200)
 def test_what_is_written_is_what_is_read(data: Any) -> None:
-    found = document.parse(document.written({"x": data}), "x").data["x"]
+    found = parsing.parse(writing.written({"x": data}), "x").data["x"]
     assert json.dumps(found) == json.dumps(data)
 
 

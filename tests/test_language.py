@@ -17,8 +17,11 @@ from msgspec import convert
 
 from testbed import units
 from testbed.errors import InputError, Problem, TestbedError
-from testbed.language.document import _BREAK, Document, Mark, Source, get, merge, override, parse
-from testbed.language.experiment import Experiment, read
+from testbed.language.document import Document, Mark, Source, get, rows_of
+from testbed.language.experiment import Experiment
+from testbed.language.overlay import merge, override
+from testbed.language.parsing import parse
+from testbed.loading import read
 from testbed.metrics import nodes as metrics
 from testbed.metrics import records, table
 from testbed.plan.lab import Plan, plan
@@ -45,7 +48,7 @@ def judged(file: Path) -> Experiment | InputError:
         return read(file)
     except InputError as e:
         found = e
-    rows = ["", *_BREAK.split(file.read_bytes().decode(errors="replace").removeprefix("\ufeff"))]
+    rows = ["", *rows_of(file.read_bytes().decode(errors="replace").removeprefix("\ufeff"))]
     assert found.problems
     for p in found.problems:
         assert p.message

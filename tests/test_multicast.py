@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from testbed.drivers import membership, smcroute
 from testbed.drivers.membership import Joined
 from testbed.drivers.smcroute import Entry, Forwarding
-from testbed.language.document import parse
-from testbed.language.topology import build
+from testbed.language.parsing import parse
+from testbed.loading import build
 from testbed.metrics import table
 from testbed.metrics.reception import Listening, measure
 from testbed.metrics.recorded import Recorded

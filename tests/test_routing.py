@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from testbed.drivers.route import MAIN, RouteAdd
 from testbed.errors import InputError
-from testbed.language.topology import load
+from testbed.loading import load
 from testbed.plan.lab import Plan, plan
 from testbed.plan.routes import Known, merged
 from testbed.steps import Configure

@@ -10,9 +10,9 @@ import jsonschema
 import pytest
 
 from testbed.errors import InputError
-from testbed.language import document
-from testbed.language.experiment import read
-from testbed.language.topology import schema
+from testbed.language import parsing
+from testbed.language.schema import schema
+from testbed.loading import read
 from tests.kept import Say, compare, say
 
 __all__ = ["say"]
@@ -22,7 +22,7 @@ BAD = sorted(f for kind in ("key", "missing", "type") for f in (ROOT / "tests/er
 
 
 def faults(file: Path) -> list[str]:
-    data: Any = document.parse(file.read_text(), file.name).data
+    data: Any = parsing.parse(file.read_text(), file.name).data
     return [e.message for e in jsonschema.Draft202012Validator(schema()).iter_errors(data)]
 
 

@@ -15,7 +15,7 @@ from testbed import drivers, steps
 from testbed.drivers import tc
 from testbed.errors import InputError, LabError, Problem, TestbedError, Unsupported
 from testbed.lab import answers, asking, travel
-from testbed.language.experiment import read
+from testbed.loading import read
 from testbed.plan import run as schedule
 from testbed.plan.lab import plan
 from testbed.steps import Configure, Delete, Probe, Request

@@ -14,8 +14,8 @@ from msgspec import convert
 from testbed.drivers import hostapd, hwsim, nl80211, wpa_supplicant
 from testbed.drivers.channels import channel
 from testbed.drivers.nl80211 import Link, LinksAre, Wlan
-from testbed.language.topology import load
 from testbed.linux import wire
+from testbed.loading import load
 from testbed.machines.probe import regulatory
 from testbed.metrics import wifi as metrics
 from testbed.metrics.records import Air, Sample, Told

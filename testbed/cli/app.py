@@ -107,7 +107,7 @@ app.command()(init.init)
 @app.command()
 def check(file: File, sets: Sets = None, as_json: AsJson = False) -> None:
     """Say whether a file is right: every error at once, nothing is created."""
-    from testbed.language.experiment import read
+    from testbed.loading import read
 
     try:
         cases = read(file, tuple(sets or ())).cases
@@ -354,7 +354,8 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Bring a lab up, run its workloads and events, keep everything, take it down, and judge."""
-    from testbed.language.experiment import Case, read
+    from testbed.language.experiment import Case
+    from testbed.loading import read
     from testbed.machines import choose
     from testbed.report import together
     from testbed.runs import bring_up as start
@@ -427,7 +428,7 @@ def report(
 @app.command()
 def schema() -> None:
     """Print the language as a JSON Schema, for editors."""
-    from testbed.language.topology import schema as made
+    from testbed.language.schema import schema as made
 
     print(json.dumps(made(), indent=1))
 
@@ -545,7 +546,7 @@ def run_case(
     sets: Sets = None,
 ) -> None:
     """Perform a case for the machine that asked for it, which makes the report; what is said is JSON for it."""
-    from testbed.language.experiment import read
+    from testbed.loading import read
     from testbed.runs import case as runner
 
     def say(value: dict[str, Any]) -> None:
@@ -627,7 +628,7 @@ def image_rm(
 
 
 def _planned(file: Path, sets: list[str] | None) -> Plan:
-    from testbed.language.topology import load
+    from testbed.loading import load
     from testbed.plan.lab import plan as make
 
     return make(load(file, tuple(sets or ()), _under()))
@@ -709,7 +710,7 @@ def _set(sets: list[str] | None) -> Iterator[str]:
 
 def _files(file: Path, sets: list[str] | None) -> dict[Path, str]:
     """Return the files that a command line reads."""
-    from testbed.language.experiment import read
+    from testbed.loading import read
 
     found = read(file, tuple(sets or ()))
     texts = [found.texts[n] for n in ("experiment.yaml", "topology.yaml") if n in found.texts]

@@ -105,7 +105,7 @@ def _folder(kind: str) -> Path:
 
 def _list(as_json: bool) -> None:
     from testbed.cli import present
-    from testbed.language.document import parse
+    from testbed.language.parsing import parse
 
     told = {}
     for name in names():

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
 
+from testbed.language.document import Path
 from testbed.nodes.place import Interface
-from testbed.plan.network import At
 from testbed.units import interface_of
 
 # RFC 1918 and RFC 3849: nothing that a lab's packets could be mistaken for outside of it.
@@ -20,7 +20,7 @@ Net = IPv4Network | IPv6Network
 class NoRoom(ValueError):
     """A network has no address left, or the pool no network; `at` is the end that wants it."""
 
-    def __init__(self, message: str, at: At) -> None:
+    def __init__(self, message: str, at: Path) -> None:
         """Take a sentence and the place in the file."""
         super().__init__(message)
         self.at = at
@@ -80,7 +80,7 @@ def given(
     return {key: tuple(addresses) for key, addresses in found.items()}
 
 
-def _allocator(version: int, used: list[Net]) -> Callable[[int, At], Net]:
+def _allocator(version: int, used: list[Net]) -> Callable[[int, Path], Net]:
     """Return a function from a number of members to the next free network of the pool.
 
     Each IPv4 network begins at a /24 of its own: 10.0.3.0/30 is the third segment, which a person can read.
@@ -90,7 +90,7 @@ def _allocator(version: int, used: list[Net]) -> Callable[[int, At], Net]:
     ahead = sorted({(int(u.network_address), int(u.broadcast_address)) for u in used}, reverse=True)
     cursor = int(pool.network_address) + (1 << stride)
 
-    def take(members: int, at: At) -> Net:
+    def take(members: int, at: Path) -> Net:
         nonlocal cursor
         bits = 64 if version == 6 else max(2, (members + 1).bit_length())
         size = 1 << max(stride, bits)

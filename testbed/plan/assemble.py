@@ -10,11 +10,12 @@ from msgspec.structs import replace
 
 from testbed.drivers import amt
 from testbed.drivers.link import MTU
+from testbed.language.document import Path
 from testbed.language.topology import Topology
 from testbed.nodes.place import Bss, Interface, Kind
 from testbed.plan import addresses, routes, trees, tunnels
 from testbed.plan.addresses import mac
-from testbed.plan.network import At, Network, end_of, families, root
+from testbed.plan.network import Network, end_of, families, root
 
 
 class End(Struct, frozen=True):
@@ -23,7 +24,7 @@ class End(Struct, frozen=True):
     Media are numbered: links in the order of the file, then BSSs, bridges that have addresses, AMT interfaces.
     """
 
-    at: At
+    at: Path
     node: str
     name: str
     kind: Kind

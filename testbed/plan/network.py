@@ -10,12 +10,11 @@ from re import compile as compiled
 from msgspec import Struct
 from msgspec.structs import replace
 
+from testbed.language.document import Fault
 from testbed.language.topology import Event, Topology
 from testbed.nodes.place import Bss, Interface, Place, Tunnel
 from testbed.steps import AIR
 
-At = tuple[str | int, ...]
-Fault = tuple[At, str, str]  # the place in the file, a sentence, a hint
 WILD = compiled(r"[*?\[]")
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
+from testbed.language.document import Fault, Path
 from testbed.language.explain import suggest
 from testbed.nodes.amt_gateway import AmtGateway
 from testbed.nodes.amt_relay import AmtRelay
 from testbed.nodes.place import Interface, Place, Tunnel
-from testbed.plan.network import At, Fault, Network, Relay
+from testbed.plan.network import Network, Relay
 from testbed.plan.routes import hops, search
 from testbed.units import interface_of
 
@@ -49,7 +50,7 @@ def named(role: AmtGateway) -> str:
 
 def _relay(net: Network, name: str, role: AmtRelay, gateways: tuple[str, ...], ways: dict[int, str]) -> Tunnel | Fault:
     """Return the relay's end of a node, or what is wrong with it."""
-    at: At = ("nodes", name, "amt_relay")
+    at: Path = ("nodes", name, "amt_relay")
     mine = _usable(net, name)
     if role.interface is not None:
         chosen = _chosen(net, name, role.interface, at)
@@ -72,7 +73,7 @@ def gateway(net: Network, name: str) -> Tunnel | Fault | None:
     role = net.topology.nodes[name].amt_gateway
     if role is None:
         return None
-    at: At = ("nodes", name, "amt_gateway")
+    at: Path = ("nodes", name, "amt_gateway")
     relay, _, ifname = role.discovery.partition(":")
     if relay not in net.topology.nodes:
         relays = [n for n, node in net.topology.nodes.items() if node.amt_relay is not None]
@@ -118,7 +119,7 @@ def _end(stream: Interface, name: str, discovery: str = "") -> Tunnel:
     return Tunnel(stream.node, name, stream.name, stream.host(4), discovery)
 
 
-def _chosen(net: Network, node: str, ifname: str, at: At) -> Interface | Fault:
+def _chosen(net: Network, node: str, ifname: str, at: Path) -> Interface | Fault:
     """Return the interface that the author chose, or what is wrong with it."""
     found = of(net, node, ifname)
     if not found:

@@ -12,7 +12,8 @@ from msgspec.structs import asdict, replace
 
 from testbed import __version__, results
 from testbed.errors import InputError, Problem
-from testbed.language.topology import Check, Topology, resolved
+from testbed.language.effective import resolved
+from testbed.language.topology import Check, Topology
 from testbed.linux.kernel_log import kernel_faults
 from testbed.metrics import nodes as derive
 from testbed.metrics import wifi as links

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from testbed.drivers.amt import HEADERS, LEAST_MTU
-from testbed.language.document import Path
+from testbed.language.document import Fault, Path
 from testbed.nodes.amt_gateway import AmtGateway
 from testbed.nodes.place import Tunnel
 from testbed.plan import tunnels
-from testbed.plan.network import Fault, Network
+from testbed.plan.network import Network
 
 _IPV6_MTU = 1280  # RFC 8200 section 5
 

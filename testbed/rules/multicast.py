@@ -6,14 +6,12 @@ from collections.abc import Collection, Iterator
 from itertools import islice
 
 from testbed.drivers import amt
-from testbed.language.document import Path
+from testbed.language.document import Fault, Path
 from testbed.language.explain import suggest
 from testbed.nodes.place import Interface
 from testbed.plan import trees
 from testbed.plan.network import Network, Tree, path
 from testbed.workloads.multicast import HEADERS, Multicast, Receiver, misfit, source_specific
-
-Fault = tuple[Path, str, str]
 
 
 def faults(net: Network, name: str, work: Multicast, nodes: Collection[str], certain: bool) -> Iterator[Fault]:

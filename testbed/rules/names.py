@@ -9,12 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator
 
-from testbed.language.document import Path
+from testbed.language.document import Fault, Path
 from testbed.language.topology import NAME, NODE, Topology
 from testbed.nodes.place import Interface
 from testbed.steps import AIR
 
-Fault = tuple[Path, str, str]
 MACHINE = "machine"  # stands for the whole machine where metrics are named
 # What a run's own files end in, beside the folders of its nodes; tests/kernel/test_run.py compares.
 FILES = (".html", ".json", ".jsonl", ".log", ".pcapng", ".txt", ".xml", ".yaml")

@@ -18,9 +18,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from testbed.drivers.channels import channel
-from testbed.language.document import Path
+from testbed.language.document import Fault, Path
 from testbed.language.explain import Names, name_set, suggest
-from testbed.language.topology import NODE, SHAPES, Direction, Event, Link, Shaping, Topology, Way, Work, Written
+from testbed.language.topology import NODE, SHAPES, Direction, Event, Link, Shaping, Topology, Way, Work
 from testbed.metrics import table
 from testbed.nodes.node import Node
 from testbed.nodes.place import Place, misnamed
@@ -32,11 +32,11 @@ from testbed.plan.network import WILD, Network
 from testbed.rules import amt
 from testbed.rules import multicast as groups
 from testbed.rules import names as naming
+from testbed.rules.fault import Written
 from testbed.rules.names import MACHINE as _MACHINE
 from testbed.spec import Spec
 from testbed.units import interface_of
 
-Fault = tuple[Path, str, str]
 _SYSCTL = re.compile(r"net(\.[A-Za-z0-9_@+-]+(/[A-Za-z0-9_@+-]+)*)+")  # a slash is a dot in a device's name
 _LINK = 64  # characters of a name
 _VALUE = 4096  # characters of a kernel parameter: no more is read back

@@ -12,7 +12,8 @@ from msgspec.structs import replace
 
 from testbed import results
 from testbed.errors import InputError, Problem
-from testbed.language.experiment import Case, read
+from testbed.language.experiment import Case
+from testbed.loading import read
 from testbed.metrics.recorded import MIB, Real, Recorded, Seconds
 from testbed.metrics.records import Happened, Manifest
 from testbed.plan.assemble import network

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from msgspec.json import encode
 
+from testbed.language.effective import effective
 from testbed.language.experiment import Case
-from testbed.language.topology import Topology, effective
+from testbed.language.topology import Topology
 from testbed.metrics.records import Planned
 from testbed.plan.lab import Plan
 from testbed.plan.network import Network

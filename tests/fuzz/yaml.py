@@ -23,8 +23,8 @@ import yaml
 from msgspec import Struct
 
 from testbed.errors import InputError, TestbedError
-from testbed.language.experiment import read
-from testbed.language.topology import schema
+from testbed.language.schema import schema
+from testbed.loading import read
 from testbed.plan import run as schedule
 from testbed.plan.lab import plan
 

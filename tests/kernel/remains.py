@@ -179,7 +179,7 @@ _FORKS = """
 import os, sys
 from testbed.lab import changes
 from testbed.cli import app as cli
-from testbed.language import experiment
+from testbed import loading
 from testbed.report import report
 from testbed.runs import case as runner, bring_up as start
 from testbed.plan import run as schedule

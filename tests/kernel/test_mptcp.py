@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import testbed as api
-from testbed.language.topology import load
+from testbed.loading import load
 from tests.conftest import ROOT, Need, testbed
 from tests.kernel.remains import remains, settled, tag
 

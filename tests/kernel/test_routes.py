@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import testbed as api
-from testbed.language.topology import load
+from testbed.loading import load
 from testbed.plan.lab import plan
 from tests import unmerged
 from tests.conftest import Need

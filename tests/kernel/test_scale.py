@@ -11,7 +11,7 @@ import pytest
 
 import testbed as api
 from testbed.lab import control, reach
-from testbed.language.topology import load
+from testbed.loading import load
 from tests.conftest import testbed
 
 pytestmark = pytest.mark.kernel

@@ -20,6 +20,7 @@ NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
 NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
 Family = Literal["ipv4", "ipv6"]
 Way = Literal["forward", "reverse"]
+WAYS: tuple[Way, Way] = ("forward", "reverse")
 
 
 def _queue(value: Any) -> Any:
@@ -97,6 +98,10 @@ class Shaping(Direction):
         limit = (queue.limit if queue.discipline == "bfifo" else queue.packets) if queue else None
         return Shape(**found, queue=queue.discipline if queue else None, limit=limit)
 
+    def shapes(self) -> tuple[Shape, Shape]:
+        """Return the shapes of both directions, forward first."""
+        return self.shape("forward"), self.shape("reverse")
+
 
 class Link(Shaping):
     """An edge of the topology: two interfaces `node:interface`, their addresses, and its shaping."""
@@ -115,8 +120,13 @@ class Link(Shaping):
         given = self.addresses[end]
         return () if given is None else (given,) if isinstance(given, str) else tuple(given)
 
+    def directions(self) -> tuple[tuple[str, Shape], tuple[str, Shape]]:
+        """Return both directions, forward first: the end that sends, and the shape of what it sends."""
+        forward, reverse = self.shapes()
+        return (self.ends[0], forward), (self.ends[1], reverse)
 
-SHAPES = {*Direction.model_fields, "forward", "reverse"}
+
+SHAPES = {*Direction.model_fields, *WAYS}
 
 
 class Work(Spec):

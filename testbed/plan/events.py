@@ -10,7 +10,7 @@ from testbed.drivers.link import AddressAdd, LinkSet
 from testbed.drivers.mptcp import EndpointAdd, EndpointFlags
 from testbed.drivers.route import RouteAdd, RuleAdd
 from testbed.drivers.sysctl import SysctlSet
-from testbed.language.topology import Direction, Event, Link, Readdress, Shaping, Topology
+from testbed.language.topology import WAYS, Direction, Event, Link, Readdress, Shaping, Topology
 from testbed.nodes.mptcp import Mptcp, addresses, planned
 from testbed.nodes.node import Node
 from testbed.plan.lab import Plan, link_addresses
@@ -38,12 +38,13 @@ def _link_event(plan: Plan, n: int, event: Event) -> Iterator[Step]:
         for node, ifname in ends:
             yield Configure(node, LinkSet(ifname, up=not event.down), event.at)
         if not event.down:
-            yield from _restored(plan, n, ends, event.at)
+            yield from _restored(plan, ends, event.at)
         return
     assert event.set is not None
     changed = _changed(plan.topology)[n, event.at]
-    for way, (node, ifname) in zip(("forward", "reverse"), ends, strict=True):
-        for qdisc in tc.shape(ifname, changed.shape(way)):  # type: ignore[arg-type]
+    for end, shape in changed.directions():
+        node, ifname = end_of(end)
+        for qdisc in tc.shape(ifname, shape):
             yield Configure(node, qdisc, event.at)
         if event.set.mtu is not None:
             yield Configure(node, LinkSet(ifname, mtu=event.set.mtu), event.at)
@@ -69,21 +70,21 @@ def _laid(link: Link, over: Shaping) -> Link:
     update: dict[str, object] = {}
     for name in over.model_fields_set:
         value = getattr(over, name)
-        if name in ("forward", "reverse"):
+        if name in WAYS:
             own = getattr(link, name)
             stated = {k: getattr(value, k) for k in value.model_fields_set}
             value = value if own is None else own.model_copy(update=stated)
         update[name] = value
     # A value for both directions overrides what one direction said before.
-    both = {k for k in update if k not in ("forward", "reverse")}
-    for way in ("forward", "reverse"):
+    both = {k for k in update if k not in WAYS}
+    for way in WAYS:
         own = getattr(link, way)
         if own is not None and way not in update:
             update[way] = own.model_copy(update=dict.fromkeys(both & set(Direction.model_fields)))
     return link.model_copy(update=update)
 
 
-def _restored(plan: Plan, n: int, ends: list[tuple[str, str]], at: float) -> Iterator[Step]:
+def _restored(plan: Plan, ends: list[tuple[str, str]], at: float) -> Iterator[Step]:
     """Yield again what the kernel drops when a link goes down: routes by it, and IPv6 addresses on it."""
     for node, ifname in ends:
         for address in link_addresses(plan.network, node, ifname):

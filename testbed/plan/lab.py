@@ -77,15 +77,10 @@ class Plan(Struct, frozen=True, dict=True):
             for n, freq in bss.freqs:
                 where = f"nodes.{bss.node}.access_point" + (f".mlo_links[{n}]" if bss.mlo else "")
                 found.append(features.channel(bss.country, freq, where))
-        kinds = {
-            k
-            for link in self.topology.links
-            for way in (link.shape("forward"), link.shape("reverse"))
-            for k in way.kinds()
-        }
+        kinds = {k for link in self.topology.links for shape in link.shapes() for k in shape.kinds()}
         for event in self.topology.events:
             if event.set is not None:
-                kinds |= event.set.shape("forward").kinds() | event.set.shape("reverse").kinds()
+                kinds |= {k for shape in event.set.shapes() for k in shape.kinds()}
             kinds |= {"plug"} if event.remove is False else set()
         found += [features.QDISCS[k] for k in sorted(kinds)]
         versions = {features.MROUTE: 4, features.MROUTE6: 6}
@@ -352,9 +347,9 @@ def _shaping(net: Network) -> Iterator[Step]:
 
 def shape(link: Link) -> Iterator[Step]:
     """Yield both directions of a link as qdiscs, each at the end that sends."""
-    for way, text in zip(("forward", "reverse"), link.ends, strict=True):
-        node, ifname = end_of(text)
-        for qdisc in tc.shape(ifname, link.shape(way)):  # type: ignore[arg-type]
+    for end, shape in link.directions():
+        node, ifname = end_of(end)
+        for qdisc in tc.shape(ifname, shape):
             yield Configure(node, qdisc)
 
 

@@ -206,8 +206,7 @@ def _shaped(topology: Topology) -> set[str]:
     changing = {e.link for e in topology.events if e.set is not None}
     found: set[str] = set()
     for link in topology.links:
-        ways = (link.shape("forward"), link.shape("reverse"))
-        lossy = any(w.rate or w.loss or w.queue or w.limit for w in ways)
+        lossy = any(s.rate or s.loss or s.queue or s.limit for s in link.shapes())
         if lossy or link.name in changing or changing & set(link.ends):
             found |= {end.replace(":", ".") for end in link.ends}
     return found

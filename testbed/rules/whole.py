@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from testbed.drivers.channels import channel
 from testbed.language.document import Fault, Path
 from testbed.language.explain import Names, name_set, suggest
-from testbed.language.topology import NODE, SHAPES, Direction, Event, Link, Shaping, Topology, Way, Work
+from testbed.language.topology import NODE, SHAPES, WAYS, Direction, Event, Link, Shaping, Topology, Way, Work
 from testbed.metrics import table
 from testbed.nodes.node import Node
 from testbed.nodes.place import Place, misnamed
@@ -162,7 +162,7 @@ def _shaping(what: Shaping, mtu: int | None, topology: Topology, at: Path) -> It
         hint = "or `families: [ipv4]`"
         yield (*at, "mtu"), f"IPv6 takes an mtu of at least 1280 (RFC 8200 section 5), not {what.mtu}", hint
     parts: tuple[tuple[tuple[Way, ...], Direction | None], ...]
-    parts = ((("forward", "reverse"), what), (("forward",), what.forward), (("reverse",), what.reverse))
+    parts = ((WAYS, what), *(((way,), getattr(what, way)) for way in WAYS))
     for keys, part in parts:
         if part is None:
             continue
@@ -597,7 +597,7 @@ def _checks(topology: Topology, net: Network, written: Written, doubt: set[str])
         for field in ("metric", "divide_by"):
             metric = getattr(check, field)
             if metric is not None:
-                yield from _metric(net, written, known, metric, (*at, field), doubt)
+                yield from _metric(net, known, metric, (*at, field), doubt)
         bounds = [v for v in (check.min, check.max, check.equals) if v is not None]
         if not bounds and check.present is None:
             yield at, "a check needs at least one of the keys min, max, equals, present", ""
@@ -609,7 +609,7 @@ def _checks(topology: Topology, net: Network, written: Written, doubt: set[str])
             yield (*at, "at"), f"at {check.at:g} s the run is over: it ends at {end:g} s", ""
 
 
-def _metric(net: Network, written: Written, known: Names, metric: str, at: Path, doubt: set[str]) -> Iterator[Fault]:
+def _metric(net: Network, known: Names, metric: str, at: Path, doubt: set[str]) -> Iterator[Fault]:
     if len(metric) > _NAME:
         yield at, f"the name of a metric has at most {_NAME} characters, and this has {len(metric)}", ""
         return

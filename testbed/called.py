@@ -12,6 +12,8 @@ from subprocess import CompletedProcess
 from tempfile import TemporaryFile
 from uuid import uuid4
 
+from testbed.asker import Asker
+
 PATIENCE = 30.0  # seconds in which a command line that was told to end may take its lab along
 _ROWS = 20  # of what the command line said, in the report of a test that failed
 # A line on its input is an orderly end; the end of its input without one is that of whoever held it.
@@ -51,7 +53,7 @@ def call(words: Sequence[str], given: bytes = b"", timeout: float | None = None)
         *words,
     )  # -P: a folder `testbed` here is the user's, not this package
     # An orphan is known by its parent being process 1: where this process is that one, nothing can outlive it.
-    env = {**os.environ, **({"TESTBED_TIED": "1"} if os.getpid() != 1 else {})}
+    env = {**os.environ, **Asker(tied=os.getpid() != 1).variables()}
     with TemporaryFile() as stdin, TemporaryFile() as stdout, TemporaryFile() as stderr:
         # Files, not pipes: what a command leaves in the background would keep a pipe open.
         stdin.write(given)

@@ -33,7 +33,7 @@ def commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.
 
 def program() -> dict[str, click.Command]:
     """Return the commands of the program by their words."""
-    whole = typer.main.get_command(app)
+    whole = typer.main.get_command(app())
     assert isinstance(whole, click.Group)
     return dict(commands(whole))
 

@@ -156,7 +156,7 @@ def test_the_same_file_gives_the_same_plan(file: Path, data: Data) -> None:
 
 
 def test_a_plan_does_not_depend_on_the_order_of_sets() -> None:
-    program = "import sys, testbed.cli.app as c\nfor f in sys.argv[1:]: c.plan(f)"
+    program = "import sys, testbed.cli.files as c\nfor f in sys.argv[1:]: c.plan(f)"
     files = [str(f) for f in sorted([*ROOT.glob("topologies/*.yaml"), *ROOT.glob("experiments/*.yaml")])]
     plans = {
         subprocess.run(

@@ -15,7 +15,7 @@ FILES = {".".join(f.relative_to(PACKAGE).with_suffix("").parts): f for f in PACK
 TREES = {m.removesuffix(".__init__"): ast.parse(f.read_text()) for m, f in FILES.items()}
 # Every module of the tree, lowest floor first: a module imports from its own floor and from those below it.
 FLOORS: tuple[dict[str, str], ...] = (
-    {"": "errors plain words features spec units files faults"},
+    {"": "errors plain words features spec units files faults asker"},
     {"linux": "calls cgroups inet_diag kernel_log netlink signals uapi unix unix_diag wire"},
     {"": "steps"},
     {
@@ -49,7 +49,7 @@ FLOORS: tuple[dict[str, str], ...] = (
         "machines.ssh": "known relayed remote request",
     },
     {"runs": "again bring_up case cases invocation older written"},
-    {"cli": "app init present program screen"},
+    {"cli": "app files init inputs labs options places present process program progress requests runs screen up"},
     {"": "__main__ called pytest_plugin"},
 )
 # The doors, which open late so that `testbed exec` does not wait for what is behind them.

@@ -18,7 +18,13 @@ def test_a_pytest_that_uses_no_lab_imports_nothing_of_it() -> None:
         "import pytest, sys; before = set(sys.modules); import testbed.pytest_plugin; print(*set(sys.modules)-before)"
     )
     done = subprocess.run((sys.executable, "-c", code), capture_output=True, text=True, check=True)
-    assert set(done.stdout.split()) == {"testbed", "testbed.called", "testbed.errors", "testbed.pytest_plugin"}
+    assert set(done.stdout.split()) == {
+        "testbed",
+        "testbed.asker",
+        "testbed.called",
+        "testbed.errors",
+        "testbed.pytest_plugin",
+    }
 
 
 def test_pytest_knows_the_fixture_and_the_mark(pytester: pytest.Pytester) -> None:

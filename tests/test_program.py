@@ -33,7 +33,7 @@ def run(shell: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]
 
 def performed(body: str) -> subprocess.CompletedProcess[str]:
     """Run a verb with this body in the program."""
-    code = f"import os, signal, sys\nfrom testbed.cli import program\ndef verb():\n    {body}\nprogram.perform(verb)\n"
+    code = f"import os, signal, sys\nfrom testbed.cli import process\ndef verb():\n    {body}\nprocess.perform(verb)\n"
     return subprocess.run((sys.executable, "-c", code), cwd=ROOT, capture_output=True, text=True, check=False)
 
 

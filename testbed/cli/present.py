@@ -238,3 +238,8 @@ def _receivers(found: Report, name: str, work: Multicast) -> str:
 def _check(o: Judged) -> tuple[str, ...]:
     value = "-" if o.value is None else f"{o.value:.6g} {o.unit}".strip()
     return ("  pass" if o.passed else "  FAIL", o.metric, o.expected, value, o.why)
+
+
+def count(number: int, what: str) -> str:
+    """Return a number of things, in words."""
+    return f"{number} {what}{'' if number == 1 else 's'}"

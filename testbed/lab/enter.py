@@ -18,7 +18,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
 
-from testbed import __version__
+from testbed import __version__, asker
 from testbed.errors import LabError, TestbedError
 from testbed.lab import furniture, reach
 from testbed.lab.messages import receive, send
@@ -102,7 +102,8 @@ def _inside(lab: str, node: str, holder: int, life: int, connection: socket.sock
 def _run(argv: tuple[str, ...], groups: list[int]) -> int:
     """Run a command on this terminal, and pass signals on to it; return its exit status."""
     parent = os.pidfd_open(os.getpid())
-    tied = bool(os.environ.pop("TESTBED_TIED", ""))
+    tied = asker.read().tied
+    asker.untie(os.environ)
     terminal = -1
     with suppress(OSError):  # there may be none
         terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)

@@ -12,6 +12,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from testbed import __version__, results
+from testbed.asker import Asker
 from testbed.errors import LabError, Unsupported
 from testbed.linux.kernel_log import kernel_faults
 from testbed.machines import collected, trusted
@@ -245,11 +246,9 @@ def asked(place: Place, errand: Errand, results: str = "", case: int = -1) -> Re
     there = _below({Path(os.path.abspath(path)): text for path, text in errand.files.items()})
     words = [there[Path(os.path.abspath(word))][0] if isinstance(word, Path) else word for word in errand.words]
     words += ["--results", results, "--case", str(case)] if results else []
-    env = {}
-    if errand.files:
-        env[request.FILE] = os.path.abspath(next(iter(errand.files)))
-    if len(errand.files) > 1:
-        env[request.UNDER] = list(there.values())[1][0]
+    file = os.path.abspath(next(iter(errand.files))) if errand.files else ""
+    under = list(there.values())[1][0] if len(errand.files) > 1 else ""
+    env = Asker(file=file, under=under).variables()
     tied = isinstance(place, Target)
     return Request(tuple(words), secrets.token_hex(8), dict(there.values()), env, signals=tied, keeps=bool(results))
 

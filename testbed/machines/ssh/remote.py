@@ -17,6 +17,7 @@ from typing import IO, NoReturn
 
 from msgspec import Struct
 
+from testbed.asker import Asker
 from testbed.errors import LabError, Unsupported
 from testbed.linux import calls as linux
 from testbed.machines import collected
@@ -186,9 +187,9 @@ def _ssh(
     """Yield an ssh that runs a command line there; it ends with this, whatever happens."""
     log = os.memfd_create("ssh.log", os.MFD_CLOEXEC)  # ssh's own words, apart from what the command says
     first, *options = target.words
-    # What ssh passes on is one line for a shell, which is to become the command. TIED: that ends with the connection.
-    tied = (f"{request.TIED}=1", f"{request.AT}=@{target.name}")
-    there = "exec " + shlex.join(("env", *tied, *target.program, *argv))
+    # What ssh passes on is one line for a shell, which is to become the command; that ends with the connection.
+    told = Asker(tied=True, at=f"@{target.name}").variables()
+    there = "exec " + shlex.join(("env", *(f"{k}={v}" for k, v in told.items()), *target.program, *argv))
     tell = ("-E", f"/proc/{os.getpid()}/fd/{log}", "-o", "LogLevel=DEBUG1")
     try:
         process = subprocess.Popen(

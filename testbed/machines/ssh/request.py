@@ -24,7 +24,7 @@ from typing import IO, NoReturn
 from msgspec import Struct, convert, field
 from msgspec.structs import asdict
 
-from testbed import __version__
+from testbed import __version__, asker
 from testbed.errors import InputError, LabError, Unsupported
 from testbed.lab.messages import BROKEN, LONGEST
 from testbed.linux import calls as linux
@@ -34,10 +34,6 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 RESULTS = "results"  # in the folder of a request
 # s: for the end of a lab; that results are kept after a connection broke; after which abandoned ones are removed.
 _END, _PATIENCE, _STALE = 30.0, 20.0, 86400.0
-# Environment: end when the process that began this one does; what its reader adds to the name of a lab, and calls the
-# file that it is of.
-TIED, AT, FILE = "TESTBED_TIED", "TESTBED_AT", "TESTBED_FILE"
-UNDER = "TESTBED_UNDER"  # where the file is, there, that `topology:` of an experiment names
 
 
 class Request(Struct, frozen=True):
@@ -67,7 +63,7 @@ def folder(token: str) -> Path:
 
 def serve(program: Callable[[], NoReturn]) -> int:
     """Perform the request on standard input in a child, by `program`, and return its exit status."""
-    os.environ.pop(TIED, None)  # of this process, and not of the lab's
+    asker.untie(os.environ)  # of this process, and not of the lab's
     request = _read(0)
     if request.version != __version__:
         raise Unsupported(

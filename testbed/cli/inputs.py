@@ -1,0 +1,46 @@
+"""The files that a command line names, planned here or sent to another machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from testbed import asker
+
+if TYPE_CHECKING:
+    from testbed.plan.lab import Plan
+
+
+def planned(file: Path, sets: list[str] | None) -> Plan:
+    """Return the plan of a topology with some values overridden."""
+    from testbed.loading import load
+    from testbed.plan.lab import plan as make
+
+    return make(load(file, tuple(sets or ()), under()))
+
+
+def under() -> Path | None:
+    """Return the file that stands in for the topology that an experiment names, when another machine asks for it."""
+    named = asker.read().under
+    return Path(named) if named else None
+
+
+def there(lab: str) -> tuple[str, ...]:
+    """Return what another machine is told of a lab: it is not to look for a third one."""
+    return ("--name", lab, "--machine", "here")
+
+
+def assignments(sets: list[str] | None) -> Iterator[str]:
+    """Yield the options that override values."""
+    for assignment in sets or ():
+        yield from ("--set", assignment)
+
+
+def contents(file: Path, sets: list[str] | None) -> dict[Path, str]:
+    """Return the files that a command line reads."""
+    from testbed.loading import read
+
+    found = read(file, tuple(sets or ()))
+    texts = [found.texts[n] for n in ("experiment.yaml", "topology.yaml") if n in found.texts]
+    return dict(zip((p for p in (file, found.under) if p is not None), texts, strict=True))

@@ -25,8 +25,8 @@ FLOORS: tuple[dict[str, str], ...] = (
     {
         "programs": "",
         "programs.multicast": "packets receiver sender",
-        "programs.sampler": "air main wlans",
-        "nodes": "access_point amt_gateway amt_relay bridge mptcp node place router station",
+        "programs.sampler": "air counters main wlans",
+        "nodes": "access_point amt_gateway amt_relay bridge mptcp node place role router station",
     },
     {"metrics": "bounds measured nodes reception recorded records table wifi"},
     {"workloads": "command iperf3 multicast ping place"},

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from testbed.drivers.tc import DISCIPLINES, DISTRIBUTIONS, GilbertElliott, Shape
 from testbed.nodes.mptcp import Endpoint
-from testbed.nodes.node import Node
+from testbed.nodes.node import RESTARTING, Node
 from testbed.spec import Spec
 from testbed.units import Address, Argv, Memory, Percentage, Rate, Size, Time
 from testbed.workloads.command import Command
@@ -181,8 +181,8 @@ class Event(Spec):
     freq: int | None = Field(None, description="The mlo_link goes to this channel (MHz), announced in its beacons")
     rejoin: bool | None = Field(None, description="A station leaves and joins anew, with all of its links")
     address: Readdress | None = None
-    restart: Literal["amt_relay", "amt_gateway"] | None = Field(
-        None, description="An AMT role of the node loses its state, all tunnels, and begins anew"
+    restart: Literal[RESTARTING] | None = Field(  # type: ignore[valid-type]  # roles say whether they can
+        None, description="A role of the node that loses its state and begins again"
     )
 
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 from testbed.metrics.measured import Measured, percentile
 from testbed.metrics.recorded import Stamped
 from testbed.metrics.records import Counters, Machine, Sample, Subflow
-from testbed.metrics.table import COUNTER, unit
+from testbed.metrics.table import COUNTER, metric_of, unit
 
 T = TypeVar("T", bound=Stamped)
 Series = tuple[tuple[float, float], ...]
@@ -121,6 +121,20 @@ def mptcp(node: str, owner: Mapping[str, str], rows: Sequence[Sample], origin: f
 
 def _most(subflows: Sequence[Subflow]) -> float:
     return float(max(Counter(s.token for s in subflows if s.state != "SYN_SENT").values(), default=0))
+
+
+def counted(node: str, rows: Sequence[Sample], origin: float) -> dict[str, Measured]:
+    """Return the figures that the node's roles count; the table says which there are."""
+    found = {}
+    during = since(rows, origin)
+    for role, counters in during[0].roles.items() if during else ():
+        for name, began in counters.items():
+            seen = [(r.t - origin, r.roles[role][name]) for r in during if name in r.roles.get(role, {})]
+            if (known := metric_of(role, name)) is not None:
+                series = tuple((t, float(v - (0 if known.gauge else began))) for t, v in seen)
+                value = max(v for _, v in series) if known.gauge else series[-1][1]
+                found[f"{node}.{role}.{name}"] = Measured(value, known.unit, series)
+    return found
 
 
 def datagrams(rows: Sequence[Sample], origin: float) -> int:

@@ -132,7 +132,7 @@ class Wlan(Struct, frozen=True):
 class Sample(Struct, frozen=True):
     """A line of NODE/samples.jsonl; an MPTCP host has `mib` and `subflows`, a node with radios `wlans`.
 
-    A node that receives datagrams has `udp`: RcvbufErrors of /proc/net/snmp and snmp6.
+    A node that receives datagrams has `udp`: RcvbufErrors of /proc/net/snmp and snmp6. `roles` has what roles count.
     """
 
     t: Seconds
@@ -142,6 +142,7 @@ class Sample(Struct, frozen=True):
     subflows: list[Subflow] = []
     wlans: dict[Ifname, Wlan] | None = None
     udp: Count | None = None
+    roles: Annotated[dict[Word, Annotated[dict[Word, Count], Meta(max_length=1000)]], Meta(max_length=100)] = {}
 
 
 class Softnet(Struct, frozen=True):

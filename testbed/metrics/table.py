@@ -13,7 +13,8 @@ class Metric(Struct, frozen=True):
     """One figure: what it belongs to (a key of OWNERS), its name there, its unit, and how it is measured.
 
     `better` is the direction in which a change is an improvement, "" where there is none. `when` names the protocols
-    of a flow that have it, all when empty.
+    of a flow that have it, all when empty. Of a counter of a role the value is what was counted in the run, and of a
+    `gauge` the highest that was sampled.
     """
 
     of: str
@@ -22,6 +23,7 @@ class Metric(Struct, frozen=True):
     how: str
     better: Literal["higher", "lower", ""] = ""
     when: tuple[str, ...] = ()
+    gauge: bool = False
 
     @property
     def ratio(self) -> bool:
@@ -29,7 +31,7 @@ class Metric(Struct, frozen=True):
         return self.unit not in ("%", "", "packet", "segment", "count") and not self.name.startswith("gap")
 
 
-# How the names of what a row belongs to begin.
+# How the names of what a row belongs to begin. The figures of a role (testbed/nodes) belong to the name of its field.
 OWNERS = {
     "iperf3": "WORKLOAD.",
     "ping": "WORKLOAD.",
@@ -279,7 +281,7 @@ def names(of: str, protocol: str = "") -> tuple[str, ...]:
 
 def unit(of: str, name: str) -> str:
     """Return the unit of a figure, which the table must have."""
-    return _UNITS[of, name]
+    return _ROWS[of, name].unit
 
 
 def find(metric: str) -> Metric | None:
@@ -289,9 +291,29 @@ def find(metric: str) -> Metric | None:
     kernel have names of their own.
     """
     head, _, last = metric.rpartition(".")
-    if head.endswith(".mptcp") and ("mptcp", last) not in _UNITS:
-        return next(m for m in TABLE if m.name == COUNTER)
-    return _LAST.get(last)
+    of = head.rpartition(".")[2]
+    return metric_of(of, last) or metric_of(of, COUNTER) or _LAST.get(last)
+
+
+def metric_of(of: str, name: str) -> Metric | None:
+    """Return the row of a figure by its owner's kind and its name there, None when the table has none."""
+    return _ROWS.get((of, name))
+
+
+def begins(owner: str) -> bool:
+    """Say whether figures are named NODE.OWNER.*: those of a role."""
+    return OWNERS.get(owner, "").startswith(f"NODE.{owner}.")
+
+
+def of_role(metric: str) -> bool:
+    """Say whether a figure, by its whole name, is one that the kernel counts for a role."""
+    owner = metric.rpartition(".")[0].rpartition(".")[2]
+    return begins(owner) and not by_interface(owner)
+
+
+def by_interface(owner: str) -> bool:
+    """Say whether an owner's figures are those of each interface."""
+    return "INTERFACE" in OWNERS[owner]
 
 
 def markdown(of: str) -> str:
@@ -304,5 +326,5 @@ def markdown(of: str) -> str:
     return "\n".join(rows)
 
 
-_UNITS = {(m.of, m.name): m.unit for m in TABLE}
+_ROWS = {(m.of, m.name): m for m in TABLE}
 _LAST = {m.name: m for m in TABLE if m.name != COUNTER}

@@ -1,8 +1,8 @@
 """Role `access_point`: an AP MLD of one to three links, or an access point without MLO (IEEE 802.11be, hostapd)."""
 
 import re
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,7 @@ from testbed.drivers.hostapd import Ap
 from testbed.drivers.nl80211 import LinksAre
 from testbed.drivers.wpa_ctrl import Controlled
 from testbed.nodes.place import Bss, Place, named
+from testbed.nodes.role import Brought, Radio, Role
 from testbed.spec import Spec
 from testbed.steps import START, Spawn, Step, Wait, Write
 from testbed.units import Address
@@ -20,6 +21,7 @@ from testbed.units import Address
 _GCMP_MTU = 1400  # bytes: hwsim leaves no room for the MIC of software GCMP behind longer frames, and drops them
 _MTU = 1500
 _LINKS = 3
+_STATIONS = 20
 Akm = Literal["sae", "sae-ext-key", "owe", "open"]
 Pairwise = Literal["ccmp", "gcmp-256"]
 
@@ -41,8 +43,10 @@ class MloLink(Spec):
     freq: int = Field(description="Centre of a 20 MHz channel in MHz: 2412, 5180, 5975 ...")
 
 
-class AccessPoint(Spec):
+class AccessPoint(Role):
     """An AP MLD (`mlo_links`) or an access point of one channel (`freq`); its interface may be a port of a bridge."""
+
+    called: ClassVar[str] = "an access point"
 
     ssid: str = Field(min_length=1, max_length=32)
     country: str = Field("DE", description="ISO 3166 alpha-2; decides which frequencies are allowed")
@@ -63,15 +67,23 @@ class AccessPoint(Spec):
             return tuple((link.link_id, link.freq) for link in self.mlo_links)
         return ((0, self.freq or 0),)
 
-    def mtu(self) -> int:
-        """Return the largest MTU of the access point's segment."""
-        return _GCMP_MTU if self.security.akm != "open" and self.security.pairwise == "gcmp-256" else _MTU
+    def interfaces(self, forwards: bool) -> tuple[Brought, ...]:
+        """Return its interface, which makes the medium: the whole segment keeps to its MTU."""
+        narrow = self.security.akm != "open" and self.security.pairwise == "gcmp-256"
+        mtu = _GCMP_MTU if narrow else _MTU
+        return (Brought(self.name, "wlan", self.addresses, mtu, medium=self.ssid, makes=True),)
 
-    def bss(self, node: str, bssids: tuple[str, ...]) -> Bss:
-        """Return what the access point offers to stations."""
+    def radio(self, here: Place) -> Radio:
+        """Return its radio."""
+        return Radio(self.name, "AP", self.mlo(), self.freqs())
+
+    def offers(self, here: Place, mac: Callable[[str], str]) -> Bss:
+        """Return what it offers stations; without MLO the interface's address is the BSSID."""
+        own = next(i for i in here.interfaces if i.kind == "wlan" and i.name == self.name)
+        bssids = tuple(mac(f"{self.name}.{n}") for n, _ in self.freqs()) if self.mlo() else (own.mac,)
         s = self.security
         protected = s.pmf if s.beacon_protection is None else s.beacon_protection
-        common = (node, self.name, self.ssid, self.country, self.mlo(), self.freqs(), bssids)
+        common = (here.node, self.name, self.ssid, self.country, self.mlo(), self.freqs(), bssids)
         return Bss(*common, s.akm, s.pairwise, s.password, s.pmf, protected)
 
     def requires(self) -> tuple[features.Feature, ...]:
@@ -102,6 +114,10 @@ class AccessPoint(Spec):
                 ("ssid",),
                 f"{others[0].node} has the SSID {self.ssid!r} as well: each access point of a lab needs its own",
             )
+        own = next((b for b in here.air if b.node == here.node), None)
+        if own is not None and own.stations > _STATIONS:
+            what = f"{own.stations} stations have this SSID, and an access point takes at most {_STATIONS} of them"
+            yield ("ssid",), f"{what} (a second access point with another SSID)"
 
     def steps(self, here: Place) -> Iterator[Step]:
         """Yield hostapd's configuration, its process, and the wait until every link is up on its channel."""

@@ -1,18 +1,18 @@
 """Role `amt_gateway`: multicast receivers behind a network without multicast routing (RFC 7450, an AMT gateway)."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from testbed import features
-from testbed.drivers.amt import PORT, AmtAdd, RelayFound
-from testbed.drivers.link import AddressAdd, AutoAddressOff, LinkSet, PortAdd
+from testbed.drivers.amt import HEADERS, PORT, AmtAdd, RelayFound
+from testbed.drivers.link import MTU, AddressAdd, AutoAddressOff, LinkSet, PortAdd
 from testbed.drivers.sysctl import SysctlSet
 from testbed.errors import Unsupported
 from testbed.nodes.place import Interface, Place, named
-from testbed.spec import Spec
-from testbed.steps import Configure, Step, Wait
+from testbed.nodes.role import Brought, Role
+from testbed.steps import Configure, Request, Step, Wait
 from testbed.units import Address
 
 Driver = Literal["auto", "kernel", "userspace"]
@@ -20,8 +20,11 @@ CLASH = "the pseudo-interface needs a name of its own"
 _WITHIN = 30.0  # s: the driver repeats a lost Relay Discovery after 5 s
 
 
-class AmtGateway(Spec):
+class AmtGateway(Role):
     """A gateway's pseudo-interface: a port of the node's bridge, or an interface on which the node itself joins."""
+
+    called: ClassVar[str] = "an AMT gateway"
+    after: ClassVar[tuple[str, ...]] = ("amt_relay",)
 
     discovery: str = Field(description="The relay: a node with `amt_relay`, or node:interface")
     interface: str | None = Field(None, description="Towards the relay; planned when left out")
@@ -36,6 +39,10 @@ class AmtGateway(Spec):
     def requires(self) -> tuple[features.Feature, ...]:
         """Return the features that this role needs."""
         return (driver(self.driver),)
+
+    def interfaces(self, forwards: bool) -> tuple[Brought, ...]:
+        """Return the pseudo-interface."""
+        return (brought(self.name, self.addresses),)
 
     def faults(self, here: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Yield (path below this role, sentence) for each fault of this node alone; `tunnels` checks both ends."""
@@ -62,6 +69,41 @@ class AmtGateway(Spec):
         yield Configure(here.node, add)
         yield from (Configure(here.node, r) for r in begun(here, own))
         yield Wait(here.node, RelayFound(self.name, tunnel.discovery), within=_WITHIN)
+
+    def restart(self, here: Place) -> Iterator[Request]:
+        """Yield the pseudo-interface down and up."""
+        return bounced(self.name)
+
+    def loose(self) -> bool:
+        """Say so: multicast comes in by the tunnel, which need not be the way back."""
+        return True
+
+    def excused(self, restarted: bool) -> tuple[str, ...]:
+        """Return the counters of its own messages."""
+        return messages(self.name, restarted)
+
+
+def brought(name: str, stated: tuple[str, ...] | None) -> Brought:
+    """Return a pseudo-interface."""
+    return Brought(name, "amt", stated, MTU - HEADERS)
+
+
+def bounced(name: str) -> Iterator[Request]:
+    """Yield a pseudo-interface down and up: the driver forgets its tunnels as it goes down (amt.c: amt_dev_stop).
+
+    The interface stays, and with it its place in a bridge or among the multicast interfaces, and the routes that lead
+    into it.
+    """
+    for up in (False, True):
+        yield LinkSet(name, up=up)
+
+
+def messages(name: str, restarted: bool) -> tuple[str, ...]:
+    """Return the counters that count AMT's messages as they are sent (drivers/net/amt.c: amt_dev_xmit).
+
+    After a restart, what comes is not expected either.
+    """
+    return tuple(f"{name}.{way}_dropped" for way in (("tx", "rx") if restarted else ("tx",)))
 
 
 def begun(here: Place, own: Interface) -> Iterator[SysctlSet | AutoAddressOff | AddressAdd | PortAdd | LinkSet]:

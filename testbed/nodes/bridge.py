@@ -5,14 +5,15 @@ from collections.abc import Iterator
 from pydantic import Field
 
 from testbed.drivers.link import BRIDGE_PORTS
+from testbed.drivers.sysctl import SysctlSet
 from testbed.features import BRIDGE, Feature
 from testbed.nodes.place import Place, misnamed
-from testbed.spec import Spec
-from testbed.steps import Step
+from testbed.nodes.role import Brought, Role, Switch
+from testbed.steps import Configure, Step
 from testbed.units import Address
 
 
-class Bridge(Spec):
+class Bridge(Role):
     """A bridge: its ports are all interfaces of the node unless listed, and it is itself the interface `name`."""
 
     name: str = Field("br0", description="The bridge's own interface name")
@@ -44,10 +45,15 @@ class Bridge(Spec):
         if any(i.name == self.name and i.kind != "bridge" for i in here.interfaces):
             yield ("name",), f"{here.node} already has an interface {self.name}: give the bridge another name"
 
-    def is_port(self, ifname: str) -> bool:
-        """Return whether an interface of the node is a port of the bridge."""
-        return self.ports is None or ifname in self.ports
+    def interfaces(self, forwards: bool) -> tuple[Brought, ...]:
+        """Return the bridge's own interface: it has addresses if the file says so, or on a router."""
+        placed = forwards or self.addresses is not None
+        return (Brought(self.name, "bridge", self.addresses, placed=placed),)
 
-    def steps(self, here: Place) -> Iterator[Step]:
-        """Yield nothing: the plan makes bridges together with links, in the order that is fastest."""
-        return iter(())
+    def switch(self) -> Switch:
+        """Return the switch: the plan makes it together with links, whose order decides the speed."""
+        return Switch(self.name, self.ports, self.mcast_snooping, self.stp)
+
+    def first(self, here: Place) -> Iterator[Step]:
+        """Yield one write before its ports exist: a switch port has no addresses and sends nothing of its own."""
+        yield Configure(here.node, SysctlSet("net.ipv6.conf.default.disable_ipv6", "1"))

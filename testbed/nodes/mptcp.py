@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from ipaddress import ip_address
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,7 @@ from testbed.drivers.mptcp import LIMIT, EndpointAdd, LimitsSet, PathManagerHas
 from testbed.drivers.sysctl import SysctlSet
 from testbed.errors import Unsupported
 from testbed.nodes.place import Place
+from testbed.nodes.role import Role
 from testbed.spec import Spec
 from testbed.steps import Configure, Step, Wait
 from testbed.units import Host, Word
@@ -35,8 +36,11 @@ class Endpoint(Spec):
     port: int | None = Field(None, ge=1, le=65535, description="Announce this port as well (signal only)")
 
 
-class Mptcp(Spec):
+class Mptcp(Role):
     """Path manager, limits, endpoints and the net.mptcp sysctls of one host."""
+
+    called: ClassVar[str] = "an MPTCP host"
+    figures: ClassVar[tuple[str, ...]] = ("subflow",)
 
     limits: Limits = Field(default_factory=Limits)
     endpoints: tuple[Endpoint, ...] = Field(())
@@ -91,6 +95,18 @@ class Mptcp(Spec):
         for endpoint in found:
             yield Configure(here.node, endpoint)
         yield Wait(here.node, PathManagerHas(limits, found))
+
+    def samples(self) -> tuple[str, ...]:
+        """Return that its counters and subflows are read."""
+        return ("mptcp",)
+
+    def loose(self) -> bool:
+        """Say so: replies and joins leave by the interface of their address."""
+        return True
+
+    def joins(self, here: Place) -> frozenset[str]:
+        """Return the addresses of endpoints that open subflows."""
+        return frozenset(e.address for e in planned(self, here) if {"subflow", "fullmesh"} & set(e.flags))
 
 
 _SYSCTLS = (

@@ -1,5 +1,9 @@
 """Node: a network namespace. The fields of `Node` are the registry of roles."""
 
+from collections.abc import Iterator
+from functools import cache
+from typing import get_args
+
 from pydantic import Field
 
 from testbed.nodes.access_point import AccessPoint
@@ -7,7 +11,7 @@ from testbed.nodes.amt_gateway import AmtGateway
 from testbed.nodes.amt_relay import AmtRelay
 from testbed.nodes.bridge import Bridge
 from testbed.nodes.mptcp import Mptcp
-from testbed.nodes.place import Role
+from testbed.nodes.role import Brought, Role, Switch
 from testbed.nodes.router import Router
 from testbed.nodes.station import Station
 from testbed.spec import Spec
@@ -38,8 +42,47 @@ class Node(Spec):
     commands: tuple[Argv, ...] = Field((), description="Programs run once the node is configured, as argv lists")
 
     def roles(self) -> dict[str, Role]:
-        """Return the roles that this node has, by field name."""
-        found: dict[str, Role | None] = {"bridge": self.bridge, "router": self.router}
-        found |= {"access_point": self.access_point, "station": self.station, "mptcp": self.mptcp}
-        found |= {"amt_relay": self.amt_relay, "amt_gateway": self.amt_gateway}
-        return {name: role for name, role in found.items() if role is not None}
+        """Return the roles that this node has, by field name, in the order of the fields."""
+        return {name: role for name in ROLES if (role := getattr(self, name)) is not None}
+
+    def started(self) -> dict[str, Role]:
+        """Return the roles in the order in which they start."""
+        return dict(sorted(self.roles().items(), key=lambda pair: rank(pair[0])))
+
+    def brought(self) -> Iterator[tuple[str, Brought]]:
+        """Yield (role, interface) of every interface that a role brings."""
+        roles = self.started()
+        forwards = any(role.forwards() for role in roles.values())
+        yield from ((name, own) for name, role in roles.items() for own in role.interfaces(forwards))
+
+    def switch(self) -> Switch | None:
+        """Return the Ethernet switch of the node."""
+        return next((s for role in self.roles().values() if (s := role.switch()) is not None), None)
+
+
+def _kinds() -> dict[str, type[Role]]:
+    found = {name: get_args(field.annotation) for name, field in Node.model_fields.items()}
+    roles = {n: [k for k in kinds if isinstance(k, type) and issubclass(k, Role)] for n, kinds in found.items()}
+    return {name: kinds[0] for name, kinds in roles.items() if kinds}
+
+
+ROLES = _kinds()  # every field of a node that is a role
+
+
+@cache
+def rank(role: str) -> int:
+    """Return how many roles start one after another before this one."""
+    return max((rank(other) + 1 for other in ROLES[role].after), default=0)
+
+
+RESTARTING = tuple(sorted((n for n, kind in ROLES.items() if kind.restart is not Role.restart), key=rank))
+
+
+def called(role: str) -> str:
+    """Return what a node with a role is in a sentence."""
+    return ROLES[role].called or f"a node with `{role}`"
+
+
+def figured(owner: str) -> str:
+    """Return the role whose figures are named NODE.OWNER.*, "" when there is none."""
+    return next((name for name, kind in ROLES.items() if owner in (name, *kind.figures)), "")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from ipaddress import ip_interface
-from typing import Literal, Protocol
+from typing import TypeAlias
 
 from msgspec import Struct
 
-from testbed.features import Feature
-from testbed.steps import Step
-
-Kind = Literal["veth", "wlan", "bridge", "amt"]
+# "veth" is an end of a link, "wlan" a radio's, "bridge" a switch's own; a role's steps make one of any other kind.
+Kind: TypeAlias = str
 
 
 class Interface(Struct, frozen=True):
@@ -49,7 +47,7 @@ class Bss(Struct, frozen=True):
     """What an access point offers: its links (link_id, centre frequency in MHz), their addresses, and how to join.
 
     With `mlo` it is an AP MLD (IEEE 802.11be), whose interface has the MLD address, which no link has. `moves` are the
-    frequencies (link_id, MHz) that events move links to.
+    frequencies (link_id, MHz) that events move links to, `stations` how many the file has with its SSID.
     """
 
     node: str
@@ -65,6 +63,7 @@ class Bss(Struct, frozen=True):
     pmf: bool
     beacon_protection: bool
     moves: tuple[tuple[int, int], ...] = ()
+    stations: int = 0
 
 
 class Tunnel(Struct, frozen=True):
@@ -83,7 +82,8 @@ class Tunnel(Struct, frozen=True):
 class Place(Struct, frozen=True):
     """A node: its name, its interfaces in the order of the file, the topology's IP versions (4, 6), and all BSSs.
 
-    `bridge` is the name of the node's bridge, "" without one; `tunnels` are the node's ends of AMT tunnels.
+    `bridge` is the name of the node's switch, "" without one; `tunnels` are the node's ends of AMT tunnels; `sysctl`
+    has the kernel parameters that the file sets there.
     """
 
     node: str
@@ -92,6 +92,7 @@ class Place(Struct, frozen=True):
     air: tuple[Bss, ...] = ()
     bridge: str = ""
     tunnels: tuple[Tunnel, ...] = ()
+    sysctl: Mapping[str, str | int] = {}
 
     def tunnel(self, name: str) -> Tunnel | None:
         """Return the node's end of AMT tunnels by the name of its pseudo-interface."""
@@ -126,16 +127,3 @@ def named(name: str, here: Place, cure: str) -> Iterator[tuple[tuple[str | int, 
         yield ("name",), problem
     if sum(i.name == name for i in here.interfaces) > 1:
         yield ("name",), f"{here.node} already has an interface {name}: {cure}"
-
-
-class Role(Protocol):
-    """What a node does: frozen data, and a pure function from itself and its place to steps."""
-
-    def requires(self) -> tuple[Feature, ...]:
-        """Return what the kernel and the machine must offer."""
-
-    def faults(self, here: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        """Yield (path below this role, sentence) for what can't work here."""
-
-    def steps(self, here: Place) -> Iterator[Step]:
-        """Yield what makes a configured node play this role."""

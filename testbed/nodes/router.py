@@ -8,11 +8,11 @@ from testbed.drivers import smcroute
 from testbed.drivers.sysctl import SysctlSet
 from testbed.features import MROUTE, MROUTE6, SMCROUTE, Feature
 from testbed.nodes.place import Place
-from testbed.spec import Spec
+from testbed.nodes.role import Role
 from testbed.steps import Configure, Step
 
 
-class Router(Spec):
+class Router(Role):
     """An IP router; its routes are planned (`routing: static`) or stated (`routes:`)."""
 
     multicast: bool = Field(False, description="Forward multicast by static routes, planned from the workloads")
@@ -25,7 +25,7 @@ class Router(Spec):
         """Yield (path below this role, sentence) for each fault."""
         if not self.multicast:
             return
-        names = self.interfaces(here)
+        names = _between(here)
         if len(names) > smcroute.MOST:
             yield (), f"Linux forwards multicast between at most {smcroute.MOST} interfaces; this node has {len(names)}"
         for name in filter(smcroute.unfit, names):
@@ -34,9 +34,13 @@ class Router(Spec):
                 f"smcroute.conf(5) cannot name the interface {name!r}: use letters, digits, _ . and - only",
             )
 
-    def interfaces(self, here: Place) -> tuple[str, ...]:
-        """Return the interfaces between which the node forwards multicast."""
-        return tuple(i.name for i in here.interfaces if not i.port and (i.addresses or i.kind == "amt"))
+    def forwards(self) -> bool:
+        """Say that it does."""
+        return True
+
+    def routes_multicast(self) -> bool:
+        """Say whether it does."""
+        return self.multicast
 
     def steps(self, here: Place) -> Iterator[Step]:
         """Yield the global forwarding sysctls: programs read these, and per-device ones would leave them 0."""
@@ -47,8 +51,13 @@ class Router(Spec):
 
     def forward(self, here: Place, entries: tuple[smcroute.Entry, ...]) -> Iterator[Step]:
         """Yield the steps that make a multicast router forward by these routes."""
-        names = self.interfaces(here)
+        names = _between(here)
         if self.multicast and names:
             # An AMT gateway only asks its relay for groups with a member on its interface: this router joins them.
             tunnels = tuple(i.name for i in here.interfaces if i.kind == "amt")
             yield from smcroute.steps(here.node, names, entries, here.families, tunnels)
+
+
+def _between(here: Place) -> tuple[str, ...]:
+    """Return the interfaces that multicast is forwarded between."""
+    return tuple(i.name for i in here.interfaces if not i.port and (i.addresses or i.kind == "amt"))

@@ -1,7 +1,7 @@
 """Role `station`: a non-AP MLD that joins with several links, or a station without MLO (wpa_supplicant)."""
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -11,16 +11,17 @@ from testbed.drivers.nl80211 import LinksAre
 from testbed.drivers.wpa_ctrl import Control, Controlled
 from testbed.drivers.wpa_supplicant import Sta
 from testbed.nodes.place import Bss, Place, named
-from testbed.spec import Spec
+from testbed.nodes.role import Brought, Radio, Role
 from testbed.steps import START, Spawn, Step, Wait, Write
 from testbed.units import Address
 
 _WITHIN = 90.0  # s: on an emulated processor some scans miss beacons, and the station has to join again
-STATIONS = 20  # at one access point
 
 
-class Station(Spec):
+class Station(Role):
     """A station of the access point with this SSID: it joins with all links, with some, or on one without MLO."""
+
+    called: ClassVar[str] = "a station"
 
     ssid: str
     mlo_links: tuple[int, ...] | None = Field(None, min_length=1, description="Link IDs; all when left out")
@@ -54,6 +55,15 @@ class Station(Spec):
         """Return the commands that make it leave and join again."""
         bss = self.bss(here)
         return wpa_supplicant.rejoin(here.node, self.name, self._unwanted(bss) if bss is not None else ())
+
+    def interfaces(self, forwards: bool) -> tuple[Brought, ...]:
+        """Return its interface, on the medium of the access point."""
+        return (Brought(self.name, "wlan", self.addresses, medium=self.ssid),)
+
+    def radio(self, here: Place) -> Radio | None:
+        """Return its radio, None where there is nothing that it could join."""
+        bss = self.bss(here)
+        return None if bss is None else Radio(self.name, "managed", self.mlo(here), self.freqs(bss))
 
     def requires(self) -> tuple[features.Feature, ...]:
         """Return the features that this role needs."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -12,7 +13,8 @@ from testbed.drivers import amt
 from testbed.drivers.link import MTU
 from testbed.language.document import Path
 from testbed.language.topology import Topology
-from testbed.nodes.place import Bss, Interface, Kind
+from testbed.nodes.place import Bss, Interface, Kind, Place
+from testbed.nodes.role import Brought, Switch
 from testbed.plan import addresses, routes, trees, tunnels
 from testbed.plan.addresses import mac
 from testbed.plan.network import Network, end_of, families, root
@@ -21,7 +23,8 @@ from testbed.plan.network import Network, end_of, families, root
 class End(Struct, frozen=True):
     """An interface as the file states it: its place there, what it is joined to, and its addresses (None: planned).
 
-    Media are numbered: links in the order of the file, then BSSs, bridges that have addresses, AMT interfaces.
+    Media are numbered: links in the order of the file, then those that several join (BSSs), bridges that have
+    addresses, and what else roles bring.
     """
 
     at: Path
@@ -37,7 +40,8 @@ class End(Struct, frozen=True):
 def network(topology: Topology) -> Network:
     """Return the planned interfaces of a consistent topology; NoRoom when a segment does not fit."""
     found = tuple(ends(topology))
-    segment = _segments(topology, found)
+    switches = {name: switch for name, node in topology.nodes.items() if (switch := node.switch()) is not None}
+    segment = _segments(found, switches)
     # What is joined to a BSS takes no longer frames than that; a bridge takes what all of its ports do.
     caps: dict[int, int] = {}
     for end in found:
@@ -50,7 +54,7 @@ def network(topology: Topology) -> Network:
         if end.kind == "bridge":
             mtu = min((i.mtu for i in made[end.node] if i.port), default=mtu)
         address = mac(end.node, end.name, taken)
-        port = is_port(topology, end.node, end.name)
+        port = end.node in switches and switches[end.node].takes(end.name)
         stated = end.stated or ()
         made[end.node].append(
             Interface(end.node, end.name, address, mtu, end.at, segment[end.medium], stated, port, end.kind)
@@ -81,14 +85,14 @@ def _members(interfaces: Mapping[str, Iterable[Interface]]) -> dict[int, tuple[I
 def _air(topology: Topology, interfaces: Mapping[str, tuple[Interface, ...]]) -> Iterator[Bss]:
     """Yield what every access point offers."""
     taken = {i.mac for mine in interfaces.values() for i in mine}
+    joining = Counter(own.medium for _, _, own in brought(topology) if own.medium and not own.makes)
     for name, node in topology.nodes.items():
-        if (ap := node.access_point) is not None:
-            own = next(i for i in interfaces[name] if i.kind == "wlan" and i.name == ap.name)
-            # Without MLO the interface's address is the BSSID.
-            links = tuple(mac(name, f"{ap.name}.{n}", taken) for n, _ in ap.freqs()) if ap.mlo() else (own.mac,)
-            events = [e for e in topology.events if e.node == name]
-            moves = tuple((e.mlo_link, e.freq) for e in events if e.mlo_link is not None and e.freq is not None)
-            yield replace(ap.bss(name, links), moves=moves)
+        here = Place(name, interfaces[name], families(topology))
+        for role in node.roles().values():
+            if (bss := role.offers(here, partial(mac, name, taken=taken))) is not None:
+                events = [e for e in topology.events if e.node == name]
+                moves = tuple((e.mlo_link, e.freq) for e in events if e.mlo_link is not None and e.freq is not None)
+                yield replace(bss, moves=moves, stations=joining[bss.ssid])
 
 
 def _tunnelled(net: Network) -> Network:
@@ -106,48 +110,37 @@ def _tunnelled(net: Network) -> Network:
 
 
 def ends(topology: Topology) -> Iterator[End]:
-    """Yield every interface that has a place in the network: ends of links and tunnels, of radios, some bridges."""
+    """Yield every interface that has a place in the network: ends of links, then what roles bring."""
     for n, link in enumerate(topology.links):
         for e, text in enumerate(link.ends):
             yield End(("links", n, "ends", e), *end_of(text), "veth", n, link.mtu or MTU, link.stated(e))
-    aps = [(name, node.access_point) for name, node in topology.nodes.items() if node.access_point is not None]
-    media = {ap.ssid: len(topology.links) + n for n, (_, ap) in reversed(list(enumerate(aps)))}
-    mtu = {ap.ssid: ap.mtu() for _, ap in aps}
-    spare = len(topology.links) + len(aps)
-    for name, node in topology.nodes.items():
-        for role, wlan in (("access_point", node.access_point), ("station", node.station)):
-            if wlan is not None and wlan.ssid in media:
-                at = ("nodes", name, role)
-                yield End(at, name, wlan.name, "wlan", media[wlan.ssid], mtu[wlan.ssid], wlan.addresses)
-    for name, node in topology.nodes.items():
-        if (bridge := node.bridge) is not None and (node.router is not None or bridge.addresses is not None):
-            yield End(("nodes", name, "bridge"), name, bridge.name, "bridge", spare, MTU, bridge.addresses)
-            spare += 1
-    for name, node in topology.nodes.items():
-        # A relay's needs no address: nothing is sent from it but what is routed into it, and queries.
-        own = () if node.amt_relay is None else (("amt_relay", node.amt_relay.name, ()),)
-        for role, ifname, stated in (
-            *own,
-            *(() if (g := node.amt_gateway) is None else (("amt_gateway", g.name, g.addresses),)),
-        ):
-            yield End(("nodes", name, role), name, ifname, "amt", spare, MTU - amt.HEADERS, stated)
+    found = list(brought(topology))
+    makers = [own for _, _, own in found if own.makes]
+    media = {own.medium: len(topology.links) + n for n, own in reversed(list(enumerate(makers)))}
+    mtu = {own.medium: own.mtu for own in makers}
+    spare = len(topology.links) + len(makers)
+    for name, role, own in sorted(found, key=lambda f: (not f[2].medium, f[2].kind != "bridge")):
+        at = ("nodes", name, role)
+        if own.medium in media:
+            yield End(at, name, own.name, own.kind, media[own.medium], mtu[own.medium], own.stated)
+        elif own.placed and not own.medium:
+            yield End(at, name, own.name, own.kind, spare, own.mtu, own.stated)
             spare += 1
 
 
-def is_port(topology: Topology, node: str, ifname: str) -> bool:
-    """Say whether an interface is a port of its node's bridge."""
-    bridge = topology.nodes[node].bridge
-    return bridge is not None and ifname != bridge.name and bridge.is_port(ifname)
+def brought(topology: Topology) -> Iterator[tuple[str, str, Brought]]:
+    """Yield (node, role, interface) of every interface that a role brings."""
+    for name, node in topology.nodes.items():
+        yield from ((name, role, own) for role, own in node.brought())
 
 
-def _segments(topology: Topology, found: tuple[End, ...]) -> dict[int, int]:
+def _segments(found: tuple[End, ...], switches: Mapping[str, Switch]) -> dict[int, int]:
     """Return the segment of each medium, its lowest: media that meet in a bridge are one."""
     parent = {end.medium: end.medium for end in found}
 
     first: dict[str, int] = {}
     for end in found:
-        bridge = topology.nodes[end.node].bridge
-        if end.kind == "bridge" or (bridge is not None and is_port(topology, end.node, end.name)):
+        if end.kind == "bridge" or (end.node in switches and switches[end.node].takes(end.name)):
             low, high = sorted((root(parent, end.medium), root(parent, first.setdefault(end.node, end.medium))))
             parent[high] = low
     return {n: root(parent, n) for n in parent}

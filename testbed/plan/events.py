@@ -12,13 +12,9 @@ from testbed.drivers.route import RouteAdd, RuleAdd
 from testbed.drivers.sysctl import SysctlSet
 from testbed.language.topology import WAYS, Direction, Event, Link, Readdress, Shaping, Topology
 from testbed.nodes.mptcp import Mptcp, addresses, planned
-from testbed.nodes.node import Node
 from testbed.plan.lab import Plan, link_addresses
 from testbed.plan.network import end_of
 from testbed.steps import Configure, Delete, Spawn, Step
-
-# Least ms between two errors to one host (ip-sysctl; net/ipv4/icmp.c: icmp_sk_init); needed fragmentation is exempt.
-_ICMP_RATE, _ICMP_RATE_USUAL, _ICMP_NEVER = "net.ipv4.icmp_ratelimit", 1000, 10**9
 
 
 def event_steps(plan: Plan, event: Event) -> Iterator[Step]:
@@ -98,24 +94,9 @@ def _restored(plan: Plan, ends: list[tuple[str, str]], at: float) -> Iterator[St
     yield from (step for _, step in sorted(found, key=lambda pair: pair[0]))
 
 
-def _restart(node: Node, role: str) -> Iterator[LinkSet | SysctlSet]:
-    """Yield the restart of an AMT role: the driver forgets its tunnels as it goes down (amt.c: amt_dev_stop).
-
-    The interface stays, and with it its place in a bridge or among the multicast interfaces, and the routes that lead
-    into it. While it is down, a few ms, no ICMP error is sent for a Request: on each a gateway of the driver sends the
-    next at once, until it has none left and does nothing for half a minute (amt_err_lookup).
-    """
-    usual = node.sysctl.get(_ICMP_RATE, _ICMP_RATE_USUAL)
-    if role == "amt_relay":
-        yield SysctlSet(_ICMP_RATE, str(_ICMP_NEVER))
-    for up in (False, True):
-        yield LinkSet(getattr(node, role).name, up=up)
-    if role == "amt_relay":
-        yield SysctlSet(_ICMP_RATE, str(usual))
-
-
 def _node_event(plan: Plan, event: Event) -> Iterator[Step]:
     assert event.node is not None
+    roles = plan.topology.nodes[event.node].roles()
     if event.command is not None:
         # Not awaited at its time: a slow command must not delay the events after it.
         name = f"event-{next(n for n, other in enumerate(plan.topology.events) if other is event)}"
@@ -123,12 +104,12 @@ def _node_event(plan: Plan, event: Event) -> Iterator[Step]:
     for key, value in (event.sysctl or {}).items():
         yield Configure(event.node, SysctlSet(key, str(value)), event.at)
     if event.restart is not None:
-        for reset in _restart(plan.topology.nodes[event.node], event.restart):
-            yield Configure(event.node, reset, event.at)
+        for request in roles[event.restart].restart(plan.network.place(event.node)):
+            yield Configure(event.node, request, event.at)
     if event.mlo_link is not None:
         yield from _of_link(plan, event.node, event.mlo_link, event)
-    if event.rejoin and (station := plan.topology.nodes[event.node].station) is not None:
-        for request in station.rejoin(plan.network.place(event.node)):
+    for role in roles.values() if event.rejoin else ():
+        for request in role.rejoin(plan.network.place(event.node)):
             yield Configure(event.node, request, event.at)
     if event.address is not None:
         yield from _readdressed(plan, event.node, event.address, event.at)

@@ -29,7 +29,7 @@ from testbed.drivers.route import RouteAdd
 from testbed.drivers.sysctl import SysctlSet
 from testbed.features import Feature
 from testbed.language.topology import Link, Topology
-from testbed.nodes.mptcp import planned
+from testbed.nodes.node import rank
 from testbed.nodes.place import Interface
 from testbed.plan import routes as routing
 from testbed.plan import trees
@@ -75,7 +75,8 @@ class Plan(Struct, frozen=True, dict=True):
                 found += role.requires()
         for bss in self.network.air:
             for n, freq in bss.freqs:
-                where = f"nodes.{bss.node}.access_point" + (f".mlo_links[{n}]" if bss.mlo else "")
+                [own] = self.network.named[bss.node, bss.ifname]
+                where = ".".join(map(str, own.at)) + (f".mlo_links[{n}]" if bss.mlo else "")
                 found.append(features.channel(bss.country, freq, where))
         kinds = {k for link in self.topology.links for shape in link.shapes() for k in shape.kinds()}
         for event in self.topology.events:
@@ -102,8 +103,7 @@ def outline(topology: Topology) -> Plan:
 def plan(topology: Topology) -> Plan:
     """Return the steps that make a topology; the same topology gives the same steps."""
     net = network(topology)
-    # A relay is there before its gateways ask for it.
-    order = sorted(net.interfaces, key=lambda name: topology.nodes[name].amt_gateway is not None)
+    order = sorted(net.interfaces, key=lambda name: max(map(rank, topology.nodes[name].roles()), default=0))
     routed = trees.members(net)
     roles = [step for name in order for step in _roles(net, name, name in routed)]
     early = [step for step in roles if _early(net, step)]
@@ -132,23 +132,22 @@ def _bounds(topology: Topology) -> tuple[Bound, ...]:
 
 
 def _roles(net: Network, name: str, multicast: bool) -> Iterator[Step]:
-    node = net.topology.nodes[name]
-    if node.bridge is not None:
-        # One write before its ports exist: a switch port has no addresses and sends nothing of its own.
-        yield Configure(name, SysctlSet("net.ipv6.conf.default.disable_ipv6", "1"))
+    node, here = net.topology.nodes[name], net.place(name)
+    roles = tuple(node.started().values())
+    for role in roles:
+        yield from role.first(here)
     if 6 in net.families and any(_crowded(net, i) for i in net.interfaces[name]):
         # What a node says of its own accord goes to all the others: no question for routers, whose answer nobody
         # needs, and reports of groups (RFC 3810) at once, while the bridge does not pass them on yet.
         yield Configure(name, SysctlSet("net.ipv6.conf.default.router_solicitations", "0"))
         yield Configure(name, SysctlSet("net.ipv6.conf.default.mldv2_unsolicited_report_interval", _REPORTS))
-    if node.mptcp is not None or name in net.tunnels or multicast:
-        # Replies and joins leave by the interface of their address, and the way of multicast, be it a tree or a
-        # tunnel, need not be the way back; a strict reverse path filter, which a namespace may inherit from the host,
-        # would drop what comes in so.
+    if multicast or any(role.loose() for role in roles):
+        # What comes by another way than it would leave by, as the way of multicast need not be the way back, would be
+        # dropped by a strict reverse path filter, which a namespace may inherit from the host.
         yield Configure(name, SysctlSet("net.ipv4.conf.all.rp_filter", "0"))
         yield Configure(name, SysctlSet("net.ipv4.conf.default.rp_filter", "0"))
-    for role in node.roles().values():
-        yield from role.steps(net.place(name))
+    for role in roles:
+        yield from role.steps(here)
     for key, value in node.sysctl.items():
         yield Configure(name, SysctlSet(key, str(value)))
 
@@ -177,11 +176,10 @@ def _namespaces(net: Network, early: list[Step]) -> Iterator[Step]:
 
 def _links(net: Network) -> Iterator[Step]:
     taken = {i.mac for interfaces in net.interfaces.values() for i in interfaces}
-    for name, node in net.topology.nodes.items():
-        if (bridge := node.bridge) is not None:
-            own = next((i.mac for i in net.interfaces[name] if i.kind == "bridge"), "")
-            address = own or mac(name, bridge.name, taken)
-            yield Configure(name, BridgeAdd(bridge.name, address, bridge.mcast_snooping, bridge.stp))
+    for name, switch in net.switches.items():
+        own = next((i.mac for i in net.interfaces[name] if i.kind == "bridge"), "")
+        address = own or mac(name, switch.name, taken)
+        yield Configure(name, BridgeAdd(switch.name, address, switch.mcast_snooping, switch.stp))
     by_maker: dict[str, list[Step]] = {}
     ports: list[Step] = []
     for link in net.topology.links:
@@ -206,8 +204,7 @@ def _interface(net: Network, text: str) -> Interface:
 
 
 def _master(net: Network, interface: Interface) -> str:
-    bridge = net.topology.nodes[interface.node].bridge
-    return bridge.name if bridge is not None and interface.port else ""
+    return net.switches[interface.node].name if interface.port else ""
 
 
 def _radios(net: Network) -> Iterator[Step]:
@@ -221,13 +218,13 @@ def _radios(net: Network) -> Iterator[Step]:
         for i in net.interfaces[name]:
             if i.kind != "wlan":
                 continue
-            station = node.station if node.station is not None and node.station.name == i.name else None
-            mlo = station.mlo(net.place(name)) if station else node.access_point is not None and node.access_point.mlo()
+            own = node.roles()[str(i.at[-1])].radio(net.place(name))
+            assert own is not None
             radio = f"{name}-{i.name}"
-            yield Configure(LAB, RadioAdd(radio, mlo))
+            yield Configure(LAB, RadioAdd(radio, own.mlo))
             yield Configure(LAB, WiphyMove(radio, name))
             yield Configure(name, FragmentationSet(radio))
-            yield Configure(name, WlanAdd(radio, i.name, "managed" if station else "AP", i.mac))
+            yield Configure(name, WlanAdd(radio, i.name, own.mode, i.mac))
     for name, freq in net.ears.items():
         yield Configure(LAB, RadioAdd(name, mlo=False))
         yield Configure(LAB, WlanAdd(name, name, "monitor"))
@@ -237,13 +234,11 @@ def _radios(net: Network) -> Iterator[Step]:
 
 def _interfaces(net: Network) -> Iterator[Step]:
     for name, interfaces in net.interfaces.items():
-        bridge = net.topology.nodes[name].bridge
         yield Configure(name, LinkSet("lo", up=True))
         for i in interfaces:
-            if i.kind in ("bridge", "amt"):
-                continue
             if i.kind == "wlan":
                 yield from _wlan(net, i)
+            if i.kind != "veth":
                 continue
             if not i.port:
                 yield from _enabled(net, i)
@@ -255,12 +250,11 @@ def _interfaces(net: Network) -> Iterator[Step]:
             for address in _addresses(i):
                 yield Configure(name, address)
             yield Configure(name, LinkSet(i.name, up=True))
-        if bridge is not None:
-            for i in (i for i in interfaces if i.kind == "bridge"):
-                yield from _enabled(net, i)
-                yield Configure(name, AutoAddressOff(i.name))
-                for address in _addresses(i):
-                    yield Configure(name, address)
+        for i in (i for i in interfaces if i.kind == "bridge"):
+            yield from _enabled(net, i)
+            yield Configure(name, AutoAddressOff(i.name))
+            for address in _addresses(i):
+                yield Configure(name, address)
 
 
 def _bridges(net: Network) -> Iterator[Step]:
@@ -270,7 +264,7 @@ def _bridges(net: Network) -> Iterator[Step]:
     most apart (net/ipv6/mcast.c: mld_ifc_start_work). A large bridge would copy each report to everybody, and what
     there is no room for in the processors' backlogs, first packets of others among it, would be lost.
     """
-    bridges = [(name, node.bridge.name) for name, node in net.topology.nodes.items() if node.bridge is not None]
+    bridges = [(name, switch.name) for name, switch in net.switches.items()]
     for name, bridge in bridges if 6 in net.families else ():
         if sum(i.port for i in net.interfaces[name]) > _MANY:
             yield Wait(name, Silence(bridge), steady=0.06, here=True)
@@ -280,7 +274,7 @@ def _bridges(net: Network) -> Iterator[Step]:
 
 def _enabled(net: Network, i: Interface) -> Iterator[Step]:
     """Yield IPv6 for an interface of a bridging node that is no port: there it is off unless said otherwise."""
-    if net.topology.nodes[i.node].bridge is not None and 6 in net.families:
+    if i.node in net.switches and 6 in net.families:
         yield Configure(i.node, SysctlSet(f"net.ipv6.conf.{i.name.replace('.', '/')}.disable_ipv6", "0"))
 
 
@@ -327,11 +321,10 @@ def _routes(net: Network) -> Iterator[Step]:
         else:
             for request in routing.routes(net, name, known):
                 yield Configure(name, request)
-        if node.mptcp is not None and static:
-            endpoints = planned(node.mptcp, net.place(name))
-            joins = frozenset(e.address for e in endpoints if {"subflow", "fullmesh"} & set(e.flags))
-            for rule_or_route in routing.source_routes(net, name, joins, known):
-                yield Configure(name, rule_or_route)
+        for role in node.roles().values() if static else ():
+            if (joins := role.joins(net.place(name))) is not None:
+                for rule_or_route in routing.source_routes(net, name, joins, known):
+                    yield Configure(name, rule_or_route)
 
 
 def _towards(net: Network, node: str, via: str) -> str:
@@ -356,8 +349,8 @@ def shape(link: Link) -> Iterator[Step]:
 def _multicast(net: Network) -> Iterator[Step]:
     entries = trees.entries(net)
     for name, node in net.topology.nodes.items():
-        if node.router is not None:
-            yield from node.router.forward(net.place(name), entries.get(name, ()))
+        for role in node.roles().values():
+            yield from role.forward(net.place(name), entries.get(name, ()))
 
 
 def _commands(net: Network) -> Iterator[Step]:

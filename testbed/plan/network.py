@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from testbed.language.document import Fault
 from testbed.language.topology import Event, Topology
 from testbed.nodes.place import Bss, Interface, Place, Tunnel
+from testbed.nodes.role import Switch
 from testbed.steps import AIR
 
 WILD = compiled(r"[*?\[]")
@@ -104,10 +105,27 @@ class Network(Struct, frozen=True, dict=True):
         return found
 
     @cached_property
+    def switches(self) -> dict[str, Switch]:
+        """Return the Ethernet switches by the nodes that have one."""
+        return {name: switch for name, node in self.topology.nodes.items() if (switch := node.switch()) is not None}
+
+    @cached_property
+    def routers(self) -> frozenset[str]:
+        """Return the nodes that forward."""
+        roles = {name: node.roles().values() for name, node in self.topology.nodes.items()}
+        return frozenset(name for name, own in roles.items() if any(role.forwards() for role in own))
+
+    @cached_property
+    def multicast_routers(self) -> frozenset[str]:
+        """Return the nodes that forward multicast."""
+        roles = {name: node.roles().values() for name, node in self.topology.nodes.items()}
+        return frozenset(name for name, own in roles.items() if any(role.routes_multicast() for role in own))
+
+    @cached_property
     def devices(self) -> tuple[tuple[str, str], ...]:
         """Return (node, name) of every interface, then of bridges, then of what hears the medium, the lab's own."""
         found = [(i.node, i.name) for interfaces in self.interfaces.values() for i in interfaces]
-        found += [(n, x.bridge.name) for n, x in self.topology.nodes.items() if x.bridge is not None]
+        found += [(node, switch.name) for node, switch in self.switches.items()]
         return tuple(dict.fromkeys([*found, *((AIR, ear) for ear in self.ears)]))
 
     @cached_property
@@ -160,9 +178,9 @@ class Network(Struct, frozen=True, dict=True):
 
     def place(self, node: str) -> Place:
         """Return what a role may know of its node."""
-        bridge = self.topology.nodes[node].bridge
-        name = bridge.name if bridge is not None else ""
-        return Place(node, self.interfaces[node], self.families, self.air, name, self.tunnels.get(node, ()))
+        switch = self.switches[node].name if node in self.switches else ""
+        own = (self.tunnels.get(node, ()), self.topology.nodes[node].sysctl)
+        return Place(node, self.interfaces[node], self.families, self.air, switch, *own)
 
     def place_at(self, event: Event) -> Place:
         """Return what a role may know of the node of an event, when earlier events have changed its addresses."""
@@ -175,15 +193,13 @@ class Network(Struct, frozen=True, dict=True):
 
     def link_ids(self, node: str) -> dict[str, dict[int, int]]:
         """Return the planned links of each wireless interface of a node: link ids by frequency (MHz)."""
-        place, role = self.place(node), self.topology.nodes[node]
-        found: dict[str, dict[int, int]] = {}
-        if role.station is not None and (bss := role.station.bss(place)) is not None:
-            found[role.station.name] = {freq: n for n, freq in role.station.freqs(bss)}
-        return found | {b.ifname: {freq: n for n, freq in b.freqs} for b in self.air if b.node == node}
+        place = self.place(node)
+        radios = filter(None, (role.radio(place) for role in self.topology.nodes[node].roles().values()))
+        return {radio.ifname: {freq: n for n, freq in radio.links} for radio in radios}
 
     def router(self, node: str) -> bool:
         """Say whether a node forwards."""
-        return self.topology.nodes[node].router is not None
+        return node in self.routers
 
     def address(self, target: str, version: int | None = None) -> str:
         """Return an address of a node, or of `node:interface`; "" when it has none of that family."""

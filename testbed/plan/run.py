@@ -50,16 +50,24 @@ def _sampler(plan: Plan) -> Iterator[Step]:
     udp = {f.from_ if f.reverse else f.to for f in flows}
     nodes = {
         name: [
-            *(["mptcp"] if node.mptcp is not None else []),
+            *(reader for role in node.roles().values() for reader in role.samples()),
             *(["wlan"] if plan.network.wireless(name) else []),
             *(["udp"] if name in udp else []),
         ]
         for name, node in plan.topology.nodes.items()
     }
-    asked = {"every": plan.topology.samples.every, "nodes": nodes, "air": plan.network.ears}
+    counters = {name: found for name in plan.topology.nodes if (found := _counters(plan, name))}
+    asked = {"every": plan.topology.samples.every, "nodes": nodes, "air": plan.network.ears, "counters": counters}
     yield Write("sampler.json", json.dumps(asked) + "\n")
     yield Spawn(LAB, "sampler", ("testbed.sampler", "sampler.json"), forked=True)
     yield Wait(LAB, FileHas("machine.jsonl"), START, "sampler")
+
+
+def _counters(plan: Plan, name: str) -> dict[str, dict[str, tuple[str, str]]]:
+    """Return the figures that the roles of a node have, by role and name: a file below /proc, and a field of it."""
+    here, roles = plan.network.place(name), plan.topology.nodes[name].roles()
+    found = {field: {key: (c.file, c.field) for key, c in role.counters(here).items()} for field, role in roles.items()}
+    return {field: counters for field, counters in found.items() if counters}
 
 
 def _captures(plan: Plan) -> Iterator[Step]:

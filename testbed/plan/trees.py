@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from testbed.drivers.smcroute import Entry
 from testbed.language.topology import Topology
+from testbed.nodes.place import Tunnel
 from testbed.plan.network import Hop, Network, Spot, Tree, path
 from testbed.workloads.multicast import Multicast, Receiver, misfit
 from testbed.workloads.place import Way
@@ -41,17 +42,15 @@ def planned(net: Network) -> dict[str, Tree]:
 
 def hops(net: Network, version: int) -> Iterator[Hop]:
     """Yield what multicast routers can do between interfaces with addresses of a family, and relays into tunnels."""
-    for name, node in net.topology.nodes.items():
-        if node.router is None or not node.router.multicast:
-            continue
+    for name in (n for n in net.topology.nodes if n in net.multicast_routers):
         mine = [i for i in net.interfaces[name] if not i.port and i.host(version)]
         for near in (i for i in mine if i.name not in _carriers(net, name)):
             yield from (Hop(name, near.name, near.segment, far.name, far.segment) for far in mine if far != near)
-        if (relay := node.amt_relay) is not None:
+        if (relay := net.relays.get(name)) is not None and isinstance(relay.end, Tunnel):
             # What it sends into its pseudo-interface comes out of that of every gateway that asked for it.
-            far_ends = [t for g in net.relays[name].gateways for t in net.tunnels.get(g, ()) if t.discovery]
+            far_ends = [t for g in relay.gateways for t in net.tunnels.get(g, ()) if t.discovery]
             segments = [i.segment for t in far_ends for i in net.interfaces[t.node] if i.name == t.name]
-            yield from (Hop(name, near.name, near.segment, relay.name, s) for s in segments for near in mine)
+            yield from (Hop(name, near.name, near.segment, relay.end.name, s) for s in segments for near in mine)
 
 
 def ends(net: Network, node: str, version: int) -> Iterator[Spot]:
@@ -139,9 +138,8 @@ def _workloads(topology: Topology) -> Iterator[tuple[str, Multicast]]:
 
 def members(net: Network) -> frozenset[str]:
     """Return the nodes where multicast comes in by more than one interface: routers of it, and some receivers."""
-    routers = {name for name, node in net.topology.nodes.items() if node.router is not None and node.router.multicast}
     receivers = {r.node for _, work in _workloads(net.topology) for r in work.receivers}
-    return frozenset(routers | {name for name in receivers if len(net.interfaces[name]) > 1})
+    return net.multicast_routers | {name for name in receivers if len(net.interfaces[name]) > 1}
 
 
 def entries(net: Network) -> dict[str, tuple[Entry, ...]]:

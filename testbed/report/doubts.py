@@ -155,7 +155,7 @@ def _queues(seen: Seen) -> Ranked:
 
 def _dropped(seen: Seen) -> Ranked:
     """Yield where packets were dropped that the file does not drop: by a queue, or by the interface itself."""
-    shaped, down, told = _shaped(seen.topology), _down(seen.topology), _told_as_drops(seen.topology)
+    shaped, down, told = _shaped(seen.topology), _down(seen.topology), _excused(seen.topology)
     found = []
     for name, metric in seen.metrics.items():
         where, _, what = name.rpartition(".")
@@ -187,11 +187,11 @@ def _missed(seen: Seen) -> Ranked:
         yield float(copies), what, text
 
 
-def _told_as_drops(topology: Topology) -> set[str]:
-    """Return counters that count something else: AMT's messages as they are sent (drivers/net/amt.c: amt_dev_xmit)."""
-    roles = [(n, role) for n, node in topology.nodes.items() for role in (node.amt_gateway, node.amt_relay)]
-    ways = ("tx", "rx") if any(e.restart for e in topology.events) else ("tx",)  # what comes after is not expected
-    return {f"{name}.{role.name}.{way}_dropped" for name, role in roles if role is not None for way in ways}
+def _excused(topology: Topology) -> set[str]:
+    """Return the counters that, as roles say, count something else."""
+    restarted = any(e.restart for e in topology.events)
+    roles = [(name, role) for name, node in topology.nodes.items() for role in node.roles().values()]
+    return {f"{name}.{counter}" for name, role in roles for counter in role.excused(restarted)}
 
 
 def _down(topology: Topology) -> set[str]:

@@ -16,6 +16,7 @@ from testbed.language.effective import resolved
 from testbed.language.topology import Check, Topology
 from testbed.linux.kernel_log import kernel_faults
 from testbed.metrics import nodes as derive
+from testbed.metrics import table
 from testbed.metrics import wifi as links
 from testbed.metrics.measured import Measured
 from testbed.metrics.recorded import KIB, MIB, Recorded
@@ -102,6 +103,7 @@ def report(path: Path, instead: Path | None = None) -> Report:
         owner = {host: ifname for ifname, hosts in interfaces.items() for host in hosts}
         rows = _samples(folder, topology, name, len(interfaces))
         metrics |= derive.interfaces(name, rows, origin) | derive.mptcp(name, owner, rows, origin)
+        metrics |= derive.counted(name, rows, origin)
         udp[name] = derive.datagrams(rows, origin)
         if (wlans := planned.wlans.get(name)) is not None:
             told[name] = folder.rows(
@@ -207,13 +209,13 @@ def longest_run(topology: Topology) -> int:
 
 def _line(topology: Topology, name: str) -> int:
     """Return how many bytes of a node's samples, or of those of the medium, a line may be expected to have."""
-    wlans = sum(n.station is not None or n.access_point is not None for n in topology.nodes.values())
+    wlans = sum(own.kind == "wlan" for node in topology.nodes.values() for _, own in node.brought())
     if name == AIR:
         return 8 * KIB + 4 * KIB * wlans
     ends = sum(end.partition(":")[0] == name for link in topology.links for end in link.ends)
     flows = [w.iperf3.parallel for w in topology.workloads.values() if w.iperf3 is not None]
-    mptcp = 64 * KIB + 8 * KIB * sum(flows) if topology.nodes[name].mptcp is not None else 0
-    return 8 * KIB + KIB * ends + mptcp
+    readers = sum(bool(role.samples()) for role in topology.nodes[name].roles().values())
+    return 8 * KIB + KIB * ends + readers * (64 * KIB + 8 * KIB * sum(flows))
 
 
 def _finite(metric: Measured) -> bool:
@@ -256,7 +258,7 @@ def _judge(check: Check, metrics: dict[str, Measured]) -> Outcome:
 
 def _value(name: str, at: float | None, metrics: dict[str, Measured]) -> tuple[float | None, str, str]:
     if name not in metrics:
-        what = "unsupported: this kernel has no such counter" if ".mptcp." in name else "it was not measured"
+        what = "unsupported: this kernel has no such counter" if table.of_role(name) else "it was not measured"
         return None, "", f"{name}: {what}"
     metric = metrics[name]
     if at is None:

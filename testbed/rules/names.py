@@ -43,7 +43,7 @@ def _node(topology: Topology, name: str) -> Iterator[Fault]:
     if not NODE.fullmatch(name):
         what = "a letter or digit, then letters, digits, _ . and -, at most 32 in all"
         yield at, f"{name!r} is no name of a node: {what}", ""
-    elif name == AIR and any(n.access_point for n in topology.nodes.values()):
+    elif name == AIR and any(own.makes for node in topology.nodes.values() for _, own in node.brought()):
         yield at, f"{AIR} is the medium of a lab with Wi-Fi: {cure}", ""
     elif name == MACHINE:
         yield at, f"metrics named {name}.* are those of the whole machine: {cure}", ""

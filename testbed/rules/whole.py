@@ -7,7 +7,6 @@ so that the rest of the file is judged all the same.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -22,9 +21,8 @@ from testbed.language.document import Fault, Path
 from testbed.language.explain import Names, name_set, suggest
 from testbed.language.topology import NODE, SHAPES, WAYS, Direction, Event, Link, Shaping, Topology, Way, Work
 from testbed.metrics import table
-from testbed.nodes.node import Node
+from testbed.nodes.node import Node, called, figured
 from testbed.nodes.place import Place, misnamed
-from testbed.nodes.station import STATIONS
 from testbed.plan.addresses import Net, NoRoom
 from testbed.plan.assemble import ends, network
 from testbed.plan.events import link_index
@@ -296,17 +294,13 @@ def _overlaps(stated: list[Stated]) -> Iterator[Fault]:
 
 
 def _nodes(net: Network, doubt: set[str]) -> Iterator[Fault]:
-    stations = Counter(n.station.ssid for n in net.topology.nodes.values() if n.station is not None)
     for name, node in net.topology.nodes.items():
         here = net.place(name)
         for field, role in node.roles().items():
             # A role of this node that is faulty may be what brings a port of its bridge.
-            unsure = "links" in doubt or (field == "bridge" and f"nodes.{name}" in doubt)
+            unsure = "links" in doubt or (role.switch() is not None and f"nodes.{name}" in doubt)
             for path, message in role.faults(here) if not unsure else ():
                 yield ("nodes", name, field, *path), message, ""
-        if node.access_point is not None and (count := stations[node.access_point.ssid]) > STATIONS:
-            message = f"{count} stations have this SSID, and an access point takes at most {STATIONS} of them"
-            yield ("nodes", name, "access_point", "ssid"), message, "a second access point with another SSID"
         yield from _sysctl(node.sysctl, ("nodes", name, "sysctl"))
         own = [interface_of(a) for i in here.interfaces for a in i.addresses] if node.routes else []
         for n, route in enumerate(node.routes):
@@ -386,7 +380,7 @@ def _flow(net: Network, work: Work, at: Path) -> Iterator[Fault]:
     end = f"{target}:{ifname or ''}"
     if not any(net.address(end, v) and net.address(source, v) for v in wanted):
         lacking = target if not any(net.address(end, v) for v in wanted) else source
-        hint = "it is a bridge, whose ports have none" if net.topology.nodes[lacking].bridge is not None else ""
+        hint = "it is a bridge, whose ports have none" if lacking in net.switches else ""
         yield (*at, "to"), f"{lacking} has no {' or '.join(f'IPv{v}' for v in wanted)} address", hint
         return
     if not reachable(net, source, target):
@@ -495,7 +489,7 @@ def _node_event(net: Network, event: Event, at: Path, nodes: Names, doubt: set[s
     known = (*net.topology.nodes[event.node].roles(), None)
     if event.restart not in known and f"nodes.{event.node}" not in doubt:
         what = str(event.restart)
-        yield (*at, "restart"), f"{event.node} is no {what.replace('amt_', 'AMT ')}", f"it has no `{what}`"
+        yield (*at, "restart"), f"{event.node} is not {called(what)}", f"it has no `{what}`"
     yield from _sysctl(event.sysctl or {}, (*at, "sysctl"))
     role = net.topology.nodes[event.node].mptcp
     if event.endpoint is None or doubt & {"links", f"nodes.{event.node}"}:
@@ -528,8 +522,9 @@ def _wlan_event(net: Network, event: Event, node: str, at: Path) -> Iterator[Fau
         for key in ("remove", "freq"):
             if getattr(event, key) is not None:
                 yield (*at, key), f"`{key}` is about an `mlo_link` of an access point: state which", ""
-    if event.rejoin is not None and net.topology.nodes[node].station is None:
-        yield (*at, "rejoin"), f"{node} is no station", ""
+    roles = net.topology.nodes[node].roles().values()
+    if event.rejoin is not None and not any(role.rejoin(net.place(node)) for role in roles):
+        yield (*at, "rejoin"), f"{node} is not a station", ""
     elif event.rejoin is False:
         yield (*at, "rejoin"), "write `rejoin: true`, or leave the event out", ""
     if event.mlo_link is None:
@@ -638,23 +633,26 @@ def _metric(net: Network, known: Names, metric: str, at: Path, doubt: set[str]) 
 
 
 def _node_metric(net: Network, node: str, rest: str, at: Path) -> Iterator[Fault]:
-    subflows = rest.startswith("subflow.")
-    mptcp = net.topology.nodes[node].mptcp
-    if subflows or rest.startswith("mptcp."):
-        if mptcp is None:
-            yield at, f"{node} is no MPTCP host", "give the node `mptcp: {}`"
+    owner, _, figure = rest.partition(".")
+    role = figured(owner) if table.begins(owner) else ""
+    known = table.names(owner if role else "interface")
+    if role:
+        if role not in net.topology.nodes[node].roles():
+            yield at, f"{node} is not {called(role)}", f"give the node `{role}: {{}}`"
             return
-        if not subflows:
-            return  # which counters there are, the kernel knows
+        if not table.by_interface(owner):
+            if figure not in known and table.COUNTER not in known:  # which counters there are, the kernel knows
+                yield at, f"{role} has no metric {figure!r}", suggest(figure, known) or _known(known)
+            return
+        rest = figure
     ends = net.devices_of.get(node, ())
-    rest = rest.removeprefix("subflow.")
     ifname = max((i for i in ends if rest.startswith(f"{i}.")), key=len, default="")
     if not ifname:
         head = rest.partition(".")[0]
         yield at, f"{node} has no interface {head!r}", suggest(head, ends) or _known(ends)
         return
-    counter, known = rest.removeprefix(f"{ifname}."), table.names("subflow" if subflows else "interface")
-    if not subflows and any(i.kind == "wlan" and i.name == ifname for i in net.interfaces[node]):
+    counter = rest.removeprefix(f"{ifname}.")
+    if not role and any(i.kind == "wlan" and i.name == ifname for i in net.interfaces[node]):
         links = [f"link{n}.{w}" for n in net.link_ids(node)[ifname].values() for w in table.names("mlo_link")]
         known = (*known, *table.names("wlan"), *links)
     if counter not in known:

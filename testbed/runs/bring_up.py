@@ -62,7 +62,7 @@ def up(
     keep = borrowed or ()
     places = cgroups.find() if plan.bounds() else None
 
-    stations = any(node.station is not None for node in plan.topology.nodes.values())
+    stations = any(bss.stations for bss in plan.network.air)
 
     def after(orderly: bool) -> None:
         if borrowed is not None:

@@ -25,7 +25,7 @@ from testbed.drivers import nl80211
 from testbed.linux import calls as linux
 from testbed.linux import netlink, uapi, wire
 from testbed.linux.inet_diag import subflows
-from testbed.programs.sampler import air
+from testbed.programs.sampler import air, counters
 from testbed.programs.sampler import wlans as state
 
 _STATS = struct.Struct("=8Q")  # the head of struct rtnl_link_stats64 (if_link.h)
@@ -54,19 +54,21 @@ class Node(Struct, frozen=True):
     told: socket.socket | None = None  # for events of nl80211
     events: TextIO | None = None
     udp: tuple[int, ...] = ()  # /proc/net/snmp and snmp6
+    roles: counters.Counters = {}
 
 
 def main(words: Sequence[str]) -> None:
     """Sample until SIGTERM.
 
-    The argument is a JSON file {"every": seconds, "nodes": {name: ["mptcp", "wlan", "udp"]}, "air": {interface: MHz}}.
+    The argument is a JSON file {"every": seconds, "nodes": {name: ["mptcp", "wlan", "udp"]}, "air": {interface: MHz},
+    "counters": {name: {role: {figure: [file, field]}}}}.
     """
     asked = json.loads(Path(words[0]).read_text())
     ended, end = os.pipe2(os.O_NONBLOCK)
     signal.set_wakeup_fd(end)
     signal.signal(signal.SIGTERM, lambda *_: None)
     ears = [air.hear(ifname, freq) for ifname, freq in asked["air"].items()]
-    nodes = [_open(name, extras) for name, extras in asked["nodes"].items()]
+    nodes = [_open(name, extras, asked["counters"].get(name, {})) for name, extras in asked["nodes"].items()]
     told = {n.told: n for n in nodes if n.told is not None}
     heard = Path("air.jsonl").open("a") if ears else None  # noqa: SIM115 (open for the whole life of this process)
     with Path("machine.jsonl").open("a") as machine:
@@ -140,7 +142,7 @@ def _heard(ears: list[air.Ear]) -> dict[str, Any]:
     return {"frames": [row for ear in ears for row in ear.rows()], "drops": sum(ear.drops for ear in ears)}
 
 
-def _open(name: str, extras: list[str]) -> Node:
+def _open(name: str, extras: list[str], wanted: counters.Wanted) -> Node:
     fd = os.open(f"/run/netns/{name}", os.O_RDONLY)
     linux.setns(fd, linux.CLONE_NEWNET)
     os.close(fd)
@@ -152,21 +154,23 @@ def _open(name: str, extras: list[str]) -> Node:
     route = netlink.connect(wire.NETLINK_ROUTE)
     names = ("snmp", "snmp6") if "udp" in extras else ()
     udp = tuple(os.open(f"/proc/self/net/{n}", os.O_RDONLY) for n in names if os.path.exists(f"/proc/self/net/{n}"))
+    roles = counters.opened(wanted)
     if "wlan" not in extras:
-        return Node(route, diag, netstat, out, udp=udp)
+        return Node(route, diag, netstat, out, udp=udp, roles=roles)
     events = Path(name, "wlan-events.jsonl").open("a")  # noqa: SIM115 (the same)
     wlan = netlink.connect(wire.NETLINK_GENERIC)
-    return Node(route, diag, netstat, out, wlan, netlink.family(wlan, nl80211.FAMILY), state.listen(), events, udp)
+    family = netlink.family(wlan, nl80211.FAMILY)
+    return Node(route, diag, netstat, out, wlan, family, state.listen(), events, udp, roles)
 
 
 def _sample(node: Node) -> dict[str, Any]:
-    names, counters = {}, {}
+    names, counts_of = {}, {}
     for entry in netlink.dump(node.route, uapi.RTM_GETLINK, bytes(uapi.IFINFOMSG.size)):
         index, name, counts = parse_interface(entry)
         names[index] = name
         if name != "lo":
-            counters[name] = counts
-    sample: dict[str, Any] = {"interfaces": counters, "qdiscs": _qdiscs(node.route, names)}
+            counts_of[name] = counts
+    sample: dict[str, Any] = {"interfaces": counts_of, "qdiscs": _qdiscs(node.route, names)}
     if node.diag is not None:
         sample["mib"] = mib(os.pread(node.netstat, 65536, 0).decode())
         sample["subflows"] = [asdict(s) for s in subflows(node.diag)]
@@ -174,6 +178,8 @@ def _sample(node: Node) -> dict[str, Any]:
         sample["wlans"] = state.wlans(node.wlan, node.family)
     if node.udp:
         sample["udp"] = sum(buffer_errors(os.pread(fd, 65536, 0).decode()) for fd in node.udp)
+    if node.roles:
+        sample["roles"] = counters.read(node.roles)
     return sample
 
 

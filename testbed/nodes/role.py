@@ -1,0 +1,149 @@
+"""Role: everything that the rest of testbed may ask a role, each with the answer of a role that has nothing to say.
+
+A role is one file: a class that derives from `Role` and answers what concerns it, and a field of `Node`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import ClassVar, Literal
+
+from msgspec import Struct
+
+from testbed.drivers.link import MTU
+from testbed.drivers.smcroute import Entry
+from testbed.features import Feature
+from testbed.nodes.place import Bss, Kind, Place
+from testbed.spec import Spec
+from testbed.steps import Request, Step
+
+RoleFault = tuple[tuple[str | int, ...], str]  # a path below the role in the file, and a sentence
+
+
+class Brought(Struct, frozen=True):
+    """An interface that a role adds to its node, and the addresses that the file states for it (None: planned).
+
+    `medium` names a medium that several interfaces share, such as an SSID, and the one that `makes` it decides its MTU;
+    without a name it has a medium of its own. One that is not `placed` has no addresses and no place in the network.
+    """
+
+    name: str
+    kind: Kind
+    stated: tuple[str, ...] | None = None
+    mtu: int = MTU
+    medium: str = ""
+    makes: bool = False
+    placed: bool = True
+
+
+class Switch(Struct, frozen=True):
+    """An Ethernet switch in a node: its own interface, and the interfaces that are its ports (None: all)."""
+
+    name: str
+    ports: tuple[str, ...] | None
+    mcast_snooping: bool
+    stp: bool
+
+    def takes(self, ifname: str) -> bool:
+        """Say whether an interface of the node is a port."""
+        return ifname != self.name and (self.ports is None or ifname in self.ports)
+
+
+class Radio(Struct, frozen=True):
+    """A radio's interface: its mode (nl80211), whether it is an MLD, and the (link_id, MHz) of its links."""
+
+    ifname: str
+    mode: Literal["managed", "AP"]
+    mlo: bool
+    links: tuple[tuple[int, int], ...]
+
+
+class Counter(Struct, frozen=True):
+    """A number that the kernel keeps for a network namespace, in a file below /proc/net or /proc/sys/net.
+
+    `field` is GROUP.NAME where the file has groups (/proc/net/netstat, snmp, sockstat), NAME where each line is a name
+    and a number (/proc/net/snmp6), and "" where the file is one number.
+    """
+
+    file: str
+    field: str = ""
+
+
+class Role(Spec):
+    """What a node does. Every method is pure: it asks nothing of the machine."""
+
+    called: ClassVar[str] = ""  # in messages: "phone is not an MPTCP host"
+    after: ClassVar[tuple[str, ...]] = ()  # fields of Node: roles that start first, wherever they are in the lab
+    figures: ClassVar[tuple[str, ...]] = ()  # owners in metrics/table.py that it has beside the one of its field's name
+
+    def requires(self) -> tuple[Feature, ...]:
+        """Return what the kernel and the machine must offer."""
+        return ()
+
+    def interfaces(self, forwards: bool) -> tuple[Brought, ...]:
+        """Return the interfaces that it adds; `forwards` says whether its node is a router."""
+        return ()
+
+    def faults(self, here: Place) -> Iterator[RoleFault]:
+        """Yield what can't work here."""
+        yield from ()
+
+    def first(self, here: Place) -> Iterator[Step]:
+        """Yield what comes before everything else in the namespace: kernel parameters that later interfaces inherit."""
+        yield from ()
+
+    def steps(self, here: Place) -> Iterator[Step]:
+        """Yield what makes a configured node play this role."""
+        yield from ()
+
+    def restart(self, here: Place) -> Iterator[Request]:
+        """Yield what makes it lose its state and begin again; a role that says how may be named in `restart` events."""
+        yield from ()
+
+    def counters(self, here: Place) -> dict[str, Counter]:
+        """Return its figures by the names that metrics/table.py has for it: they are sampled as NODE.ROLE.NAME."""
+        return {}
+
+    def samples(self) -> tuple[str, ...]:
+        """Return what the sampler has a reader of its own for."""
+        return ()
+
+    def excused(self, restarted: bool) -> tuple[str, ...]:
+        """Return counters (INTERFACE.NAME) that count no lost packets, `restarted`: in a run with such an event."""
+        return ()
+
+    def loose(self) -> bool:
+        """Say whether packets may come in by another way than they would leave: no reverse path filter then."""
+        return False
+
+    def forwards(self) -> bool:
+        """Say whether the node forwards IP packets."""
+        return False
+
+    def routes_multicast(self) -> bool:
+        """Say whether the node forwards multicast by the planned trees."""
+        return False
+
+    def forward(self, here: Place, entries: tuple[Entry, ...]) -> Iterator[Step]:
+        """Yield what makes the node forward multicast by these routes."""
+        yield from ()
+
+    def joins(self, here: Place) -> frozenset[str] | None:
+        """Return the addresses that open connections, where every address has routes of its own; else None."""
+        return None
+
+    def switch(self) -> Switch | None:
+        """Return the Ethernet switch that it makes of the node."""
+        return None
+
+    def radio(self, here: Place) -> Radio | None:
+        """Return the radio that it adds."""
+        return None
+
+    def offers(self, here: Place, mac: Callable[[str], str]) -> Bss | None:
+        """Return what it offers stations; `mac` plans an address for a name that no other interface of the lab has."""
+        return None
+
+    def rejoin(self, here: Place) -> tuple[Request, ...]:
+        """Return what lets a station leave and join again."""
+        return ()

@@ -82,6 +82,11 @@ def test_run_and_report_print_the_fields_that_are_listed(name: str, need: Need, 
     assert differences(fields, said("report", str(tmp_path / "quickstart/latest"), status=1)) == []
 
 
+def test_init_prints_the_fields_that_are_listed(tmp_path: Path) -> None:
+    values = said("init"), said("init", "two-hosts", str(tmp_path / "mine.yaml"))
+    assert differences(listed("init"), *values) == []
+
+
 def test_doctor_prints_the_fields_that_are_listed() -> None:
     assert differences(listed("doctor"), said("doctor")) == []
 

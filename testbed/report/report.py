@@ -32,7 +32,7 @@ LOST = "without it there is no report"
 _PATIENCE = 600.0  # seconds that a run may take longer than its workloads, events and `duration`
 _FAULTS = 20  # of a guest's kernel, which are failures
 _OTHERS, _RADIOS = 200, 16  # interfaces of a node that its own commands may make, and those of radios
-_TOLD, _TOLD_EVERY = 1000, 0.01  # events of nl80211 that may come at once, and seconds between others
+_TOLD = 1000  # events of nl80211 that may come at once
 
 
 class Outcome(Struct, frozen=True):

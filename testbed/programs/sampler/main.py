@@ -71,33 +71,30 @@ def main(words: Sequence[str]) -> None:
     nodes = [_open(name, extras, asked["counters"].get(name, {})) for name, extras in asked["nodes"].items()]
     told = {n.told: n for n in nodes if n.told is not None}
     heard = Path("air.jsonl").open("a") if ears else None  # noqa: SIM115 (open for the whole life of this process)
-    with Path("machine.jsonl").open("a") as machine:
-        before = _cpu()
-        backlog = os.open("/proc/self/net/softnet_stat", os.O_RDONLY)
-        due = time.monotonic()
-        going = True
-        while going:
-            moment = _moment()
-            for node in nodes:
-                node.out.write(json.dumps(moment | _sample(node)) + "\n")
-                node.out.flush()
-            if heard is not None:
-                heard.write(json.dumps(moment | _heard(ears)) + "\n")
-                heard.flush()
-            now = _cpu()
-            machine.write(json.dumps(moment | _usage(before, now) | softnet(_read(backlog))) + "\n")
-            machine.flush()
-            before = now
-            due = max(due + asked["every"], time.monotonic())
-            going = _pause(ended, told, due)
+    machine = Path("machine.jsonl").open("a")  # noqa: SIM115 (the same)
+    backlog = os.open("/proc/self/net/softnet_stat", os.O_RDONLY)
+
+    def tick(before: list[int]) -> list[int]:
         moment = _moment()
         for node in nodes:
-            node.out.write(json.dumps(moment | _sample(node)) + "\n")
-            node.out.close()
+            _write(node.out, moment | _sample(node))
         if heard is not None:
-            heard.write(json.dumps(moment | _heard(ears)) + "\n")
-            heard.close()
-        machine.write(json.dumps(moment | _usage(before, _cpu()) | softnet(_read(backlog))) + "\n")
+            _write(heard, moment | _heard(ears))
+        now = _cpu()
+        _write(machine, moment | _usage(before, now) | softnet(_read(backlog)))
+        return now
+
+    before, due, going = _cpu(), time.monotonic(), True
+    while going:
+        before = tick(before)
+        due = max(due + asked["every"], time.monotonic())
+        going = _pause(ended, told, due)
+    tick(before)
+
+
+def _write(out: TextIO, row: dict[str, Any]) -> None:
+    out.write(json.dumps(row) + "\n")
+    out.flush()
 
 
 def _moment() -> dict[str, float]:

@@ -6,6 +6,7 @@ A comment before a fenced block says what is done with it; readers do not see it
     <!-- machine -->                            the same, where a guest may be booted (tests/machine/test_docs.py)
     <!-- check -->                              a yaml block: `testbed check` finds no error
     <!-- file: docs/examples/event.yaml -->     a yaml or python block: the content of that file
+    <!-- change: testbed/metrics/table.py -->   a diff block: lines to add to that file (tests/kernel/test_extending.py)
     <!-- not run: why -->                       a console block that no test can run
 
 A command ends with status 0, or with that of a following line `(exit 1)`. The lines shown below it are lines of its
@@ -163,6 +164,7 @@ def test_every_mark_is_one_that_is_known(page: str) -> None:
     for mark, kind, body in blocks(TEXTS[page]):
         word = mark.partition(":")[0]
         marks = {"console": ("run", "machine", "not run"), "yaml": ("", "check", "file"), "python": ("file",)}
+        marks["diff"] = ("change",)
         assert word in marks.get(kind, ("",)), mark or body
         assert word != "not run" or mark.partition(":")[2].strip(), "it says why"
         assert kind != "console" or body.startswith("$ "), body

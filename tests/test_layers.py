@@ -15,7 +15,7 @@ FILES = {".".join(f.relative_to(PACKAGE).with_suffix("").parts): f for f in PACK
 TREES = {m.removesuffix(".__init__"): ast.parse(f.read_text()) for m, f in FILES.items()}
 # Every module of the tree, lowest floor first: a module imports from its own floor and from those below it.
 FLOORS: tuple[dict[str, str], ...] = (
-    {"": "errors plain words features spec units files faults asker"},
+    {"": "errors plain words features spec units files faults asker sources"},
     {"linux": "calls cgroups inet_diag kernel_log netlink signals uapi unix unix_diag wire"},
     {"": "steps"},
     {
@@ -36,7 +36,7 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"": "loading"},
     {"": "results"},
     {
-        "lab": "answers asking bounds changes configure control ending enter forked furniture holder jobs "
+        "lab": "answers asked asking bounds changes configure control ending enter forked furniture holder jobs "
         "listening look messages namespace perform probes processes reach sandbox state stopping timeline travel verbs "
         "waits",
         "report": "doubts effects report together",

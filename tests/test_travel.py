@@ -14,7 +14,7 @@ from msgspec import Struct
 from testbed import drivers, steps
 from testbed.drivers import tc
 from testbed.errors import InputError, LabError, Problem, TestbedError, Unsupported
-from testbed.lab import answers, asking, travel
+from testbed.lab import answers, asked, asking, travel
 from testbed.loading import read
 from testbed.plan import run as schedule
 from testbed.plan.lab import plan
@@ -112,6 +112,6 @@ def test_a_command_that_can_not_be_one_is_said_before_it_is_sent(argv: object, e
 
 def test_a_command_may_have_bytes_that_are_no_text() -> None:
     made = asking.command("a", ("echo", b"\xff".decode(errors="surrogateescape")), {"N\udcff": "\udcfe"}, ("/",))
-    assert asking.decode("lab", asking.encode(made)) == made
+    assert asking.decode("lab", asked.encode(made)) == made
     assert made.argv[1] == b"\xff"
     assert made.env == (b"N\xff=\xfe",)

@@ -12,6 +12,10 @@ from testbed.errors import BugError, CheckFailed, InputError, LabError, Problem,
 from testbed.lab.messages import BROKEN
 
 
+class NotUnderstoodError(LabError):
+    """A request or an answer is not a valid one: the other end may be another version of testbed."""
+
+
 class Born(Struct, frozen=True, tag_field="kind", tag="born"):
     """The first message from PID 1 of a sandbox, sent with its pidfd."""
 
@@ -43,7 +47,7 @@ class Dead(Struct, frozen=True, tag_field="kind", tag="dead"):
 
 
 Answer: TypeAlias = Born | Progress | Done | Failed | Dead
-_KINDS = (BugError, CheckFailed, LabError, Unsupported, TestbedError)
+_KINDS = (BugError, CheckFailed, NotUnderstoodError, LabError, Unsupported, TestbedError)
 ERRORS: Mapping[str, type[TestbedError]] = {k.__name__: k for k in _KINDS}
 
 _ENCODER = Encoder()
@@ -68,11 +72,11 @@ def failed(error: TestbedError, kinds: Mapping[str, type[TestbedError]] = ERRORS
 
 
 def decode(data: bytes) -> Answer:
-    """Decode an answer; raise LabError if it is not a valid one."""
+    """Decode an answer; raise NotUnderstoodError if it is not a valid one."""
     try:
         return _DECODER.decode(data)
     except BROKEN as e:
-        raise LabError(f"an answer is not valid; perhaps it is from another version of testbed: {e}") from e
+        raise NotUnderstoodError(f"an answer is not valid: {e}") from e
 
 
 def throw(came: Failed, kinds: Mapping[str, type[TestbedError]] = ERRORS) -> NoReturn:

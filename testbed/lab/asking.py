@@ -6,25 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NotRequired, TypeAlias, TypedDict
 
 from msgspec import Meta, Raw, Struct
-from msgspec.json import Decoder, Encoder
+from msgspec.json import Decoder
 
 from testbed import __version__, words
-from testbed.errors import InputError, LabError
+from testbed.errors import InputError
 from testbed.lab import travel
+from testbed.lab.answers import NotUnderstoodError
+from testbed.lab.asked import Asked, Keep, Status, understood
 from testbed.lab.messages import BROKEN
 from testbed.steps import Step
 
 _Seconds = Annotated[float, Meta(ge=0, le=1e9)]
-
-
-class NotUnderstoodError(LabError):
-    """A message is not a valid request: its sender gets this answer, and the conversation ends."""
-
-
-class Asked(Struct, frozen=True, kw_only=True, tag_field="verb", tag=str.lower):
-    """A request; `version` is the sender's version of testbed."""
-
-    version: str = __version__
 
 
 class Exec(Asked, frozen=True):
@@ -82,16 +74,8 @@ class Look(Asked, frozen=True):
     node: str
 
 
-class Status(Asked, frozen=True):
-    """Return the state of the lab."""
-
-
 class Plan(Asked, frozen=True):
     """Return the steps that made the lab."""
-
-
-class Keep(Asked, frozen=True):
-    """Keep the lab running after the end of the program that made it."""
 
 
 class Down(Asked, frozen=True):
@@ -131,7 +115,6 @@ class _Head(Struct):
     version: str
 
 
-_ENCODER = Encoder()
 _HEAD = Decoder(_Head)
 _QUESTION: Decoder[Question] = Decoder(Question)
 # Requests that are the same in every version: a version can look at, keep and end the labs of another.
@@ -153,14 +136,6 @@ def command(node: str, argv: Sequence[str], env: Mapping[str, str], places: Sequ
         raise InputError(f"exec in {node or 'the sandbox'}: {e}") from e
 
 
-def encode(question: Asked) -> bytes:
-    """Encode a request."""
-    try:
-        return _ENCODER.encode(question)
-    except UnicodeEncodeError as e:
-        raise InputError(f"a text cannot be encoded: {e}") from e
-
-
 def decode(lab: str, data: bytes) -> Question:
     """Decode a request; raise NotUnderstoodError if it is not a valid one."""
     try:
@@ -169,9 +144,7 @@ def decode(lab: str, data: bytes) -> Question:
             return _QUESTION.decode(data)
     except BROKEN as e:
         raise NotUnderstoodError(f"lab {lab}: a request is not valid: {e}") from e
-    raise NotUnderstoodError(
-        f"lab {lab}: it was made by testbed {__version__}, which does not understand this; `testbed down {lab}` ends it"
-    )
+    raise NotUnderstoodError(f"lab {lab}: a request of testbed {head.version} is not understood")
 
 
 def steps(lab: str, data: Raw) -> list[Step]:
@@ -184,10 +157,10 @@ def steps(lab: str, data: Raw) -> list[Step]:
 
 def value(question: Asked, data: Raw) -> Any:
     """Decode the value of an answer to this request."""
-    try:
-        if isinstance(question, Plan):
+    if isinstance(question, Plan):
+        try:
             return travel.decode(data)
-        decoder = _VALUES.get(type(question))
-        return None if decoder is None else decoder.decode(bytes(data))
-    except BROKEN as e:
-        raise LabError(f"an answer is not valid; perhaps it is from another version of testbed: {e}") from e
+        except BROKEN as e:
+            raise NotUnderstoodError(f"an answer is not valid: {e}") from e
+    decoder = _VALUES.get(type(question))
+    return None if decoder is None else understood(decoder, data)

@@ -14,10 +14,11 @@ from typing import Any
 
 from msgspec import Struct, convert
 
+from testbed import sources
 from testbed.errors import LabError
-from testbed.lab import answers, asking, ending, reach
-from testbed.lab.answers import Done, Failed, Progress
-from testbed.lab.asking import Asked
+from testbed.lab import answers, asked, asking, ending, reach
+from testbed.lab.answers import Done, Failed, NotUnderstoodError, Progress
+from testbed.lab.asked import Asked
 from testbed.lab.ending import PATIENCE
 from testbed.lab.messages import receive, send
 from testbed.lab.reach import ANSWERS, SilentError
@@ -64,7 +65,7 @@ class RunningLab(Struct):
 
         Raise SilentError if the holder sends nothing for `patience` seconds.
         """
-        message = asking.encode(question)
+        message = asked.encode(question)
         with connect(self.name, patience) as connection:
             if unix.peer(connection).pid != self.holder:
                 raise LabError(reach.ended(self.name))  # another lab has its name now
@@ -74,12 +75,14 @@ class RunningLab(Struct):
                 raise LabError(reach.ended(self.name)) from e
             try:
                 return answer(self.name, connection, question, say)
+            except NotUnderstoodError as e:
+                raise LabError(f"{e} (this is testbed {sources.version()})") from e
             except TimeoutError as e:
                 raise SilentError(reach.silent(self.name, self.holder)) from e
 
     def status(self) -> dict[str, Any]:
         """Return the state of the lab, its nodes and its processes."""
-        found: dict[str, Any] = self.ask(asking.Status(), patience=ANSWERS)
+        found: dict[str, Any] = self.ask(asked.Status(), patience=ANSWERS)
         return found
 
     def bounds(self) -> dict[str, Held]:
@@ -119,7 +122,7 @@ class RunningLab(Struct):
 
     def keep(self) -> None:
         """Keep the lab running after the end of this process."""
-        self.ask(asking.Keep())
+        self.ask(asked.Keep())
         if self.owner is not None:
             self.owner.close()
             self.owner = None

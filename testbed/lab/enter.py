@@ -68,9 +68,18 @@ def _ask(lab: str, connection: socket.socket, question: dict[str, object], fds: 
         raise reach.SilentError(reach.silent(lab, unix.peer(connection).pid)) from e
     except (EOFError, ConnectionError) as e:
         raise LabError(reach.ended(lab)) from e
+    except ValueError as e:
+        raise LabError(f"lab {lab}: an answer is not valid: {e} ({_this()})") from e
     if answer["kind"] == "error":
-        raise LabError(answer["text"])
+        unknown = answer["error"] == "NotUnderstoodError"
+        raise LabError(answer["text"] + (f" ({_this()})" if unknown else ""))
     return answer["value"]
+
+
+def _this() -> str:
+    from testbed import sources  # reading all of them takes longer than most commands
+
+    return f"this is testbed {sources.version()}"
 
 
 def _inside(lab: str, node: str, holder: int, life: int, connection: socket.socket) -> list[int]:

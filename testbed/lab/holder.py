@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 
-from testbed import __version__, faults
+from testbed import __version__, faults, sources
 from testbed.errors import LabError, TestbedError
 from testbed.lab import answers, asking, furniture, perform, processes, sandbox, stopping
+from testbed.lab.answers import NotUnderstoodError
 from testbed.lab.jobs import ODD, Holder, Job, advance, cancel, tell
 from testbed.lab.listening import Listening
 from testbed.lab.messages import LONGEST, Line, close
@@ -124,8 +125,10 @@ def _request(holder: Holder, line: Line, data: bytes, fds: list[int]) -> None:
             holder.jobs.append(Job(verb, line, answer))
         elif answer is not LATER:
             tell(line, answers.done(answer))
-    except asking.NotUnderstoodError:
-        raise
+    except NotUnderstoodError as e:
+        made = sources.started(float(str(holder.about["began"])))
+        end = f"the lab was made by testbed {made}; `testbed down {holder.lab.name}` ends it"
+        raise NotUnderstoodError(f"{e}; {end}") from e
     except TestbedError as e:
         tell(line, answers.failed(e))
     except OSError as e:

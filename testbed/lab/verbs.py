@@ -14,7 +14,8 @@ from testbed.drivers import nl80211
 from testbed.errors import LabError, TestbedError
 from testbed.lab import answers, asking, bounds, furniture, perform, processes, stopping, timeline, travel
 from testbed.lab.answers import Progress
-from testbed.lab.asking import Change, Down, Enter, Exec, Keep, Leave, Look, Plan, Question, Run, Status
+from testbed.lab.asked import Keep, Status
+from testbed.lab.asking import Change, Down, Enter, Exec, Leave, Look, Plan, Question, Run
 from testbed.lab.changes import standing
 from testbed.lab.jobs import Holder, Task, busy, cancel, tell
 from testbed.lab.messages import Line, close

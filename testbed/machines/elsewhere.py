@@ -11,7 +11,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from testbed import __version__, results
+from testbed import __version__, results, sources
 from testbed.asker import Asker
 from testbed.errors import LabError, Unsupported
 from testbed.linux.kernel_log import kernel_faults
@@ -250,7 +250,10 @@ def asked(place: Place, errand: Errand, results: str = "", case: int = -1) -> Re
     under = list(there.values())[1][0] if len(errand.files) > 1 else ""
     env = Asker(file=file, under=under).variables()
     tied = isinstance(place, Target)
-    return Request(tuple(words), secrets.token_hex(8), dict(there.values()), env, signals=tied, keeps=bool(results))
+    # A guest has our own sources, of which an emulated processor need not compute the digest.
+    version = sources.version() if tied else __version__
+    token, texts = secrets.token_hex(8), dict(there.values())
+    return Request(tuple(words), token, texts, env, signals=tied, keeps=bool(results), version=version)
 
 
 def _below(files: dict[Path, str]) -> dict[Path, tuple[str, str]]:
@@ -317,10 +320,15 @@ def require_guest() -> None:
 
 
 def same_version(place: Target) -> str:
-    """Return the version there; Unsupported when it is not ours."""
+    """Return the version there; Unsupported when it is not ours, or when its sources are others."""
     version = remote.version(place)
     if version != __version__:
         raise Unsupported(
             f"machine {place.name}: it has testbed {version}, this is {__version__}: install the same version"
         )
+    asks = Request(("--version",), secrets.token_hex(8), version=sources.version())
+    with relayed((2,)) as (said,), open(os.devnull, "w") as null:
+        status = remote.ask(place, asks, (null.fileno(), said))
+    if status:
+        raise Unsupported(f"machine {place.name}: it can't be used: status {status}; it said why above")
     return version

@@ -169,13 +169,13 @@ def test_a_kernel_refusal_names_node_command_and_reason(tmp_path: Path, name: st
 def test_an_interruption_that_a_library_takes_for_an_error_of_its_own_is_one_all_the_same() -> None:
     code = """
 import os, signal
-from testbed.cli import program
+from testbed.cli import process
 def verb():
     try:
         os.kill(os.getpid(), signal.SIGINT)
     except SystemExit as e:
         raise ValueError("wrapped") from e
-program.perform(verb)
+process.perform(verb)
 """
     done = subprocess.run((sys.executable, "-c", code), cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (130, "testbed: interrupted (SIGINT)\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -16,14 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from testbed import __version__, load, up
+from testbed import __version__, load, sources, up
 from testbed.drivers.facts import Listening
 from testbed.drivers.link import AddressAdd, LinkSet, LinksUp, VethAdd
 from testbed.drivers.route import RouteAdd
 from testbed.drivers.sysctl import SysctlSet
 from testbed.drivers.tc import Qdisc, Tbf
 from testbed.errors import BugError, InputError, LabError
-from testbed.lab import asking, control, listening, messages, reach, travel
+from testbed.lab import asked, asking, control, listening, messages, reach, travel
 from testbed.lab.control import RunningLab
 from testbed.steps import Configure, Run, Spawn, Step, Wait, Write
 from tests.conftest import ROOT
@@ -39,6 +40,9 @@ TWO = ROOT / "topologies/two-hosts.yaml"
 def lab(name: str) -> Iterator[RunningLab]:
     with up(load(TWO), name) as found:
         yield found
+
+
+VERSION = re.escape(sources.version())
 
 
 def works(lab: RunningLab) -> bool:
@@ -132,11 +136,11 @@ def test_what_nobody_foresaw_in_a_holder_ends_the_command_line_with_70_and_its_t
     code = """
 import sys
 from testbed.lab import asking, control, travel
-from testbed.cli import program
+from testbed.cli import process
 from testbed.drivers.link import AddressAdd
 from testbed.steps import Configure
 odd = travel.encode([Configure("client", AddressAdd("1.2.3.4/x", "eth0"))])
-program.perform(lambda: control.find(sys.argv[1]).ask(asking.Change(odd, travel.encode([]), {}, "")))
+process.perform(lambda: control.find(sys.argv[1]).ask(asking.Change(odd, travel.encode([]), {}, "")))
 """
     words = (sys.executable, "-c", code, lab.name)
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -152,7 +156,7 @@ def test_descriptors_that_nobody_asked_for_are_closed(lab: RunningLab) -> None:
     before = len(os.listdir(f"/proc/{lab.holder}/fd"))
     null = os.open("/dev/null", os.O_RDONLY)
     for _ in range(20):
-        lab.ask(asking.Status(), fds=[null] * 8)
+        lab.ask(asked.Status(), fds=[null] * 8)
     os.close(null)
     eventually(lambda: len(os.listdir(f"/proc/{lab.holder}/fd")) <= before)
 
@@ -189,10 +193,10 @@ def test_a_holder_without_descriptors_sleeps_and_serves_again(name: str) -> None
     lab = control.find(name)
     held = [control.connect(name) for _ in range(60)]
     assert lab.status()["state"] == "up", "a new one takes the place of one that says nothing"
-    asked = [one for one in held if not select.select([one], [], [], 0)[0]]
-    for one in asked:  # until all that it has wait for the end of something
+    heard = [one for one in held if not select.select([one], [], [], 0)[0]]
+    for one in heard:  # until all that it has wait for the end of something
         with suppress(OSError):
-            messages.send(one, asking.encode(asking.command("client", ["sleep", "3"], {}, ["/"])), [0, 1, 2])
+            messages.send(one, asked.encode(asking.command("client", ["sleep", "3"], {}, ["/"])), [0, 1, 2])
     before, began = spent(lab.holder), time.monotonic()
     waiting = [control.connect(name) for _ in range(20)]
     while time.monotonic() - began < 2:
@@ -249,20 +253,32 @@ def test_a_client_that_reads_no_answers_stops_nobody(lab: RunningLab) -> None:
 def test_sixty_clients_at_once_are_all_answered(lab: RunningLab) -> None:
     clients = [control.connect(lab.name) for _ in range(60)]
     for client in clients:
-        messages.send(client, asking.encode(asking.Status()))
+        messages.send(client, asked.encode(asked.Status()))
     for client in clients:
-        assert control.answer(lab.name, client, asking.Status())["name"] == lab.name
+        assert control.answer(lab.name, client, asked.Status())["name"] == lab.name
         client.close()
 
 
 def test_a_lab_of_another_version_says_so_and_can_be_taken_down(lab: RunningLab) -> None:
     with control.connect(lab.name) as newer:
         messages.send(newer, json.dumps({"version": "99.0", "verb": "change", "one": "more"}).encode())
-        with pytest.raises(LabError, match=f"made by testbed {__version__}.*testbed down {lab.name}"):
+        with pytest.raises(
+            LabError,
+            match=rf"of testbed 99.0 .* made by testbed {re.escape(sources.version())}; .*testbed down {lab.name}",
+        ):
             control.answer(lab.name, newer)
     with control.connect(lab.name) as newer:
         messages.send(newer, json.dumps({"version": "99.0", "verb": "down"}).encode())
         control.answer(lab.name, newer)
+
+
+def test_a_request_that_a_lab_does_not_know_is_answered_with_both_versions(lab: RunningLab) -> None:
+    class Tomorrow(asked.Asked, frozen=True):
+        """A verb of a later commit, which has the same version number."""
+
+    with pytest.raises(LabError, match=rf"made by testbed {VERSION}; .* \(this is testbed {VERSION}\)"):
+        lab.ask(Tomorrow())
+    assert works(lab)
 
 
 def test_a_command_ends_with_the_program_that_asked_for_it(lab: RunningLab) -> None:

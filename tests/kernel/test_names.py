@@ -14,7 +14,7 @@ import pytest
 
 from testbed import __version__, load, up
 from testbed.errors import LabError
-from testbed.lab import asking, control, messages, reach
+from testbed.lab import asked, asking, control, messages, reach
 from testbed.linux import unix_diag as names
 from tests.conftest import ROOT, testbed
 from tests.kernel.others import NOBODY, as_other
@@ -157,7 +157,7 @@ def test_down_of_several_goes_on_past_one_that_is_not_there(name: str) -> None:
 def test_the_request_of_exec_is_the_same_in_both_forms(name: str) -> None:
     with up(load(TWO), name) as lab:
         marks = [os.open(f"/proc/self/ns/{kind}", os.O_RDONLY) for kind in ("uts", "mnt")]
-        by_library = asking.encode(asking.Enter("client"))
+        by_library = asked.encode(asking.Enter("client"))
         by_hand = json.dumps({"version": __version__, "verb": "enter", "node": "client"}).encode()
         for form in (by_library, by_hand):
             with control.connect(name, 5) as connection:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, TypeAlias, TypeVar
+from typing import Annotated, TypeAlias
 
 from msgspec import Meta, Raw, Struct, field
-from msgspec.json import Decoder, Encoder
+from msgspec.json import Decoder
 
+from testbed import sources
 from testbed.errors import LabError, TestbedError
 from testbed.lab import answers, messages
-from testbed.lab.answers import Dead, Done, Failed
+from testbed.lab.answers import Dead, Done, Failed, NotUnderstoodError
+from testbed.lab.asked import Asked, Keep, Status, encode, understood
 from testbed.lab.messages import BROKEN, Line
 from testbed.machines.guest.qemu import Share, Size
 
 LONGEST = 1 << 16  # bytes of a request
 _ANSWER = 1 << 20  # bytes of an answer: it may have the end of a console
-T = TypeVar("T")
 _Name = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
 
 
@@ -31,18 +32,6 @@ class PanicError(LabError):
 
 
 ERRORS = {**answers.ERRORS, "BrokenStateError": BrokenStateError, "PanicError": PanicError}
-
-
-class Asked(Struct, frozen=True, tag_field="verb", tag=str.lower):
-    """A request; each is answered with About."""
-
-
-class Status(Asked, frozen=True):
-    """Tell what the guest is."""
-
-
-class Keep(Asked, frozen=True):
-    """Let the guest outlive the program that started it."""
 
 
 class Stop(Asked, frozen=True):
@@ -101,22 +90,21 @@ def rows(shares: Mapping[str, Share]) -> dict[str, ShareRow]:
 
 Question: TypeAlias = Status | Keep | Stop | Call | Ended | Signal
 
-_ENCODER = Encoder()
 _QUESTION: Decoder[Question] = Decoder(Question)
 _TOLD = Decoder(About)
 
 
 def ask(connection: socket.socket, question: Asked) -> None:
     """Send a request."""
-    messages.send(connection, _ENCODER.encode(question))
+    messages.send(connection, encode(question))
 
 
 def decode(data: bytes) -> Question:
-    """Return a request that came; LabError when it can't be understood."""
+    """Decode a request; raise NotUnderstoodError if it is not a valid one."""
     try:
         return _QUESTION.decode(data)
     except BROKEN as e:
-        raise LabError(f"a request that can't be understood: {e}") from e
+        raise NotUnderstoodError(f"a request is not valid: {e}") from e
 
 
 def answer(line: Line, value: object) -> None:
@@ -135,6 +123,8 @@ def heard(connection: socket.socket) -> Raw:
     match came:
         case Done(value):
             return value
+        case Failed(error="NotUnderstoodError"):
+            raise LabError(f"{came.text} (this is testbed {sources.version()})")
         case Failed():
             answers.throw(came, ERRORS)
         case Dead(text):
@@ -145,14 +135,6 @@ def heard(connection: socket.socket) -> Raw:
 def told(value: Raw) -> About:
     """Return what a keeper tells, from the value of its answer."""
     return understood(_TOLD, value)
-
-
-def understood(decoder: Decoder[T], value: Raw) -> T:
-    """Return a value by its type; LabError when it is of another."""
-    try:
-        return decoder.decode(bytes(value))
-    except BROKEN as e:
-        raise LabError(f"an answer that can't be understood: {e}") from e
 
 
 class Refusal(Struct):

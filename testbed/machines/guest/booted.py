@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,6 +13,7 @@ from typing import Protocol
 from testbed.errors import LabError, Unsupported
 from testbed.machines import trusted
 from testbed.machines.guest.qemu import Boot, Share
+from testbed.sources import digest
 
 _TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "ssh": "openssh-client", "ssh-keygen": "openssh-client"}
 
@@ -83,10 +83,7 @@ def processor() -> str:
 
 def sources(code: Share) -> str:
     """Return the digest of testbed's sources and of their place: a guest that imported others imports these anew."""
-    found = hashlib.sha256(code.at.encode())
-    for file in sorted((code.folder / "testbed").rglob("*.py")):
-        found.update(str(file.relative_to(code.folder)).encode() + b"\0" + file.read_bytes() + b"\0")
-    return found.hexdigest()[:16]
+    return digest(code.folder / "testbed", code.at)
 
 
 def booted(image: Image, accel: str) -> Boot:

@@ -13,8 +13,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from testbed import sources
 from testbed.errors import LabError
-from testbed.lab.answers import Dead
+from testbed.lab.answers import Dead, NotUnderstoodError
+from testbed.lab.asked import Keep, Status
 from testbed.lab.listening import Listening
 from testbed.lab.messages import Line, close
 from testbed.machines.guest import asking, shared
@@ -22,9 +24,7 @@ from testbed.machines.guest.asking import (
     LONGEST,
     Call,
     Ended,
-    Keep,
     Signal,
-    Status,
     Stop,
 )
 from testbed.machines.guest.running import FOLDER, LINE, Keeper, Order, cause, tail
@@ -137,6 +137,11 @@ def _serve(keeper: Keeper, listening: Listening, line: Line) -> bool:
                 pass
         asking.answer(line, told(keeper))
     except (EOFError, ConnectionError):
+        return False
+    except NotUnderstoodError as e:
+        made = sources.started(round(time.time() - (time.monotonic() - keeper.began)))
+        with suppress(OSError):
+            asking.answer(line, NotUnderstoodError(f"guest {keeper.order.name}: {e}; its testbed is {made}"))
         return False
     except LabError as e:
         with suppress(OSError):

@@ -20,11 +20,12 @@ from msgspec.structs import replace
 
 from testbed.errors import LabError
 from testbed.lab import ending, furniture, reach, sandbox
+from testbed.lab.asked import Asked, Keep, Status
 from testbed.lab.reach import GUESTS, SilentError
 from testbed.linux import calls as linux
 from testbed.machines import trusted
 from testbed.machines.guest import asking, confined, console, keeper, kvm, lent, qemu, saved
-from testbed.machines.guest.asking import About, BrokenStateError, Keep, PanicError, Status, Stop
+from testbed.machines.guest.asking import About, BrokenStateError, PanicError, Stop
 from testbed.machines.guest.booted import (
     Image,
     booted,
@@ -250,7 +251,7 @@ def connect(name: str) -> socket.socket:
     return reach.call(name, GUESTS)
 
 
-def _asked(name: str, connection: socket.socket, question: asking.Asked) -> Raw:
+def _asked(name: str, connection: socket.socket, question: Asked) -> Raw:
     connection.settimeout(reach.ANSWERS)
     try:
         asking.ask(connection, question)

@@ -19,6 +19,7 @@ from msgspec.json import Decoder
 
 from testbed.errors import LabError
 from testbed.lab import furniture
+from testbed.lab.asked import understood
 from testbed.lab.messages import BROKEN, Line
 from testbed.linux.kernel_log import kernel_faults
 from testbed.machines.guest import asking
@@ -161,7 +162,7 @@ def ask(keeper: Keeper, command: str, **arguments: object) -> Raw:
 
 def status_of(keeper: Keeper, query: str) -> str:
     """Return the status that one of QEMU's queries answers with, "" when it has none yet."""
-    return asking.understood(asking.STATUS, ask(keeper, query)).status
+    return understood(asking.STATUS, ask(keeper, query)).status
 
 
 def tell(keeper: Keeper, verb: str, *words: object, seconds: float = 20) -> None:

@@ -13,6 +13,7 @@ from io import FileIO
 from pathlib import Path
 
 from testbed.errors import LabError
+from testbed.lab.asked import understood
 from testbed.lab.messages import Line
 from testbed.machines.guest import asking, confined, lent, qemu, shared
 from testbed.machines.guest.asking import (
@@ -161,7 +162,7 @@ def _activate(keeper: Keeper) -> None:
     for slot in keeper.order.shares:
         mount(keeper, slot)
     (FOLDER / "known_hosts").write_text(f"testbed {public}")
-    said = asking.understood(asking.TEXT, ask(keeper, "human-monitor-command", **{"command-line": "info usernet"}))
+    said = understood(asking.TEXT, ask(keeper, "human-monitor-command", **{"command-line": "info usernet"}))
     found = re.search(r"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", said)
     if found is None:
         raise LabError(f"guest {keeper.order.name}: QEMU tells no forwarded port: {said}")

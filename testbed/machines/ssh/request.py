@@ -24,7 +24,7 @@ from typing import IO, NoReturn
 from msgspec import Struct, convert, field
 from msgspec.structs import asdict
 
-from testbed import __version__, asker
+from testbed import __version__, asker, sources
 from testbed.errors import InputError, LabError, Unsupported
 from testbed.lab.messages import BROKEN, LONGEST
 from testbed.linux import calls as linux
@@ -65,9 +65,10 @@ def serve(program: Callable[[], NoReturn]) -> int:
     """Perform the request on standard input in a child, by `program`, and return its exit status."""
     asker.untie(os.environ)  # of this process, and not of the lab's
     request = _read(0)
-    if request.version != __version__:
+    if not sources.same(request.version):
+        ours = sources.version() if "+" in request.version else __version__
         raise Unsupported(
-            f"versions differ: you run testbed {request.version}, this machine has {__version__}; install the same"
+            f"versions differ: you run testbed {request.version}, this machine has {ours}; install the same on both"
         )
     place = folder(request.token)
     gone = False
@@ -130,7 +131,7 @@ def _read(fd: int) -> Request:
         while len(body) < size:
             body += _some(fd, size - len(body))
         found = json.loads(body)
-        if found["version"] != __version__:
+        if not sources.same(str(found["version"])):
             return Request((), "", version=str(found["version"]))  # its other fields may be unknown here
         return convert(found, Request)
     except (*BROKEN, KeyError, TypeError) as e:

@@ -17,6 +17,8 @@ pytestmark = pytest.mark.kernel
 PAGE = (ROOT / "docs/commands.md").read_text()
 LAB = ROOT / "topologies/bounded.yaml"
 EVENT = ROOT / "docs/examples/quickstart.yaml"
+_CASES = ("--set", "repeat=1", "--set", "matrix={links.cable.rate: [10mbit, 20mbit]}", "--set", "checks=[]")
+QUICK = (*_CASES, "--set", "workloads={rtt: {ping: {from: client, to: server, seconds: 1}}}")
 
 
 def listed(section: str, number: int = 0) -> dict[str, bool]:
@@ -76,9 +78,14 @@ def test_run_and_report_print_the_fields_that_are_listed(name: str, need: Need, 
     short = ("--set", "workloads.rtt.ping.seconds=1", "--set", "events.0.at=300ms", "--set", "events.1.at=600ms")
     failing = ("--set", "checks=[{metric: rtt.loss_pct, min: 101}]")
     ran = said("run", str(EVENT), "--name", name, "--results", str(tmp_path), *short, *failing, status=1)
-    assert differences(listed("run"), ran) == []
+    many = said("run", str(ROOT / "docs/examples/rates.yaml"), "--name", name, "--results", str(tmp_path), *QUICK)
+    assert differences(listed("run"), ran, many) == []
     of_run = listed("run")
-    fields = {f.removeprefix("[]."): of_run[f] for f in of_run if f not in ("[].case", "[].status", "[].error")}
+    fields = {
+        f.removeprefix("[]."): of_run[f]
+        for f in of_run
+        if f not in ("[].case", "[].status", "[].error", "[].settings[]")
+    }
     assert differences(fields, said("report", str(tmp_path / "quickstart/latest"), status=1)) == []
 
 

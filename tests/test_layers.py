@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from testbed.nodes.node import ROLES
+
 PACKAGE = Path(__file__).parent.parent / "testbed"
 FILES = {".".join(f.relative_to(PACKAGE).with_suffix("").parts): f for f in PACKAGE.rglob("*.py")}
 TREES = {m.removesuffix(".__init__"): ast.parse(f.read_text()) for m, f in FILES.items()}
@@ -185,6 +187,37 @@ def test_a_command_in_a_node_waits_for_nothing_but_the_standard_library() -> Non
         (sys.executable, "-S", "-c", code), cwd=PACKAGE.parent, capture_output=True, text=True, check=True
     )
     assert done.stdout == "{'testbed'}\n"
+
+
+# Where a role is named outside of its own file, and why no general question takes its place. Nothing is added here.
+NAMED = {
+    ("plan.tunnels", "amt_gateway"): "an AMT tunnel joins two nodes, and a role sees one",
+    ("plan.tunnels", "amt_relay"): "the same",
+    ("rules.amt", "amt_gateway"): "what fits between the two ends of a tunnel",
+    ("rules.amt", "amt_relay"): "the same",
+    ("rules.amt", "bridge"): "the same: a tunnel is not a port of the bridge that carries it",
+    ("rules.amt", "router"): "the same: a relay is a router",
+    ("language.topology", "mptcp"): "the key `endpoint` of an event is one of that role",
+    ("plan.events", "mptcp"): "the same",
+    ("rules.whole", "mptcp"): "the same",
+    ("plan.events", "access_point"): "the key `mlo_link` of an event is one of that role",
+}
+# What has the name of a role and is none: the next router of a route, and a kind of interface in nl80211.
+OTHERS = {("plan.routes", "router"), ("lab.verbs", "station")}
+ENGINE = {"language", "loading", "plan", "rules", "report", "runs", "lab", "cli", "results", "machines"}
+
+
+def roles_named(tree: ast.AST) -> set[str]:
+    """The roles that a module imports, or takes from a node; what is called is no field."""
+    called = {id(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
+    fields = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and id(n) not in called}
+    return (fields | {m.removeprefix("nodes.") for m in imported(tree)}) & set(ROLES)
+
+
+def test_the_engine_asks_roles_and_names_none() -> None:
+    engine = {m: tree for m, tree in TREES.items() if m.partition(".")[0] in ENGINE}
+    found = {(m, role) for m, tree in engine.items() for role in roles_named(tree)}
+    assert found - OTHERS == set(NAMED)
 
 
 def users(*words: str) -> set[str]:

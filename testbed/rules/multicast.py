@@ -51,18 +51,17 @@ def crowded(net: Network) -> Iterator[Fault]:
     It counts each group of each host, also those that IPv6 itself joins (RFC 4291 section 2.7.1: one for each address
     but equal ends, here one link-local and one other).
     """
-    gateways = [name for name, node in net.topology.nodes.items() if node.amt_gateway is not None]
-    joined = _joined(net) if gateways else {}
-    for name in gateways:
-        inner = [i for t in net.tunnels.get(name, ()) for i in net.interfaces[name] if t.discovery and i.name == t.name]
-        for segment in (i.segment for i in inner):
+    ends = [(name, t.name) for name in net.topology.nodes for t in net.tunnels.get(name, ()) if t.discovery]
+    joined = _joined(net) if ends else {}
+    for name, ifname in ends:
+        for at, segment in ((i.at, i.segment) for i in net.interfaces[name] if i.name == ifname):
             hosts = [i for i in net.segments.get(segment, ()) if i.host(6)]
             # What is joined there by receivers, and by the gateway for others.
             pairs = {(node or name, group) for node, group in joined.get(segment, ())}
             if (count := len(pairs) + 2 * len(hosts)) > amt.GROUPS:
                 own = f", with {2 * len(hosts)} that IPv6 needs itself" if hosts else ""
                 message = f"{count} memberships are behind this gateway{own}, and a tunnel keeps {amt.GROUPS}"
-                yield ("nodes", name, "amt_gateway"), message, "use more gateways, or fewer groups or receivers"
+                yield at, message, "use more gateways, or fewer groups or receivers"
 
 
 def _joined(net: Network) -> dict[int, set[tuple[str, str]]]:

@@ -46,9 +46,9 @@ class Planned(Struct, frozen=True):
     each timed step (seconds after t = 0) by its number, and for each event of the file the numbers of its steps.
     """
 
-    interfaces: dict[_Text, dict[Ifname, list[Word]]]
+    interfaces: dict[_Text, dict[Ifname, Annotated[list[Word], Meta(max_length=1000)]]]
     wlans: dict[_Text, dict[Ifname, dict[_Mhz, _LinkId]]] = {}
-    captured: Annotated[list[tuple[_Text, Ifname]], Meta(max_length=1_000_000)] = []
+    captured: Annotated[list[tuple[_Text, Ifname]], Meta(max_length=5_000)] = []
     air: bool = False
     steps: Annotated[dict[Count, Real], Meta(max_length=1_000_000)] = {}
     events: Annotated[list[list[Count]], _Some] = []

@@ -24,7 +24,7 @@ from msgspec import Struct
 from msgspec.json import decode, encode
 
 RUNS = Path(__file__).parent.parent / "recorded/runs"
-DAMAGED = ("wired", "wireless")  # those that have every kind of file and are small
+DAMAGED = ("wired", "wireless", "format-1")  # those that have every kind of file and are small
 SECONDS, MEGABYTES = 2.0, 300  # of CPU time and of memory: more than this is a fault
 _PATIENCE = 60  # seconds: what takes longer hangs
 _BATCH = 50  # folders of one process, whose memory is measured
@@ -47,6 +47,7 @@ _BOMBS: tuple[tuple[str, bytes, bytes, bytes], ...] = (
     ("wlan-events.jsonl", b'"links": [', b"1,", b"1,"),
     ("run.json", b'"events": [', b'{"t":0,"step":""},', b""),
     ("manifest.json", b'"overrides": [', b'"",', b'""'),
+    ("plan.json", b'"captured":[', b'["a","b"],', b""),
     (".client.json", b'"intervals":\t[', b'{"sum":{"start":0,"end":0,"bytes":0}},', b""),
     (".server.json", b'"intervals":\t[', b'{"sum":{"start":0,"end":0,"bytes":0}},', b""),
 )
@@ -253,10 +254,20 @@ def full() -> list[str]:
     """Return what is wrong when a file of each kind, one after the other, is as long as it may be."""
     files = content(RUNS / "wireless")
     node = ("samples.jsonl", "wlan-events.jsonl", "call.client.json")
-    names = ("air.jsonl", "run.json", *(f"phone/{name}" for name in node))
+    names = ["air.jsonl", "run.json", *(f"phone/{name}" for name in node)]
     bombs = [{**files, name: bomb(name, files[name])} for name in names]
+    current = content(RUNS / "format-1")
+    many = {**current, "plan.json": bomb("plan.json", current["plan.json"])}
+    some = {**current, "plan.json": _taken(current["plan.json"], 4_900)}
+    bombs, names = [*bombs, many, some], [*names, "plan.json", "plan.json"]
     short = [name for made, name in zip(bombs, names, strict=True) if len(made[name]) <= 1 << 20]
     return [f"{name} is not long" for name in short] + faults(batch(range(len(bombs)), 0, bombs, broken=False))
+
+
+def _taken(plan: bytes, count: int) -> bytes:
+    """Return plan.json with so many captures: none of their files is there."""
+    captured = [["client", f"x{n:014}"] for n in range(count)]
+    return json.dumps({**json.loads(plan), "captured": captured}).encode()
 
 
 def faults(found: Batch) -> list[str]:

@@ -105,6 +105,7 @@ bench: setup peers ## compare the speed with Mininet, ip -batch and a C program
 	@$(BIN)/python benchmarks/bringup.py
 	@$(BIN)/python benchmarks/execution.py
 	@$(BIN)/python benchmarks/planning.py
+	@$(BIN)/python benchmarks/reporting.py
 
 # N is the number of inputs, SEED the first seed, KINDS selects kinds: see `python -m tests.fuzz --help`.
 fuzz: setup ## try broken inputs, and labs that are killed, stopped or out of disk space: N= SEED= KINDS=

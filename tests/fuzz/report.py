@@ -259,8 +259,9 @@ def full() -> list[str]:
     current = content(RUNS / "format-1")
     many = {**current, "plan.json": bomb("plan.json", current["plan.json"])}
     some = {**current, "plan.json": _taken(current["plan.json"], 4_900)}
-    bombs, names = [*bombs, many, some], [*names, "plan.json", "plan.json"]
+    bombs, names = [*bombs, many], [*names, "plan.json"]
     short = [name for made, name in zip(bombs, names, strict=True) if len(made[name]) <= 1 << 20]
+    bombs.append(some)
     return [f"{name} is not long" for name in short] + faults(batch(range(len(bombs)), 0, bombs, broken=False))
 
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from testbed import results  # noqa: E402
-from testbed.language.experiment import read  # noqa: E402
+from testbed.loading import read  # noqa: E402
 from testbed.plan.lab import plan  # noqa: E402
 from testbed.runs import written  # noqa: E402
 from testbed.runs.invocation import begin, invoked  # noqa: E402

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 from msgspec import Struct
 
-from testbed.linux.wire import Here, Message
+from testbed.linux.wire import Message, Space
 from testbed.plain import line, word, words
 
 LAB = "-"  # the place of what belongs to no node: the sandbox itself
@@ -28,8 +28,8 @@ class Netlink(Protocol):
 
     def __str__(self) -> str: ...
 
-    def encode(self, here: Here) -> Message:
-        """Encode for the namespace `here`."""
+    def encode(self, space: Space) -> Message:
+        """Encode for a namespace, which knows indexes and other numbers."""
 
 
 class Delete(Request, frozen=True):
@@ -40,9 +40,9 @@ class Delete(Request, frozen=True):
     def __str__(self) -> str:
         return str(self.added).replace(" add ", " del ", 1)
 
-    def encode(self, here: Here) -> Message:
+    def encode(self, space: Space) -> Message:
         """Encode: in rtnetlink and in mptcp_pm a deletion's number is the addition's plus one."""
-        m = self.added.encode(here)
+        m = self.added.encode(space)
         if m.family:
             return Message(m.kind, 0, bytes((m.body[0] + 1,)) + m.body[1:], m.family)
         return Message(m.kind + 1, 0, m.body)
@@ -148,7 +148,7 @@ class Wait(Struct, frozen=True, tag=True):
     again: tuple[Request, ...] = ()
     every: float = 5.0
     steady: float = 0.0
-    here: bool = False
+    inline: bool = False
 
     def __str__(self) -> str:
         urged = f"  by {self.urge[-1]}" if self.urge else ""

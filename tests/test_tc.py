@@ -15,7 +15,7 @@ from testbed.drivers.tc import GilbertElliott, Shape
 from testbed.linux import uapi, wire
 
 
-class Here:
+class Space:
     """Stands for a namespace where every interface has index 7."""
 
     def index(self, ifname: str) -> int:
@@ -35,14 +35,14 @@ class Here:
 
 
 def decoded(qdisc: tc.Qdisc) -> Any:
-    body = qdisc.encode(Here()).body
+    body = qdisc.encode(Space()).body
     message = tcmsg(wire.header(len(body), uapi.RTM_NEWQDISC, 0, 0) + body)
     message.decode()
     return message
 
 
 def options(qdisc: tc.Qdisc) -> dict[int, bytes]:
-    fields = wire.attributes(qdisc.encode(Here()).body, 20)
+    fields = wire.attributes(qdisc.encode(Space()).body, 20)
     assert qdisc.options is not None
     return wire.attributes(fields[2], 24 if qdisc.kind == "netem" else 0)
 
@@ -68,7 +68,7 @@ def test_netem_is_outside_and_the_rate_inside() -> None:
         "eth0", Shape(rate=10**7, delay=0.015, jitter=0.002, loss=0.01, duplicate=0.02, corrupt=0.03)
     )
     assert (outer.kind, inner.kind, inner.parent) == ("netem", "tbf", 0x10001)
-    qopt = wire.attributes(outer.encode(Here()).body, 20)[2][:24]
+    qopt = wire.attributes(outer.encode(Space()).body, 20)[2][:24]
     _, limit, loss, gap, duplicate, _ = struct.unpack("=6I", qopt)
     assert limit >= 1000
     assert loss == pytest.approx(0.01 * 2**32, rel=1e-6)
@@ -85,7 +85,7 @@ def test_netem_is_outside_and_the_rate_inside() -> None:
 
 def test_reordering_asks_for_a_gap_of_one() -> None:
     (qdisc,) = tc.shape("eth0", Shape(delay=0.01, reorder=0.25))
-    assert struct.unpack("=6I", wire.attributes(qdisc.encode(Here()).body, 20)[2][:24])[3] == 1
+    assert struct.unpack("=6I", wire.attributes(qdisc.encode(Space()).body, 20)[2][:24])[3] == 1
     assert struct.unpack("=II", options(qdisc)[3])[0] == pytest.approx(2**30, rel=1e-6)
 
 

@@ -35,7 +35,7 @@ def said(node: str, what: str) -> list[bytes]:
     return [bytes.fromhex(data) for name, kind, data in RECORDED if (name, kind) == (node, what)]
 
 
-class Here:
+class Space:
     """Stands for a namespace where every interface has index 7, every radio number 8 and every node descriptor 9."""
 
     def index(self, ifname: str) -> int:
@@ -138,20 +138,20 @@ def test_whatever_comes_is_read_or_refused_as_a_message(data: bytes) -> None:
 
 def test_requests_are_what_iw_would_send() -> None:
     move = nl80211.WiphyMove("phone-wlan0", "phone")
-    body = move.encode(Here()).body
+    body = move.encode(Space()).body
     assert (str(move), body[0]) == ("iw phy phone-wlan0 set netns name phone", 49)
     assert wire.attributes(body, 4) == {1: struct.pack("=I", 8), 219: struct.pack("=I", 9)}
-    add = nl80211.WlanAdd("phone-wlan0", "wlan0", "managed", "02:00:00:00:00:01").encode(Here()).body
+    add = nl80211.WlanAdd("phone-wlan0", "wlan0", "managed", "02:00:00:00:00:01").encode(Space()).body
     fields = {1: struct.pack("=I", 8), 4: b"wlan0\0", 5: struct.pack("=I", 2), 6: b"\2\0\0\0\0\1"}
     assert (add[0], wire.attributes(add, 4)) == (7, fields)
-    tune = nl80211.ChannelSet("air5975", 5975).encode(Here()).body
+    tune = nl80211.ChannelSet("air5975", 5975).encode(Space()).body
     assert (tune[0], wire.attributes(tune, 4)) == (65, {3: struct.pack("=I", 7), 38: struct.pack("=I", 5975)})
-    assert wire.attributes(nl80211.CountrySet("DE").encode(Here()).body, 4) == {33: b"DE\0"}
+    assert wire.attributes(nl80211.CountrySet("DE").encode(Space()).body, 4) == {33: b"DE\0"}
 
 
 def test_a_radio_has_no_interface_ends_with_its_maker_and_knows_mlo_if_asked() -> None:
     for mlo in (False, True):
-        fields = wire.attributes(hwsim.RadioAdd("r", mlo).encode(Here()).body, 4)
+        fields = wire.attributes(hwsim.RadioAdd("r", mlo).encode(Space()).body, 4)
         assert fields[17] == b"r\0"
         assert fields[9] == struct.pack("=I", 1), "more channels would bar a medium in user space"
         assert {16, 18} <= set(fields)

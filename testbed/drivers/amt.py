@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from testbed.drivers.link import CREATE
 from testbed.linux import uapi
-from testbed.linux.wire import Here, Message, attr, attributes, decoder, nest, text, u32
+from testbed.linux.wire import Message, Space, attr, attributes, decoder, nest, text, u32
 from testbed.steps import Probe, Request
 
 PORT = 2268  # IANA's, RFC 7450 section 7
@@ -53,15 +53,15 @@ class AmtAdd(Request, frozen=True):
         head = f"ip link add {self.name} address {self.mac} type amt mode {self.mode}"
         return f"{head} local {self.local} {own} dev {self.dev}"
 
-    def encode(self, here: Here) -> Message:
+    def encode(self, space: Space) -> Message:
         """Encode; ports are in network order."""
         data = u32(_MODE, _MODES[self.mode]) + _port(_RELAY_PORT, self.relay_port)
         data += _port(_GATEWAY_PORT, self.gateway_port) if self.gateway_port else b""
-        data += u32(_LINK, here.index(self.dev)) + _address(_LOCAL, self.local)
+        data += u32(_LINK, space.index(self.dev)) + _address(_LOCAL, self.local)
         data += _address(_DISCOVERY, self.discovery) if self.discovery else b""
         data += u32(_MAX_TUNNELS, self.max_tunnels) if self.max_tunnels else b""
         info = nest(uapi.IFLA_LINKINFO, text(uapi.IFLA_INFO_KIND, _KIND), nest(uapi.IFLA_INFO_DATA, data))
-        head = uapi.IFINFOMSG.pack(socket.AF_UNSPEC, 0, here.claim(self.name), 0, 0)
+        head = uapi.IFINFOMSG.pack(socket.AF_UNSPEC, 0, space.claim(self.name), 0, 0)
         mac = attr(uapi.IFLA_ADDRESS, bytes.fromhex(self.mac.replace(":", "")))
         return Message(uapi.RTM_NEWLINK, CREATE, head + text(uapi.IFLA_IFNAME, self.name) + mac + info)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from testbed.linux import uapi
-from testbed.linux.wire import Here, Message, attr, text, u32
+from testbed.linux.wire import Message, Space, attr, text, u32
 from testbed.steps import Request
 
 FAMILY = "MAC80211_HWSIM"
@@ -25,9 +25,9 @@ class RadioAdd(Request, frozen=True):
     def __str__(self) -> str:
         return f"hwsim radio add {self.name} channels 1{' mlo' if self.mlo else ''}"
 
-    def encode(self, here: Here) -> Message:
+    def encode(self, space: Space) -> Message:
         """Encode; the kernel answers with the radio's number in place of an error."""
-        return Message(0, 0, command(NEW_RADIO, radio(here.radio(self.name), self.mlo)), FAMILY)
+        return Message(0, 0, command(NEW_RADIO, radio(space.radio(self.name), self.mlo)), FAMILY)
 
 
 def radio(name: str, mlo: bool) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 from testbed.linux import uapi, wire
-from testbed.linux.wire import Here, Message, attr, nest, text, u8, u32
+from testbed.linux.wire import Message, Space, attr, nest, text, u8, u32
 from testbed.steps import Probe, Request
 
 BRIDGE_PORTS = 1023  # net/bridge/br_private.h: BR_PORT_BITS 10, and port 0 is not used
@@ -55,21 +55,21 @@ class VethAdd(Request, frozen=True):
             f" peer {self.peer_name} netns {self.peer_node} address {self.peer_mac}"
         )
 
-    def encode(self, here: Here) -> Message:
+    def encode(self, space: Space) -> Message:
         """Encode; the peer cannot be up from the start (veth_open fails with ENOTCONN until both ends exist)."""
-        index, peer = here.claim(self.name), here.claim(self.peer_name, self.peer_node)
+        index, peer = space.claim(self.name), space.claim(self.peer_name, self.peer_node)
         pair = nest(
             uapi.VETH_INFO_PEER,
             _ifinfo(peer),
             text(uapi.IFLA_IFNAME, self.peer_name),
-            u32(uapi.IFLA_NET_NS_FD, here.namespace(self.peer_node)),
+            u32(uapi.IFLA_NET_NS_FD, space.namespace(self.peer_node)),
             _mac(self.peer_mac),
             _ONE_QUEUE,
         )
         body = text(uapi.IFLA_IFNAME, self.name) + _mac(self.mac) + _ONE_QUEUE
         flags = 0
         if self.master:
-            body += u32(uapi.IFLA_MASTER, here.index(self.master))
+            body += u32(uapi.IFLA_MASTER, space.index(self.master))
             flags = uapi.IFF_UP
         info = nest(uapi.IFLA_LINKINFO, _VETH, nest(uapi.IFLA_INFO_DATA, pair))
         return Message(uapi.RTM_NEWLINK, CREATE, _ifinfo(index, flags, flags) + body + info)
@@ -87,12 +87,12 @@ class BridgeAdd(Request, frozen=True):
         words = f"stp_state {int(self.stp)} mcast_snooping {int(self.mcast_snooping)}"
         return f"ip link add {self.name} address {self.mac} type bridge {words}"
 
-    def encode(self, here: Here) -> Message:
+    def encode(self, space: Space) -> Message:
         """Encode."""
         options = u32(uapi.IFLA_BR_STP_STATE, self.stp) + u8(uapi.IFLA_BR_MCAST_SNOOPING, self.mcast_snooping)
         info = nest(uapi.IFLA_LINKINFO, text(uapi.IFLA_INFO_KIND, "bridge"), nest(uapi.IFLA_INFO_DATA, options))
         body = text(uapi.IFLA_IFNAME, self.name) + _mac(self.mac) + info
-        return Message(uapi.RTM_NEWLINK, CREATE, _ifinfo(here.claim(self.name)) + body)
+        return Message(uapi.RTM_NEWLINK, CREATE, _ifinfo(space.claim(self.name)) + body)
 
 
 class PortAdd(Request, frozen=True):
@@ -104,10 +104,10 @@ class PortAdd(Request, frozen=True):
     def __str__(self) -> str:
         return f"ip link set {self.name} master {self.master} up"
 
-    def encode(self, here: Here) -> Message:
+    def encode(self, space: Space) -> Message:
         """Encode."""
-        head = _ifinfo(here.index(self.name), uapi.IFF_UP, uapi.IFF_UP)
-        return Message(uapi.RTM_NEWLINK, 0, head + u32(uapi.IFLA_MASTER, here.index(self.master)))
+        head = _ifinfo(space.index(self.name), uapi.IFF_UP, uapi.IFF_UP)
+        return Message(uapi.RTM_NEWLINK, 0, head + u32(uapi.IFLA_MASTER, space.index(self.master)))
 
 
 class LinkSet(Request, frozen=True):
@@ -126,12 +126,12 @@ class LinkSet(Request, frozen=True):
         """Identify what this request overwrites."""
         return (self.name, "mtu" if self.up is None else "state")
 
-    def encode(self, here: Here) -> Message:
+    def encode(self, space: Space) -> Message:
         """Encode."""
         change = 0 if self.up is None else uapi.IFF_UP
         body = b"" if self.mtu is None else u32(uapi.IFLA_MTU, self.mtu)
         return Message(
-            uapi.RTM_NEWLINK, 0, _ifinfo(here.index(self.name), uapi.IFF_UP if self.up else 0, change) + body
+            uapi.RTM_NEWLINK, 0, _ifinfo(space.index(self.name), uapi.IFF_UP if self.up else 0, change) + body
         )
 
 
@@ -143,9 +143,9 @@ class AutoAddressOff(Request, frozen=True):
     def __str__(self) -> str:
         return f"ip link set {self.name} addrgenmode none"
 
-    def encode(self, here: Here) -> Message:
+    def encode(self, space: Space) -> Message:
         """Encode."""
-        return Message(uapi.RTM_NEWLINK, 0, _ifinfo(here.index(self.name)) + _NO_ADDRESS)
+        return Message(uapi.RTM_NEWLINK, 0, _ifinfo(space.index(self.name)) + _NO_ADDRESS)
 
 
 class AddressAdd(Request, frozen=True):
@@ -158,13 +158,13 @@ class AddressAdd(Request, frozen=True):
         nodad = " nodad" if ":" in self.address else ""
         return f"ip addr add {self.address} dev {self.dev}{nodad}"
 
-    def encode(self, here: Here) -> Message:
+    def encode(self, space: Space) -> Message:
         """Encode."""
         host, _, length = self.address.partition("/")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         raw = socket.inet_pton(family, host)  # ipaddress takes thirty times as long
         flags = uapi.IFA_F_NODAD if family == socket.AF_INET6 else 0
-        head = uapi.IFADDRMSG.pack(family, int(length), flags, 0, here.index(self.dev))
+        head = uapi.IFADDRMSG.pack(family, int(length), flags, 0, space.index(self.dev))
         return Message(uapi.RTM_NEWADDR, CREATE, head + attr(uapi.IFA_LOCAL, raw) + attr(uapi.IFA_ADDRESS, raw))
 
 

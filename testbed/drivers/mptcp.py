@@ -7,7 +7,7 @@ import struct
 from ipaddress import ip_address
 
 from testbed.linux import uapi
-from testbed.linux.wire import Here, Message, attr, attributes, decoder, nest, u8, u16, u32
+from testbed.linux.wire import Message, Space, attr, attributes, decoder, nest, u8, u16, u32
 from testbed.steps import Probe, Request
 
 FAMILY = "mptcp_pm"
@@ -36,7 +36,7 @@ class EndpointAdd(Request, frozen=True):
         words += [f"port {self.port}"] if self.port else []
         return " ".join([*words, f"id {self.id}", *self.flags])
 
-    def encode(self, here: Here) -> Message:
+    def encode(self, space: Space) -> Message:
         """Encode; unlike in events, the port is in host order."""
         address = ip_address(self.address)
         v6 = address.version == 6
@@ -47,7 +47,7 @@ class EndpointAdd(Request, frozen=True):
         if self.port:
             body += u16(uapi.MPTCP_PM_ADDR_ATTR_PORT, self.port)
         if self.dev:
-            body += u32(uapi.MPTCP_PM_ADDR_ATTR_IF_IDX, here.index(self.dev))
+            body += u32(uapi.MPTCP_PM_ADDR_ATTR_IF_IDX, space.index(self.dev))
         return Message(0, 0, command(uapi.MPTCP_PM_CMD_ADD_ADDR, nest(uapi.MPTCP_PM_ATTR_ADDR, body)), FAMILY)
 
 
@@ -60,9 +60,9 @@ class EndpointFlags(Request, frozen=True):
         flags = [f if f in self.endpoint.flags else f"no{f}" for f in ("backup", "fullmesh")]
         return f"ip mptcp endpoint change id {self.endpoint.id} {' '.join(flags)}"
 
-    def encode(self, here: Here) -> Message:
+    def encode(self, space: Space) -> Message:
         """Encode: the same attributes with another command."""
-        added = self.endpoint.encode(here)
+        added = self.endpoint.encode(space)
         return Message(added.kind, 0, bytes((uapi.MPTCP_PM_CMD_SET_FLAGS,)) + added.body[1:], FAMILY)
 
 
@@ -79,7 +79,7 @@ class LimitsSet(Request, frozen=True):
         """Identify what this request overwrites."""
         return ()
 
-    def encode(self, here: Here) -> Message:
+    def encode(self, space: Space) -> Message:
         """Encode."""
         limits = u32(uapi.MPTCP_PM_ATTR_RCV_ADD_ADDRS, self.add_addr_accepted)
         limits += u32(uapi.MPTCP_PM_ATTR_SUBFLOWS, self.subflows)

@@ -11,7 +11,7 @@ from typing import Literal
 from msgspec import Struct
 
 from testbed.linux import uapi
-from testbed.linux.wire import Here, Message, attr, attributes, decoder, text, u32
+from testbed.linux.wire import Message, Space, attr, attributes, decoder, text, u32
 from testbed.steps import Probe, Request
 
 FAMILY = "nl80211"
@@ -59,9 +59,9 @@ class WiphyMove(Request, frozen=True):
     def __str__(self) -> str:
         return f"iw phy {self.radio} set netns name {self.node}"
 
-    def encode(self, here: Here) -> Message:
+    def encode(self, space: Space) -> Message:
         """Encode."""
-        body = u32(_WIPHY, here.wiphy(self.radio)) + u32(_NETNS_FD, here.namespace(self.node))
+        body = u32(_WIPHY, space.wiphy(self.radio)) + u32(_NETNS_FD, space.namespace(self.node))
         return Message(0, 0, _command(SET_WIPHY_NETNS, body), FAMILY)
 
 
@@ -78,9 +78,9 @@ class FragmentationSet(Request, frozen=True):
     def __str__(self) -> str:
         return f"iw phy {self.radio} set frag {self.threshold}"
 
-    def encode(self, here: Here) -> Message:
+    def encode(self, space: Space) -> Message:
         """Encode."""
-        body = u32(_WIPHY, here.wiphy(self.radio)) + u32(_FRAG_THRESHOLD, self.threshold)
+        body = u32(_WIPHY, space.wiphy(self.radio)) + u32(_FRAG_THRESHOLD, self.threshold)
         return Message(0, 0, _command(SET_WIPHY, body), FAMILY)
 
 
@@ -96,9 +96,9 @@ class WlanAdd(Request, frozen=True):
         address = f" addr {self.mac}" if self.mac else ""
         return f"iw phy {self.radio} interface add {self.name} type {self.mode}{address}"
 
-    def encode(self, here: Here) -> Message:
+    def encode(self, space: Space) -> Message:
         """Encode."""
-        body = u32(_WIPHY, here.wiphy(self.radio)) + text(_IFNAME, self.name) + u32(_IFTYPE, _MODES[self.mode])
+        body = u32(_WIPHY, space.wiphy(self.radio)) + text(_IFNAME, self.name) + u32(_IFTYPE, _MODES[self.mode])
         body += attr(_MAC, bytes.fromhex(self.mac.replace(":", ""))) if self.mac else b""
         return Message(0, 0, _command(NEW_INTERFACE, body), FAMILY)
 
@@ -112,9 +112,11 @@ class ChannelSet(Request, frozen=True):
     def __str__(self) -> str:
         return f"iw dev {self.name} set freq {self.freq} HT20"
 
-    def encode(self, here: Here) -> Message:
+    def encode(self, space: Space) -> Message:
         """Encode."""
-        return Message(0, 0, _command(SET_CHANNEL, u32(_IFINDEX, here.index(self.name)), u32(_FREQ, self.freq)), FAMILY)
+        return Message(
+            0, 0, _command(SET_CHANNEL, u32(_IFINDEX, space.index(self.name)), u32(_FREQ, self.freq)), FAMILY
+        )
 
 
 def set_country(country: str) -> bytes:
@@ -130,7 +132,7 @@ class CountrySet(Request, frozen=True):
     def __str__(self) -> str:
         return f"iw reg set {self.country}"
 
-    def encode(self, here: Here) -> Message:
+    def encode(self, space: Space) -> Message:
         """Encode."""
         return Message(0, 0, set_country(self.country), FAMILY)
 

@@ -6,7 +6,7 @@ import socket
 from ipaddress import ip_address
 
 from testbed.linux import uapi, wire
-from testbed.linux.wire import Here, Message, attr, u32
+from testbed.linux.wire import Message, Space, attr, u32
 from testbed.steps import Request
 
 MAIN = uapi.RT_TABLE_MAIN
@@ -31,10 +31,10 @@ class RouteAdd(Request, frozen=True):
         """Return the IP version, 4 or 6."""
         return 6 if ":" in (self.via or self.to) else 4
 
-    def encode(self, here: Here) -> Message:
+    def encode(self, space: Space) -> Message:
         """Encode; replace an equal route, so that the routes of a link that comes back can be stated again."""
         family = socket.AF_INET6 if self.version() == 6 else socket.AF_INET
-        body = u32(uapi.RTA_OIF, here.index(self.dev)) + u32(uapi.RTA_TABLE, self.table)
+        body = u32(uapi.RTA_OIF, space.index(self.dev)) + u32(uapi.RTA_TABLE, self.table)
         length = 0
         if self.to != "default":
             network, _, text = self.to.partition("/")
@@ -58,7 +58,7 @@ class RuleAdd(Request, frozen=True):
     def __str__(self) -> str:
         return f"ip rule add from {self.source} lookup {self.table}"
 
-    def encode(self, here: Here) -> Message:
+    def encode(self, space: Space) -> Message:
         """Encode."""
         source = ip_address(self.source)
         family = socket.AF_INET6 if source.version == 6 else socket.AF_INET

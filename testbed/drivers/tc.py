@@ -10,7 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from testbed.linux import uapi, wire
-from testbed.linux.wire import Here, Message, attr, nest, text, u32, u64
+from testbed.linux.wire import Message, Space, attr, nest, text, u32, u64
 from testbed.steps import Request
 
 ROOT = 0xFFFFFFFF
@@ -66,17 +66,17 @@ class Qdisc(Request, frozen=True):
     options: Options | None = None
 
     def __str__(self) -> str:
-        place = "root" if self.parent == ROOT else f"parent {self.parent >> 16:x}:{self.parent & 0xFFFF:x}"
+        where = "root" if self.parent == ROOT else f"parent {self.parent >> 16:x}:{self.parent & 0xFFFF:x}"
         words = f" {self.options}" if self.options is not None else ""
-        return f"tc qdisc replace dev {self.dev} {place} handle {self.handle >> 16:x}: {self.kind}{words}"
+        return f"tc qdisc replace dev {self.dev} {where} handle {self.handle >> 16:x}: {self.kind}{words}"
 
     def key(self) -> tuple[str, ...]:
         """Identify what this request overwrites."""
         return (self.dev, str(self.parent))
 
-    def encode(self, here: Here) -> Message:
+    def encode(self, space: Space) -> Message:
         """Encode."""
-        head = uapi.TCMSG.pack(0, here.index(self.dev), self.handle, self.parent, 0)
+        head = uapi.TCMSG.pack(0, space.index(self.dev), self.handle, self.parent, 0)
         options = b"" if self.options is None else self.options.encode()
         flags = wire.NLM_F_CREATE | wire.NLM_F_REPLACE
         body = head + text(uapi.TCA_KIND, self.kind) + (attr(uapi.TCA_OPTIONS, options) if options else b"")
@@ -92,10 +92,10 @@ class QdiscDel(Request, frozen=True):
         words, _, _ = str(self.added).partition(f" handle {self.added.handle >> 16:x}:")
         return words.replace(" replace ", " del ", 1)
 
-    def encode(self, here: Here) -> Message:
+    def encode(self, space: Space) -> Message:
         """Encode."""
         q = self.added
-        return Message(uapi.RTM_DELQDISC, 0, uapi.TCMSG.pack(0, here.index(q.dev), q.handle, q.parent, 0))
+        return Message(uapi.RTM_DELQDISC, 0, uapi.TCMSG.pack(0, space.index(q.dev), q.handle, q.parent, 0))
 
 
 class Tbf(Struct, frozen=True, tag=True):

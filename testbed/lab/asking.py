@@ -22,18 +22,18 @@ _Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 class Exec(Asked, frozen=True):
     """Run a command in a node on the three file descriptors sent along; the answer is its exit status.
 
-    It runs in the first of `places` that is a folder.
+    It runs in the first of `folders` that is a folder.
     """
 
     node: str
     argv: tuple[bytes, ...]
     env: tuple[bytes, ...]
-    places: tuple[bytes, ...]
+    folders: tuple[bytes, ...]
 
     def __post_init__(self) -> None:
         words.arguments(self.argv)
         words.assignments(self.env)
-        if not [words.folder(place) for place in self.places]:
+        if not [words.folder(folder) for folder in self.folders]:
             raise ValueError("a command needs a folder to run in")
 
 
@@ -126,12 +126,12 @@ _VALUES: Mapping[type[Asked], Decoder[Any]] = {
 }
 
 
-def command(node: str, argv: Sequence[str], env: Mapping[str, str], places: Sequence[str]) -> Exec:
+def command(node: str, argv: Sequence[str], env: Mapping[str, str], folders: Sequence[str]) -> Exec:
     """Return the request to run a command; raise InputError if Linux would not accept it."""
     if not isinstance(node, str):
         raise InputError(f"the name of a node must be a text, not {node!r}")
     try:
-        return Exec(node, words.arguments(argv), words.environment(env), tuple(map(words.folder, places)))
+        return Exec(node, words.arguments(argv), words.environment(env), tuple(map(words.folder, folders)))
     except ValueError as e:
         raise InputError(f"exec in {node or 'the sandbox'}: {e}") from e
 

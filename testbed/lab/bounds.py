@@ -32,19 +32,19 @@ def hold(name: str, bound: Bound) -> dict[str, Held]:
     label = f"{cgroups.PREFIX}{name}-{os.stat('/proc/self/ns/pid').st_ino}"
     wanted = [key for key, one in held.items() if not one.by]
     for key in wanted:
-        place = groups.separate.get(key)
+        folder = groups.separate.get(key)
         files = _v1(key, bound)
-        if place is None and groups.unified is not None and key in groups.together:
-            place, files = groups.unified, _v2(key, bound)
-        if place is None:
+        if folder is None and groups.unified is not None and key in groups.together:
+            folder, files = groups.unified, _v2(key, bound)
+        if folder is None:
             held[key].unenforced = _why(key)
             continue
         try:
-            _join(place / label, files)
+            _join(folder / label, files)
         except OSError as e:
-            held[key].unenforced = f"{place / label}: {e.strerror}"
+            held[key].unenforced = f"{folder / label}: {e.strerror}"
             continue
-        held[key].by = f"{_CGROUP}{place / label}"
+        held[key].by = f"{_CGROUP}{folder / label}"
     return held
 
 

@@ -50,7 +50,7 @@ def configure(lab: Lab, steps: Iterable[Configure]) -> None:
             elif isinstance(request, SysctlSet):
                 flush()
                 if inside != step.node:
-                    linux.setns(lab.place(step.node).fd, linux.CLONE_NEWNET)
+                    linux.setns(lab.space(step.node).fd, linux.CLONE_NEWNET)
                     inside = step.node
                 _set_sysctl(lab, step.node, request)
             elif isinstance(request, Bound):
@@ -63,8 +63,8 @@ def configure(lab: Lab, steps: Iterable[Configure]) -> None:
             else:
                 if isinstance(request, LOOKING):
                     flush()
-                    lab.place(step.node).stale = True  # the kernel itself chooses the index of a wireless interface
-                message = cast(Netlink, request).encode(lab.place(step.node))
+                    lab.space(step.node).stale = True  # the kernel itself chooses the index of a wireless interface
+                message = cast(Netlink, request).encode(lab.space(step.node))
                 if batch and (batch[0][0].node != step.node or batch[0][1].family != message.family or size > _BATCH):
                     flush()
                 batch.append((step, message))
@@ -78,10 +78,10 @@ def configure(lab: Lab, steps: Iterable[Configure]) -> None:
 
 def _send(lab: Lab, batch: Sequence[tuple[Configure, wire.Message]]) -> None:
     first, message = batch[0]
-    here = lab.place(first.node)
-    kind, sock = 0, here.route
+    space = lab.space(first.node)
+    kind, sock = 0, space.route
     if message.family:
-        kind, sock = here.family(message.family), here.generic()
+        kind, sock = space.family(message.family), space.generic()
     refused = netlink.transact(sock, [m for _, m in batch], kind)
     failed = {r.at for r in refused}
     for at, (step, _) in enumerate(batch):
@@ -94,14 +94,14 @@ def _send(lab: Lab, batch: Sequence[tuple[Configure, wire.Message]]) -> None:
 
 def _add_namespace(lab: Lab, name: str) -> None:
     try:
-        here = lab.nodes[name] = create(name, lab.sockets, lab.nodes, lab.indexes)
+        space = lab.nodes[name] = create(name, lab.sockets, lab.nodes, lab.indexes)
     except OSError as e:
         if e.errno == errno.ENOSPC:
             why = "as many as /proc/sys/user/max_net_namespaces allows are there"
             raise LabError(f"[{name}] the kernel makes no more network namespaces: {why}") from e
         raise
     # The symlink suffices for `ip netns` while PID 1 lives, and needs no mount.
-    os.symlink(f"/proc/1/fd/{here.fd}", f"/run/netns/{name}")
+    os.symlink(f"/proc/1/fd/{space.fd}", f"/run/netns/{name}")
 
 
 def _sysctls(lab: Lab, node: str) -> int:
@@ -145,7 +145,7 @@ def _set_sysctl(lab: Lab, node: str, wanted: SysctlSet) -> None:
 
 def control(lab: Lab, node: str, request: Control, patience: float = 15.0) -> None:
     """Send a command to a daemon's control socket; raise LabError unless it answers OK."""
-    with netlink.inside(lab.place(node).fd, lab.home):  # an abstract address is one of a network namespace
+    with netlink.inside(lab.space(node).fd, lab.home):  # an abstract address is one of a network namespace
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
     with sock:
         sock.settimeout(patience)

@@ -102,11 +102,11 @@ class RunningLab(Struct):
 
         It runs in `cwd`; without it, in this process's working directory if the lab has it, else in /.
         """
-        places = ["/"] if cwd is None else [cwd]
+        folders = ["/"] if cwd is None else [cwd]
         if cwd is None:
             with suppress(FileNotFoundError):  # a folder that was removed
-                places.insert(0, os.getcwd())
-        question = asking.command(node, argv, os.environ if env is None else env, places)
+                folders.insert(0, os.getcwd())
+        question = asking.command(node, argv, os.environ if env is None else env, folders)
         # Files in memory: making temporary files takes as long as starting a program.
         streams = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
         try:

@@ -34,16 +34,16 @@ def enter(lab: str, node: str, argv: tuple[str, ...]) -> int:
     with reach.call(lab) as connection:
         connection.settimeout(reach.ANSWERS)
         holder, life = reach.holder(lab, connection)
-        here = "/"
+        cwd = "/"
         with suppress(FileNotFoundError):  # a folder that was removed
-            here = os.getcwd()
+            cwd = os.getcwd()
         own = os.open("/proc/self", os.O_PATH | os.O_CLOEXEC)  # the lab's /proc has no place for us
         groups = _inside(lab, node, holder, life.fileno(), connection)
         marks = [os.open(f"ns/{kind}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=own) for kind in _MARKS]
         # Before the command starts: if we are killed from now on, the holder knows what to end.
         _ask(lab, connection, {"verb": "enter", "node": node}, marks)
         with suppress(OSError):
-            os.chdir(here)
+            os.chdir(cwd)
         status = _run(argv, groups)
         # End the command's remaining processes; a holder that cannot do so now does it when this connection closes.
         with suppress(TestbedError, OSError):

@@ -44,7 +44,7 @@ def begin(name: str, folder: Path) -> Lab:
 def perform(lab: Lab, steps: Sequence[Step], say: Say) -> Waiting:
     """Perform all immediate steps in order, then wait for all Waits."""
     _room(lab, steps)
-    at_once = [s for s in steps if (isinstance(s, Configure) and s.at is None) or (isinstance(s, Wait) and s.here)]
+    at_once = [s for s in steps if (isinstance(s, Configure) and s.at is None) or (isinstance(s, Wait) and s.inline)]
     for _, some in groupby(at_once, type):
         group = list(some)
         configure(lab, [s for s in group if isinstance(s, Configure)])
@@ -61,7 +61,7 @@ def perform(lab: Lab, steps: Sequence[Step], say: Say) -> Waiting:
         elif isinstance(step, Spawn) and step.at is None:
             spawn(lab, step)
             note(lab, step)
-    waits = [s for s in steps if isinstance(s, Wait) and not s.here]
+    waits = [s for s in steps if isinstance(s, Wait) and not s.inline]
     say({"performed": len(steps) - len(waits), "waiting": len(waits)})
     yield from wait(lab, waits)
     flush(lab)

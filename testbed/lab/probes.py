@@ -14,14 +14,14 @@ from testbed.linux import netlink, uapi, wire
 from testbed.steps import Probe, Shown
 
 
-def holds(probe: Probe, here: Namespace, home: int, folder: Path) -> str:
-    """Return "" when the fact holds in the namespace `here`, else what is seen instead; `home` is where we are."""
+def holds(probe: Probe, space: Namespace, home: int, folder: Path) -> str:
+    """Return "" when the fact holds in the namespace `space`, else what is seen instead; `home` is where we are."""
     match probe:
         case link.LinksUp(names):
-            down = [n for n in names if not netlink.running(here.route, n)]
+            down = [n for n in names if not netlink.running(space.route, n)]
             return f"not up: {' '.join(down)}" if down else ""
         case amt.RelayFound(name):
-            found = filter(None, map(amt.parse_link, netlink.link_entries(here.route)))
+            found = filter(None, map(amt.parse_link, netlink.link_entries(space.route)))
             return probe.unmet(next((a for a in found if a.name == name), None))
         case FileHas(path):
             file = folder / path
@@ -29,23 +29,23 @@ def holds(probe: Probe, here: Namespace, home: int, folder: Path) -> str:
         case Controlled(tool, control, ifname):
             return "" if Path(control, ifname).is_socket() else f"{tool}: no control socket in {control}"
         case nl80211.LinksAre(name):
-            unmet = probe.unmet(wlan(here, name), netlink.running(here.route, name))
+            unmet = probe.unmet(wlan(space, name), netlink.running(space.route, name))
             return unmet or (
-                probe.unknown(_stations(here.peers[probe.there[0]], probe.there[1])) if probe.there else ""
+                probe.unknown(_stations(space.peers[probe.there[0]], probe.there[1])) if probe.there else ""
             )
-    with netlink.inside(here.fd, home):
+    with netlink.inside(space.fd, home):
         match probe:
             case Capturing(ifname, log):
                 # Fields: sk RefCnt Type Proto Iface R(unning); until it runs for ETH_P_ALL, a socket is being set up.
                 rows = [row.split() for row in Path("/proc/self/net/packet").read_text().splitlines()[1:]]
-                if not any(r[3:6] == ["0003", str(here.index(ifname)), "1"] for r in rows):
+                if not any(r[3:6] == ["0003", str(space.index(ifname)), "1"] for r in rows):
                     return f"no packet socket on {ifname}"
                 said = folder / log
                 return "" if said.exists() and "File:" in said.read_text() else "dumpcap has not opened its file"
             case link.Silence(bridge):
                 # net/core/net-procfs.c: the name is followed by received bytes and packets.
                 rows = [row.partition(":")[2].split() for row in _net("dev").splitlines()[2:]]
-                up = netlink.flags(here.route, bridge) & uapi.IFF_UP
+                up = netlink.flags(space.route, bridge) & uapi.IFF_UP
                 return "" if up else f"{sum(int(row[1]) for row in rows)} frames"
             case mptcp.PathManagerHas(limits, endpoints):
                 return _path_manager(limits, endpoints)
@@ -53,22 +53,22 @@ def holds(probe: Probe, here: Namespace, home: int, folder: Path) -> str:
                 return smcroute.lacking(probe, [_multicast_routes(v) for v in probe.versions])
             case membership.Joined(ifname=ifname):
                 groups, sources = map(_net, probe.tables())
-                return membership.lacking(probe, here.index(ifname), groups, sources)
+                return membership.lacking(probe, space.index(ifname), groups, sources)
             case Shown():
                 return probe.lacking(*map(_text, probe.files()))
     raise LabError(f"no way to observe: {probe}")
 
 
-def wlan(here: Namespace, name: str) -> nl80211.Wlan | None:
+def wlan(space: Namespace, name: str) -> nl80211.Wlan | None:
     """Return nl80211's description of a wireless interface."""
-    entries = netlink.dump(here.generic(), here.family(nl80211.FAMILY), nl80211.GET_INTERFACES)
+    entries = netlink.dump(space.generic(), space.family(nl80211.FAMILY), nl80211.GET_INTERFACES)
     return next((w for w in map(nl80211.parse_interface, entries) if w.name == name), None)
 
 
-def _stations(here: Namespace, name: str) -> dict[str, bool]:
+def _stations(space: Namespace, name: str) -> dict[str, bool]:
     """Return the stations of an access point's interface, and whether each is authorized."""
-    asked = nl80211.get_stations(here.index(name))
-    return dict(map(nl80211.parse_station, netlink.dump(here.generic(), here.family(nl80211.FAMILY), asked)))
+    asked = nl80211.get_stations(space.index(name))
+    return dict(map(nl80211.parse_station, netlink.dump(space.generic(), space.family(nl80211.FAMILY), asked)))
 
 
 def _net(name: str) -> str:

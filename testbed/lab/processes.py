@@ -106,21 +106,21 @@ def marked(lab: Lab) -> Iterator[int]:
 
 @contextmanager
 def _inside(lab: Lab, node: str) -> Iterator[None]:
-    place = lab.place(node)
-    with netlink.inside(place.fd, lab.home), _own_sys(place, lab.place(LAB)):
+    space = lab.space(node)
+    with netlink.inside(space.fd, lab.home), _own_sys(space, lab.space(LAB)):
         yield
 
 
 @contextmanager
-def _own_sys(here: Namespace, home: Namespace) -> Iterator[None]:
+def _own_sys(space: Namespace, home: Namespace) -> Iterator[None]:
     """Enter the node's mount namespace, made for its first process, where /sys/class/net is the node's."""
     try:
-        if here.mounts >= 0:
-            linux.setns(here.mounts, linux.CLONE_NEWNS)
+        if space.mounts >= 0:
+            linux.setns(space.mounts, linux.CLONE_NEWNS)
         else:
             linux.unshare(linux.CLONE_NEWNS)
             furniture.settle()
-            here.mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+            space.mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         yield
     finally:
         linux.setns(home.mounts, linux.CLONE_NEWNS)  # which also leads back to the root directory

@@ -53,7 +53,7 @@ class Lab(Struct):
     sysctls_of: str = ""
     sysctls_used: int = 0
 
-    def place(self, node: str) -> Namespace:
+    def space(self, node: str) -> Namespace:
         """Return a node's namespace; LAB stands for the sandbox itself."""
         try:
             return self.nodes[node]

@@ -55,7 +55,7 @@ def disconnect(lab: Lab, patience: float = 2.0) -> None:
     The kernel keeps an MPTCP connection whose program has ended, and the network namespace with it, for up to a minute
     (net/mptcp/protocol.c: mptcp_close_timeout) unless its subflows are closed.
     """
-    hosts = [place for place in lab.nodes.values() if place.genl is not None]
+    hosts = [space for space in lab.nodes.values() if space.genl is not None]
     if not hosts or os.getpid() != 1:
         return
     others = select.poll()
@@ -73,8 +73,8 @@ def disconnect(lab: Lab, patience: float = 2.0) -> None:
             others.unregister(fd)
             os.close(fd)
         left -= len(ended)
-    for place in hosts:
-        with netlink.inside(place.fd, lab.home), netlink.connect(wire.NETLINK_SOCK_DIAG) as sock, suppress(LabError):
+    for space in hosts:
+        with netlink.inside(space.fd, lab.home), netlink.connect(wire.NETLINK_SOCK_DIAG) as sock, suppress(LabError):
             diag.abort(sock)
 
 

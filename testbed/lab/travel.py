@@ -57,7 +57,7 @@ class _Wait(Struct, tag="Wait"):
     again: tuple[_Requests | _Delete, ...]
     every: float
     steady: float
-    here: bool
+    inline: bool
 
 
 _ENCODER = Encoder()
@@ -79,7 +79,7 @@ def _step(came: _Configure | _Wait | Write | Run | Spawn) -> Step:
         return Configure(came.node, _request(came.request), came.at)
     if isinstance(came, _Wait):
         urge, again = tuple(map(_request, came.urge)), tuple(map(_request, came.again))
-        rest = (came.every, came.steady, came.here)
+        rest = (came.every, came.steady, came.inline)
         return Wait(came.node, came.probe, came.within, came.process, urge, again, *rest)
     return came
 

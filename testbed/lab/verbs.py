@@ -48,8 +48,8 @@ def up(
     with busy(holder, "up"):
         furniture.write_hosts(hosts)
         # Commands may have made interfaces meanwhile: look before choosing an index.
-        for here in holder.lab.nodes.values():
-            here.stale = bool(holder.lab.done)
+        for space in holder.lab.nodes.values():
+            space.stale = bool(holder.lab.done)
         try:
             yield from perform.perform(holder.lab, steps, lambda value: tell(line, Progress(value)))
         except TestbedError:
@@ -94,7 +94,7 @@ def do(holder: Holder, line: Line, question: Question, fds: list[int]) -> object
         case Exec():
             return _exec(holder, line, fds, question)
         case Enter(node):
-            lab.place(node)
+            lab.space(node)
             if len(fds) != _MARKS:
                 raise LabError(f"lab {lab.name}: enter: {len(fds)} descriptors came instead of {_MARKS}")
             holder.entered[line] = [os.dup(fd) for fd in fds]
@@ -122,17 +122,17 @@ def do(holder: Holder, line: Line, question: Question, fds: list[int]) -> object
 def _exec(holder: Holder, line: Line, fds: list[int], asked: Exec) -> object:
     if len(fds) != _STREAMS:
         raise LabError(f"lab {holder.lab.name}: exec: {len(fds)} descriptors came instead of {_STREAMS}")
-    place = next((p for p in asked.places if os.path.isdir(p)), asked.places[-1])
+    folder = next((p for p in asked.folders if os.path.isdir(p)), asked.folders[-1])
     env = dict(row.partition(b"=")[::2] for row in asked.env)
     program = os.fsdecode(asked.argv[0])
     mark = -1
     try:
         with processes.marked(holder.lab) as mark:
-            pid = processes.start(holder.lab, asked.node, asked.argv, env, place, fds)
+            pid = processes.start(holder.lab, asked.node, asked.argv, env, folder, fds)
     except OSError as e:
         close([mark] if mark >= 0 else [])
         # posix_spawn does not say what is missing: the command, or the folder to run it in
-        raise LabError(f"[{asked.node or LAB}] {program} (in {os.fsdecode(place)}): {e.strerror}") from e
+        raise LabError(f"[{asked.node or LAB}] {program} (in {os.fsdecode(folder)}): {e.strerror}") from e
     process = Process(asked.node or LAB, program, pid, Path(os.devnull), time.monotonic())
     holder.waiting[pid] = (line, process, mark)
     return LATER
@@ -178,10 +178,10 @@ def _state(holder: Holder) -> str:
 
 def _look(holder: Holder, node: str) -> dict[str, list[bytes]]:
     """Return the kernel's dumps of a node's links, addresses and radios, undecoded."""
-    here = holder.lab.place(node)
-    found = {name: netlink.dump(here.route, kind, bytes(size)) for name, (kind, size) in _TABLES.items()}
-    if nl80211.FAMILY in here.families:  # the lab has made or inspected a wireless interface in this node
-        sock, family = here.generic(), here.family(nl80211.FAMILY)
+    space = holder.lab.space(node)
+    found = {name: netlink.dump(space.route, kind, bytes(size)) for name, (kind, size) in _TABLES.items()}
+    if nl80211.FAMILY in space.families:  # the lab has made or inspected a wireless interface in this node
+        sock, family = space.generic(), space.family(nl80211.FAMILY)
         found["wlans"] = netlink.dump(sock, family, nl80211.GET_INTERFACES)
         for index in (w.index for w in map(nl80211.parse_interface, found["wlans"]) if w.station):
             found[f"bss {index}"] = netlink.dump(sock, family, nl80211.get_scan(index))

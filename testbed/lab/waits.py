@@ -70,7 +70,7 @@ def _urge(lab: Lab, waits: Sequence[Wait]) -> Waiting:
 
 
 def _unmet(lab: Lab, step: Wait) -> str:
-    return holds(step.probe, lab.place(step.node), lab.home, lab.folder)
+    return holds(step.probe, lab.space(step.node), lab.home, lab.folder)
 
 
 def _fail(lab: Lab, step: Wait, unmet: str, elapsed: float) -> None:

@@ -44,10 +44,10 @@ def doors(holder: int) -> list[int]:
 def sweep(groups: Groups, patience: float = 0.0) -> None:
     """Remove the cgroups of labs that have ended."""
     deadline = time.monotonic() + patience
-    for place in {*groups.separate.values(), *filter(None, (groups.unified,))}:
+    for folder in {*groups.separate.values(), *filter(None, (groups.unified,))}:
         with suppress(OSError):  # somebody removed the folder itself
-            for name in os.listdir(place):
-                while name.startswith(PREFIX) and not _removed(place / name) and time.monotonic() < deadline:
+            for name in os.listdir(folder):
+                while name.startswith(PREFIX) and not _removed(folder / name) and time.monotonic() < deadline:
                     time.sleep(0.02)  # what has just ended is not yet reaped, and nothing announces that
 
 
@@ -68,28 +68,28 @@ def find(table: str = "/proc/self/cgroup") -> Groups:
     for key in CONTROLLERS:
         if key in rows:
             own = ROOT / key / rows[key].lstrip("/")
-            place = own.parent if own.name.startswith(PREFIX) else own
-            if os.access(place, os.W_OK):
-                separate[key] = place
+            folder = own.parent if own.name.startswith(PREFIX) else own
+            if os.access(folder, os.W_OK):
+                separate[key] = folder
     best, together = None, frozenset[str]()
     base = next((b for b in (ROOT, ROOT / "unified") if (b / "cgroup.controllers").exists()), None)
     if base is not None and "" in rows:
         # In v2 a cgroup that gives its children controllers has no processes itself: it is usually our parent.
-        for place in _upwards(base / rows[""].lstrip("/"), base):
+        for folder in _upwards(base / rows[""].lstrip("/"), base):
             with suppress(OSError):
-                offered = set((place / "cgroup.subtree_control").read_text().split())
-                if os.access(place, os.W_OK) and os.access(place / "cgroup.procs", os.W_OK):
+                offered = set((folder / "cgroup.subtree_control").read_text().split())
+                if os.access(folder, os.W_OK) and os.access(folder / "cgroup.procs", os.W_OK):
                     useful = frozenset(offered & set(CONTROLLERS) - set(separate))
                     if len(useful) > len(together):
-                        best, together = place, useful
+                        best, together = folder, useful
     return Groups(separate, best, together)
 
 
 def _upwards(own: Path, base: Path) -> Iterator[Path]:
-    for place in (own, *own.parents):
-        if not place.name.startswith(PREFIX):
-            yield place
-        if place == base:
+    for folder in (own, *own.parents):
+        if not folder.name.startswith(PREFIX):
+            yield folder
+        if folder == base:
             return
 
 

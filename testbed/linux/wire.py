@@ -47,7 +47,7 @@ def decoder(read: Callable[P, T]) -> Callable[P, T]:
     return reads
 
 
-class Here(Protocol):
+class Space(Protocol):
     """What encoding a request may ask of the namespace that it is for."""
 
     def index(self, ifname: str) -> int:

@@ -73,17 +73,17 @@ class AccessPoint(Role):
         mtu = _GCMP_MTU if narrow else _MTU
         return (Brought(self.name, "wlan", self.addresses, mtu, medium=self.ssid, makes=True),)
 
-    def radio(self, here: Place) -> Radio:
+    def radio(self, place: Place) -> Radio:
         """Return its radio."""
         return Radio(self.name, "AP", self.mlo(), self.freqs())
 
-    def offers(self, here: Place, mac: Callable[[str], str]) -> Bss:
+    def offers(self, place: Place, mac: Callable[[str], str]) -> Bss:
         """Return what it offers stations; without MLO the interface's address is the BSSID."""
-        own = next(i for i in here.interfaces if i.kind == "wlan" and i.name == self.name)
+        own = next(i for i in place.interfaces if i.kind == "wlan" and i.name == self.name)
         bssids = tuple(mac(f"{self.name}.{n}") for n, _ in self.freqs()) if self.mlo() else (own.mac,)
         s = self.security
         protected = s.pmf if s.beacon_protection is None else s.beacon_protection
-        common = (here.node, self.name, self.ssid, self.country, self.mlo(), self.freqs(), bssids)
+        common = (place.node, self.name, self.ssid, self.country, self.mlo(), self.freqs(), bssids)
         return Bss(*common, s.akm, s.pairwise, s.password, s.pmf, protected)
 
     def requires(self) -> tuple[features.Feature, ...]:
@@ -91,9 +91,9 @@ class AccessPoint(Role):
         own = (features.HWSIM_MLO, features.HOSTAPD_BE) if self.mlo() else (features.HWSIM, features.HOSTAPD)
         return (*own, features.REGDB)
 
-    def faults(self, here: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    def faults(self, place: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Yield (path below this role, sentence) for each fault."""
-        yield from named(self.name, here, "the access point needs another name")
+        yield from named(self.name, place, "the access point needs another name")
         if (self.mlo_links is None) == (self.freq is None):
             what = "it has both" if self.freq is not None else "it has neither"
             yield (), f"an access point needs either `mlo_links` (an AP MLD) or a `freq` (without MLO); {what}"
@@ -102,27 +102,27 @@ class AccessPoint(Role):
                 ("country",),
                 f"{self.country!r} is not a country code: write two capital letters, such as DE (ISO 3166)",
             )
-        elif others := [b for b in here.air if b.country != self.country]:
+        elif others := [b for b in place.air if b.country != self.country]:
             what = f"{others[0].node} is in {others[0].country}"
             yield ("country",), f"{what}, and a kernel has one regulatory domain: put all access points in one country"
         yield from _channels(self)
         yield from _wrong_security(self)
         if len(self.ssid.encode()) > 32 or not self.ssid.isprintable() or '"' in self.ssid:
             yield ("ssid",), f"{self.ssid!r} is not a valid SSID: use 1 to 32 printable bytes without quotation marks"
-        if others := [b for b in here.air if b.ssid == self.ssid and b.node != here.node]:
+        if others := [b for b in place.air if b.ssid == self.ssid and b.node != place.node]:
             yield (
                 ("ssid",),
                 f"{others[0].node} has the SSID {self.ssid!r} as well: each access point of a lab needs its own",
             )
-        own = next((b for b in here.air if b.node == here.node), None)
+        own = next((b for b in place.air if b.node == place.node), None)
         if own is not None and own.stations > _STATIONS:
             what = f"{own.stations} stations have this SSID, and an access point takes at most {_STATIONS} of them"
             yield ("ssid",), f"{what} (a second access point with another SSID)"
 
-    def steps(self, here: Place) -> Iterator[Step]:
+    def steps(self, place: Place) -> Iterator[Step]:
         """Yield hostapd's configuration, its process, and the wait until every link is up on its channel."""
-        own = next(b for b in here.air if b.node == here.node)
-        interface = here.interface(self.name)
+        own = next(b for b in place.air if b.node == place.node)
+        interface = place.interface(self.name)
         assert interface is not None
         files = []
         for (link_id, freq), bssid in zip(own.freqs, own.bssids, strict=True):
@@ -140,16 +140,16 @@ class AccessPoint(Role):
                 pmf=own.pmf,
                 beacon_protection=own.beacon_protection,
                 beacon_int=self.beacon_int,
-                bridge=here.bridge if interface.port else "",
+                bridge=place.bridge if interface.port else "",
                 partners=partners,
             )
-            files.append(f"{here.node}/hostapd-{link_id}.conf")
-            yield Write(files[-1], hostapd.config(ap, hostapd.folder(here.node, link_id)), here.node)
-        yield Spawn(here.node, "hostapd", hostapd.argv(tuple(files)))
+            files.append(f"{place.node}/hostapd-{link_id}.conf")
+            yield Write(files[-1], hostapd.config(ap, hostapd.folder(place.node, link_id)), place.node)
+        yield Spawn(place.node, "hostapd", hostapd.argv(tuple(files)))
         for link_id, _ in own.freqs:
-            there = Controlled("hostapd", hostapd.folder(here.node, link_id), self.name)
-            yield Wait(here.node, there, START, process="hostapd")
-        yield Wait(here.node, LinksAre(self.name, own.freqs, self.mlo()), START, process="hostapd")
+            there = Controlled("hostapd", hostapd.folder(place.node, link_id), self.name)
+            yield Wait(place.node, there, START, process="hostapd")
+        yield Wait(place.node, LinksAre(self.name, own.freqs, self.mlo()), START, process="hostapd")
 
 
 def _channels(role: AccessPoint) -> Iterator[tuple[tuple[str | int, ...], str]]:

@@ -44,16 +44,16 @@ class AmtGateway(Role):
         """Return the pseudo-interface."""
         return (brought(self.name, self.addresses),)
 
-    def faults(self, here: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    def faults(self, place: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Yield (path below this role, sentence) for each fault of this node alone; `tunnels` checks both ends."""
-        yield from named(self.name, here, CLASH)
+        yield from named(self.name, place, CLASH)
         if self.port != self.relay_port:
             why = "the kernel's gateway sends from its `port` and listens on its `relay_port`"
             yield ("port",), f"port {self.port} and relay_port {self.relay_port} differ: {why}"
 
-    def steps(self, here: Place) -> Iterator[Step]:
+    def steps(self, place: Place) -> Iterator[Step]:
         """Yield the pseudo-interface, and the wait for a relay's answer."""
-        tunnel, own = here.tunnel(self.name), here.interface(self.name)
+        tunnel, own = place.tunnel(self.name), place.interface(self.name)
         assert tunnel is not None
         assert own is not None
         add = AmtAdd(
@@ -66,11 +66,11 @@ class AmtGateway(Role):
             gateway_port=self.port,
             discovery=tunnel.discovery,
         )
-        yield Configure(here.node, add)
-        yield from (Configure(here.node, r) for r in begun(here, own))
-        yield Wait(here.node, RelayFound(self.name, tunnel.discovery), within=_WITHIN)
+        yield Configure(place.node, add)
+        yield from (Configure(place.node, r) for r in begun(place, own))
+        yield Wait(place.node, RelayFound(self.name, tunnel.discovery), within=_WITHIN)
 
-    def restart(self, here: Place) -> Iterator[Request]:
+    def restart(self, place: Place) -> Iterator[Request]:
         """Yield the pseudo-interface down and up."""
         return bounced(self.name)
 
@@ -106,16 +106,16 @@ def messages(name: str, restarted: bool) -> tuple[str, ...]:
     return tuple(f"{name}.{way}_dropped" for way in (("tx", "rx") if restarted else ("tx",)))
 
 
-def begun(here: Place, own: Interface) -> Iterator[SysctlSet | AutoAddressOff | AddressAdd | PortAdd | LinkSet]:
+def begun(place: Place, own: Interface) -> Iterator[SysctlSet | AutoAddressOff | AddressAdd | PortAdd | LinkSet]:
     """Yield the requests that configure a new pseudo-interface and bring it up.
 
     A relay queries for MLD reports from its link-local address, and not before it has one (drivers/net/amt.c:
     amt_build_mld_gq). The kernel gives it one when it comes up, here without duplicate address detection.
     """
     if own.port:
-        yield PortAdd(own.name, here.bridge)
+        yield PortAdd(own.name, place.bridge)
         return
-    if 6 in here.families:
+    if 6 in place.families:
         conf = f"net.ipv6.conf.{own.name.replace('.', '/')}"
         values = (("disable_ipv6", 0), ("accept_dad", 0), ("router_solicitations", 0), ("keep_addr_on_down", 1))
         for key, value in values:

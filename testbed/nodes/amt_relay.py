@@ -36,15 +36,15 @@ class AmtRelay(Role):
         """Return the pseudo-interface, without addresses: it sends only what is routed into it, and queries."""
         return (brought(self.name, ()),)
 
-    def faults(self, here: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    def faults(self, place: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Yield (path below this role, sentence) for each fault of this node alone; `tunnels` checks both ends."""
-        yield from named(self.name, here, CLASH)
-        if any(i.port for i in here.interfaces if i.name == self.name):
+        yield from named(self.name, place, CLASH)
+        if any(i.port for i in place.interfaces if i.name == self.name):
             yield (), f"{self.name} cannot be a port of a bridge: a relay routes multicast into it"
 
-    def steps(self, here: Place) -> Iterator[Step]:
+    def steps(self, place: Place) -> Iterator[Step]:
         """Yield the pseudo-interface."""
-        tunnel, own = here.tunnel(self.name), here.interface(self.name)
+        tunnel, own = place.tunnel(self.name), place.interface(self.name)
         assert tunnel is not None
         assert own is not None
         add = AmtAdd(
@@ -56,10 +56,10 @@ class AmtRelay(Role):
             relay_port=self.port,
             max_tunnels=self.max_tunnels,
         )
-        yield Configure(here.node, add)
-        yield from (Configure(here.node, r) for r in begun(here, own))
+        yield Configure(place.node, add)
+        yield from (Configure(place.node, r) for r in begun(place, own))
 
-    def restart(self, here: Place) -> Iterator[Request]:
+    def restart(self, place: Place) -> Iterator[Request]:
         """Yield the pseudo-interface down and up.
 
         While it is down, a few ms, no ICMP error is sent for a Request: on each a gateway of the driver sends the next
@@ -67,7 +67,7 @@ class AmtRelay(Role):
         """
         yield SysctlSet(_ICMP_RATE, str(_ICMP_NEVER))
         yield from bounced(self.name)
-        yield SysctlSet(_ICMP_RATE, str(here.sysctl.get(_ICMP_RATE, _ICMP_RATE_USUAL)))
+        yield SysctlSet(_ICMP_RATE, str(place.sysctl.get(_ICMP_RATE, _ICMP_RATE_USUAL)))
 
     def loose(self) -> bool:
         """Say so: the way of multicast need not be the way back."""

@@ -28,22 +28,22 @@ class Bridge(Role):
         """Return the features that this role needs."""
         return (BRIDGE,)
 
-    def faults(self, here: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    def faults(self, place: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Yield (path below this role, sentence) for each fault."""
         for n, port in enumerate(self.ports or ()):
-            if here.interface(port) is None:
-                yield ("ports", n), here.lacks(port)
-        count = sum(i.port for i in here.interfaces)
+            if place.interface(port) is None:
+                yield ("ports", n), place.lacks(port)
+        count = sum(i.port for i in place.interfaces)
         if count > BRIDGE_PORTS:
             yield (
                 (),
-                f"{here.node} has {count} ports, but a Linux bridge takes at most {BRIDGE_PORTS}: use several bridges, "
-                "with routers between them",
+                f"{place.node} has {count} ports, but a Linux bridge takes at most {BRIDGE_PORTS}: use several "
+                "bridges, with routers between them",
             )
         if problem := misnamed(self.name):
             yield ("name",), problem
-        if any(i.name == self.name and i.kind != "bridge" for i in here.interfaces):
-            yield ("name",), f"{here.node} already has an interface {self.name}: give the bridge another name"
+        if any(i.name == self.name and i.kind != "bridge" for i in place.interfaces):
+            yield ("name",), f"{place.node} already has an interface {self.name}: give the bridge another name"
 
     def interfaces(self, forwards: bool) -> tuple[Brought, ...]:
         """Return the bridge's own interface: it has addresses if the file says so, or on a router."""
@@ -54,6 +54,6 @@ class Bridge(Role):
         """Return the switch: the plan makes it together with links, whose order decides the speed."""
         return Switch(self.name, self.ports, self.mcast_snooping, self.stp)
 
-    def first(self, here: Place) -> Iterator[Step]:
+    def first(self, place: Place) -> Iterator[Step]:
         """Yield one write before its ports exist: a switch port has no addresses and sends nothing of its own."""
-        yield Configure(here.node, SysctlSet("net.ipv6.conf.default.disable_ipv6", "1"))
+        yield Configure(place.node, SysctlSet("net.ipv6.conf.default.disable_ipv6", "1"))

@@ -63,16 +63,16 @@ class Mptcp(Role):
         chosen = (features.scheduler(self.scheduler),) if self.scheduler is not None else ()
         return (features.MPTCP, features.MPTCP_DIAG, *chosen)
 
-    def faults(self, here: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    def faults(self, place: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Yield (path below this role, sentence) for each fault."""
         seen: dict[str, int] = {}
         for n, endpoint in enumerate(self.endpoints):
             at = ("endpoints", n)
-            problem = _wrong(endpoint, here)
+            problem = _wrong(endpoint, place)
             if problem:
                 yield (*at, problem[0]) if problem[0] else at, problem[1]
                 continue
-            hosts = [address for address, _ in addresses(endpoint, here)]
+            hosts = [address for address, _ in addresses(endpoint, place)]
             if twice := [h for h in hosts if h in seen]:
                 yield at, f"item {seen[twice[0]] + 1} of `endpoints` already has the address {twice[0]}"
             seen |= dict.fromkeys(hosts, n)
@@ -80,21 +80,21 @@ class Mptcp(Role):
             why = f"the kernel keeps at most {LIMIT} (an interface counts once for each family)"
             yield ("endpoints",), f"these are {len(seen)} endpoint addresses, but {why}"
 
-    def steps(self, here: Place) -> Iterator[Step]:
+    def steps(self, place: Place) -> Iterator[Step]:
         """Yield sysctls, limits and endpoints, and the wait that verifies them."""
-        yield Configure(here.node, SysctlSet("net.mptcp.enabled", "1"))
+        yield Configure(place.node, SysctlSet("net.mptcp.enabled", "1"))
         for name in _SYSCTLS:
             if (value := getattr(self, name)) is not None:
                 yield Configure(
-                    here.node,
+                    place.node,
                     SysctlSet(f"net.mptcp.{name}", str(int(value) if name != "scheduler" else value)),
                 )
         limits = LimitsSet(self.limits.subflows, self.limits.add_addr_accepted)
-        yield Configure(here.node, limits)
-        found = planned(self, here)
+        yield Configure(place.node, limits)
+        found = planned(self, place)
         for endpoint in found:
-            yield Configure(here.node, endpoint)
-        yield Wait(here.node, PathManagerHas(limits, found))
+            yield Configure(place.node, endpoint)
+        yield Wait(place.node, PathManagerHas(limits, found))
 
     def samples(self) -> tuple[str, ...]:
         """Return that its counters and subflows are read."""
@@ -104,9 +104,9 @@ class Mptcp(Role):
         """Say so: replies and joins leave by the interface of their address."""
         return True
 
-    def joins(self, here: Place) -> frozenset[str]:
+    def joins(self, place: Place) -> frozenset[str]:
         """Return the addresses of endpoints that open subflows."""
-        return frozenset(e.address for e in planned(self, here) if {"subflow", "fullmesh"} & set(e.flags))
+        return frozenset(e.address for e in planned(self, place) if {"subflow", "fullmesh"} & set(e.flags))
 
 
 _SYSCTLS = (
@@ -121,15 +121,15 @@ _SYSCTLS = (
 )
 
 
-def planned(role: Mptcp, here: Place) -> tuple[EndpointAdd, ...]:
+def planned(role: Mptcp, place: Place) -> tuple[EndpointAdd, ...]:
     """Return every endpoint with its ID: these count from 1 in the order of the file, each family separately."""
-    pairs = [(endpoint, address, dev) for endpoint in role.endpoints for address, dev in addresses(endpoint, here)]
+    pairs = [(endpoint, address, dev) for endpoint in role.endpoints for address, dev in addresses(endpoint, place)]
     return tuple(EndpointAdd(a, n, e.flags, dev, e.port or 0) for n, (e, a, dev) in enumerate(pairs, start=1))
 
 
-def addresses(endpoint: Endpoint, here: Place) -> list[tuple[str, str]]:
+def addresses(endpoint: Endpoint, place: Place) -> list[tuple[str, str]]:
     """Return (address, interface) for each address of an endpoint."""
-    for interface in here.interfaces:
+    for interface in place.interfaces:
         if endpoint.address is not None and endpoint.address in interface.hosts():
             return [(endpoint.address, interface.name)]
         if endpoint.address is None and interface.name == endpoint.interface:
@@ -137,26 +137,26 @@ def addresses(endpoint: Endpoint, here: Place) -> list[tuple[str, str]]:
     return []
 
 
-def _wrong(endpoint: Endpoint, here: Place) -> tuple[str, str] | None:
+def _wrong(endpoint: Endpoint, place: Place) -> tuple[str, str] | None:
     if (endpoint.interface is None) == (endpoint.address is None):
         both = "this one has both" if endpoint.address else "this one has neither"
         return "", f"an endpoint needs either an `interface` or an `address`; {both}"
-    if endpoint.interface is not None and here.interface(endpoint.interface) is None:
-        return "interface", here.lacks(endpoint.interface)
+    if endpoint.interface is not None and place.interface(endpoint.interface) is None:
+        return "interface", place.lacks(endpoint.interface)
     if endpoint.address is not None:
         try:
             ip_address(endpoint.address)
         except ValueError:
             return "address", f"{endpoint.address!r} is not an IP address"
-        if not addresses(endpoint, here):
-            own = ", ".join(h for i in here.interfaces for h in i.hosts()) or "none"
-            return "address", f"{here.node} does not have the address {endpoint.address} (it has {own})"
+        if not addresses(endpoint, place):
+            own = ", ".join(h for i in place.interfaces for h in i.hosts()) or "none"
+            return "address", f"{place.node} does not have the address {endpoint.address} (it has {own})"
     flags = set(endpoint.flags)
     # net/mptcp/pm_kernel.c: mptcp_pm_nl_add_addr_doit refuses these two
     if {"signal", "fullmesh"} <= flags:
         return "flags", "the kernel refuses endpoints with both `signal` and `fullmesh`: leave one of them out"
     if endpoint.port is not None and "signal" not in flags:
         return "port", "only `signal` endpoints announce a port: add `flags: [signal]`, or leave the port out"
-    if not addresses(endpoint, here):
-        return "interface", f"{here.node}:{endpoint.interface} has no address"
+    if not addresses(endpoint, place):
+        return "interface", f"{place.node}:{endpoint.interface} has no address"
     return None

@@ -121,9 +121,9 @@ def misnamed(name: str) -> str:
     return ""
 
 
-def named(name: str, here: Place, cure: str) -> Iterator[tuple[tuple[str | int, ...], str]]:
+def named(name: str, place: Place, cure: str) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Yield what is wrong with the name of an interface that a role adds; `cure` says what to do about a clash."""
     if problem := misnamed(name):
         yield ("name",), problem
-    if sum(i.name == name for i in here.interfaces) > 1:
-        yield ("name",), f"{here.node} already has an interface {name}: {cure}"
+    if sum(i.name == name for i in place.interfaces) > 1:
+        yield ("name",), f"{place.node} already has an interface {name}: {cure}"

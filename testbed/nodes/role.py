@@ -84,23 +84,23 @@ class Role(Spec):
         """Return the interfaces that it adds; `forwards` says whether its node is a router."""
         return ()
 
-    def faults(self, here: Place) -> Iterator[RoleFault]:
+    def faults(self, place: Place) -> Iterator[RoleFault]:
         """Yield what can't work here."""
         yield from ()
 
-    def first(self, here: Place) -> Iterator[Step]:
+    def first(self, place: Place) -> Iterator[Step]:
         """Yield what comes before everything else in the namespace: kernel parameters that later interfaces inherit."""
         yield from ()
 
-    def steps(self, here: Place) -> Iterator[Step]:
+    def steps(self, place: Place) -> Iterator[Step]:
         """Yield what makes a configured node play this role."""
         yield from ()
 
-    def restart(self, here: Place) -> Iterator[Request]:
+    def restart(self, place: Place) -> Iterator[Request]:
         """Yield what makes it lose its state and begin again; a role that says how may be named in `restart` events."""
         yield from ()
 
-    def counters(self, here: Place) -> dict[str, Counter]:
+    def counters(self, place: Place) -> dict[str, Counter]:
         """Return its figures by the names that metrics/table.py has for it: they are sampled as NODE.ROLE.NAME."""
         return {}
 
@@ -124,11 +124,11 @@ class Role(Spec):
         """Say whether the node forwards multicast by the planned trees."""
         return False
 
-    def forward(self, here: Place, entries: tuple[Entry, ...]) -> Iterator[Step]:
+    def forward(self, place: Place, entries: tuple[Entry, ...]) -> Iterator[Step]:
         """Yield what makes the node forward multicast by these routes."""
         yield from ()
 
-    def joins(self, here: Place) -> frozenset[str] | None:
+    def joins(self, place: Place) -> frozenset[str] | None:
         """Return the addresses that open connections, where every address has routes of its own; else None."""
         return None
 
@@ -136,14 +136,14 @@ class Role(Spec):
         """Return the Ethernet switch that it makes of the node."""
         return None
 
-    def radio(self, here: Place) -> Radio | None:
+    def radio(self, place: Place) -> Radio | None:
         """Return the radio that it adds."""
         return None
 
-    def offers(self, here: Place, mac: Callable[[str], str]) -> Bss | None:
+    def offers(self, place: Place, mac: Callable[[str], str]) -> Bss | None:
         """Return what it offers stations; `mac` plans an address for a name that no other interface of the lab has."""
         return None
 
-    def rejoin(self, here: Place) -> tuple[Request, ...]:
+    def rejoin(self, place: Place) -> tuple[Request, ...]:
         """Return what lets a station leave and join again."""
         return ()

@@ -21,11 +21,11 @@ class Router(Role):
         """Return the features that this role needs."""
         return (SMCROUTE, MROUTE, MROUTE6) if self.multicast else ()
 
-    def faults(self, here: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    def faults(self, place: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Yield (path below this role, sentence) for each fault."""
         if not self.multicast:
             return
-        names = _between(here)
+        names = _between(place)
         if len(names) > smcroute.MOST:
             yield (), f"Linux forwards multicast between at most {smcroute.MOST} interfaces; this node has {len(names)}"
         for name in filter(smcroute.unfit, names):
@@ -42,22 +42,22 @@ class Router(Role):
         """Say whether it does."""
         return self.multicast
 
-    def steps(self, here: Place) -> Iterator[Step]:
+    def steps(self, place: Place) -> Iterator[Step]:
         """Yield the global forwarding sysctls: programs read these, and per-device ones would leave them 0."""
-        if 4 in here.families:
-            yield Configure(here.node, SysctlSet("net.ipv4.ip_forward", "1"))
-        if 6 in here.families:
-            yield Configure(here.node, SysctlSet("net.ipv6.conf.all.forwarding", "1"))
+        if 4 in place.families:
+            yield Configure(place.node, SysctlSet("net.ipv4.ip_forward", "1"))
+        if 6 in place.families:
+            yield Configure(place.node, SysctlSet("net.ipv6.conf.all.forwarding", "1"))
 
-    def forward(self, here: Place, entries: tuple[smcroute.Entry, ...]) -> Iterator[Step]:
+    def forward(self, place: Place, entries: tuple[smcroute.Entry, ...]) -> Iterator[Step]:
         """Yield the steps that make a multicast router forward by these routes."""
-        names = _between(here)
+        names = _between(place)
         if self.multicast and names:
             # An AMT gateway only asks its relay for groups with a member on its interface: this router joins them.
-            tunnels = tuple(i.name for i in here.interfaces if i.kind == "amt")
-            yield from smcroute.steps(here.node, names, entries, here.families, tunnels)
+            tunnels = tuple(i.name for i in place.interfaces if i.kind == "amt")
+            yield from smcroute.steps(place.node, names, entries, place.families, tunnels)
 
 
-def _between(here: Place) -> tuple[str, ...]:
+def _between(place: Place) -> tuple[str, ...]:
     """Return the interfaces that multicast is forwarded between."""
-    return tuple(i.name for i in here.interfaces if not i.port and (i.addresses or i.kind == "amt"))
+    return tuple(i.name for i in place.interfaces if not i.port and (i.addresses or i.kind == "amt"))

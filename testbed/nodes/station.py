@@ -30,14 +30,14 @@ class Station(Role):
     name: str = Field("wlan0", description="The interface")
     addresses: Annotated[tuple[Address, ...] | None, Field(description="Planned when left out")] = None
 
-    def mlo(self, here: Place) -> bool:
+    def mlo(self, place: Place) -> bool:
         """Return whether it joins as an MLD."""
-        bss = self.bss(here)
+        bss = self.bss(place)
         return bss is not None and bss.mlo and self.legacy_link is None
 
-    def bss(self, here: Place) -> Bss | None:
+    def bss(self, place: Place) -> Bss | None:
         """Return the BSS that it joins."""
-        return next((b for b in here.air if b.ssid == self.ssid), None)
+        return next((b for b in place.air if b.ssid == self.ssid), None)
 
     def freqs(self, bss: Bss) -> tuple[tuple[int, int], ...]:
         """Return (link_id, MHz) of the links that it joins with."""
@@ -51,19 +51,19 @@ class Station(Role):
         links = zip(bss.freqs, bss.bssids, strict=True) if bss.mlo and self.legacy_link is None else ()
         return tuple(bssid for (n, _), bssid in links if n not in chosen)
 
-    def rejoin(self, here: Place) -> tuple[Control, ...]:
+    def rejoin(self, place: Place) -> tuple[Control, ...]:
         """Return the commands that make it leave and join again."""
-        bss = self.bss(here)
-        return wpa_supplicant.rejoin(here.node, self.name, self._unwanted(bss) if bss is not None else ())
+        bss = self.bss(place)
+        return wpa_supplicant.rejoin(place.node, self.name, self._unwanted(bss) if bss is not None else ())
 
     def interfaces(self, forwards: bool) -> tuple[Brought, ...]:
         """Return its interface, on the medium of the access point."""
         return (Brought(self.name, "wlan", self.addresses, medium=self.ssid),)
 
-    def radio(self, here: Place) -> Radio | None:
+    def radio(self, place: Place) -> Radio | None:
         """Return its radio, None where there is nothing that it could join."""
-        bss = self.bss(here)
-        return None if bss is None else Radio(self.name, "managed", self.mlo(here), self.freqs(bss))
+        bss = self.bss(place)
+        return None if bss is None else Radio(self.name, "managed", self.mlo(place), self.freqs(bss))
 
     def requires(self) -> tuple[features.Feature, ...]:
         """Return the features that this role needs."""
@@ -71,15 +71,15 @@ class Station(Role):
             return (features.HWSIM, features.WPA_SUPPLICANT, features.REGDB)
         return (features.HWSIM_MLO, features.WPA_SUPPLICANT_MLO, features.REGDB)
 
-    def faults(self, here: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    def faults(self, place: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Yield (path below this role, sentence) for each fault."""
-        yield from named(self.name, here, "the station needs another name")
-        bss = self.bss(here)
+        yield from named(self.name, place, "the station needs another name")
+        bss = self.bss(place)
         if bss is None:
-            have = ", ".join(repr(b.ssid) for b in here.air) or "none"
+            have = ", ".join(repr(b.ssid) for b in place.air) or "none"
             yield ("ssid",), f"no access point has the SSID {self.ssid!r} (there are: {have})"
             return
-        if any(i.port for i in here.interfaces if i.name == self.name):
+        if any(i.port for i in place.interfaces if i.name == self.name):
             yield (), f"{self.name} cannot be a port of a bridge: a station only sends frames from its own address"
         if self.password is not None and self.password != bss.password and bss.akm.startswith("sae"):
             yield ("password",), f"this differs from the password of {bss.node}: {self.name} could never join"
@@ -99,10 +99,10 @@ class Station(Role):
         if self.legacy_link is not None and self.legacy_link not in known:
             yield ("legacy_link",), f"{bss.node} has no link {self.legacy_link} (link IDs: {some})"
 
-    def steps(self, here: Place) -> Iterator[Step]:
+    def steps(self, place: Place) -> Iterator[Step]:
         """Yield wpa_supplicant's configuration, its process, and the wait for the planned links."""
-        bss = self.bss(here)
-        own = here.interface(self.name)
+        bss = self.bss(place)
+        own = place.interface(self.name)
         assert bss is not None
         assert own is not None
         freqs = self.freqs(bss)
@@ -117,15 +117,15 @@ class Station(Role):
             pmf=bss.pmf,
             beacon_protection=bss.beacon_protection,
         )
-        file, name = f"{here.node}/wpa_supplicant.conf", "wpa_supplicant"
-        yield Write(file, wpa_supplicant.config(sta, wpa_supplicant.folder(here.node)), here.node)
-        yield Spawn(here.node, name, wpa_supplicant.argv(self.name, file))
-        yield Wait(here.node, Controlled("wpa", wpa_supplicant.folder(here.node), self.name), START, process=name)
+        file, name = f"{place.node}/wpa_supplicant.conf", "wpa_supplicant"
+        yield Write(file, wpa_supplicant.config(sta, wpa_supplicant.folder(place.node)), place.node)
+        yield Spawn(place.node, name, wpa_supplicant.argv(self.name, file))
+        yield Wait(place.node, Controlled("wpa", wpa_supplicant.folder(place.node), self.name), START, process=name)
         yield Wait(
-            here.node,
-            LinksAre(self.name, freqs, self.mlo(here), (bss.node, bss.ifname, own.mac)),
+            place.node,
+            LinksAre(self.name, freqs, self.mlo(place), (bss.node, bss.ifname, own.mac)),
             within=_WITHIN,
             process=name,
-            urge=wpa_supplicant.join(here.node, self.name, self._unwanted(bss)),
-            again=self.rejoin(here),
+            urge=wpa_supplicant.join(place.node, self.name, self._unwanted(bss)),
+            again=self.rejoin(place),
         )

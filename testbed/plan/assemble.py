@@ -87,9 +87,9 @@ def _air(topology: Topology, interfaces: Mapping[str, tuple[Interface, ...]]) ->
     taken = {i.mac for mine in interfaces.values() for i in mine}
     joining = Counter(own.medium for _, _, own in brought(topology) if own.medium and not own.makes)
     for name, node in topology.nodes.items():
-        here = Place(name, interfaces[name], families(topology))
+        place = Place(name, interfaces[name], families(topology))
         for role in node.roles().values():
-            if (bss := role.offers(here, partial(mac, name, taken=taken))) is not None:
+            if (bss := role.offers(place, partial(mac, name, taken=taken))) is not None:
                 events = [e for e in topology.events if e.node == name]
                 moves = tuple((e.mlo_link, e.freq) for e in events if e.mlo_link is not None and e.freq is not None)
                 yield replace(bss, moves=moves, stations=joining[bss.ssid])

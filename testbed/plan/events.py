@@ -115,11 +115,11 @@ def _node_event(plan: Plan, event: Event) -> Iterator[Step]:
         yield from _readdressed(plan, event.node, event.address, event.at)
     if event.endpoint is None:
         return
-    here = plan.network.place_at(event)
+    place = plan.network.place_at(event)
     role = plan.topology.nodes[event.node].mptcp or Mptcp()
-    known = {e.address: e for e in planned(role, here)}
+    known = {e.address: e for e in planned(role, place)}
     free = iter(range(100, 255))  # beyond every id that the plan gives
-    for address, dev in addresses(event.endpoint, here):
+    for address, dev in addresses(event.endpoint, place):
         planned_id = known[address].id if address in known else next(free)
         endpoint = EndpointAdd(address, planned_id, event.endpoint.flags, dev, event.endpoint.port or 0)
         match event.action:

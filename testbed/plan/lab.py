@@ -132,10 +132,10 @@ def _bounds(topology: Topology) -> tuple[Bound, ...]:
 
 
 def _roles(net: Network, name: str, multicast: bool) -> Iterator[Step]:
-    node, here = net.topology.nodes[name], net.place(name)
+    node, place = net.topology.nodes[name], net.place(name)
     roles = tuple(node.started().values())
     for role in roles:
-        yield from role.first(here)
+        yield from role.first(place)
     if 6 in net.families and any(_crowded(net, i) for i in net.interfaces[name]):
         # What a node says of its own accord goes to all the others: no question for routers, whose answer nobody
         # needs, and reports of groups (RFC 3810) at once, while the bridge does not pass them on yet.
@@ -147,7 +147,7 @@ def _roles(net: Network, name: str, multicast: bool) -> Iterator[Step]:
         yield Configure(name, SysctlSet("net.ipv4.conf.all.rp_filter", "0"))
         yield Configure(name, SysctlSet("net.ipv4.conf.default.rp_filter", "0"))
     for role in roles:
-        yield from role.steps(here)
+        yield from role.steps(place)
     for key, value in node.sysctl.items():
         yield Configure(name, SysctlSet(key, str(value)))
 
@@ -267,7 +267,7 @@ def _bridges(net: Network) -> Iterator[Step]:
     bridges = [(name, switch.name) for name, switch in net.switches.items()]
     for name, bridge in bridges if 6 in net.families else ():
         if sum(i.port for i in net.interfaces[name]) > _MANY:
-            yield Wait(name, Silence(bridge), steady=0.06, here=True)
+            yield Wait(name, Silence(bridge), steady=0.06, inline=True)
     for name, bridge in bridges:
         yield Configure(name, LinkSet(bridge, up=True))
 

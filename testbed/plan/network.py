@@ -249,17 +249,17 @@ def root(parent: dict[int, int], n: int) -> int:
 def _places(net: Network, node: str) -> Iterator[tuple[Event, Place]]:
     if not net.happenings[node]:
         return
-    here = net.place(node)
+    place = net.place(node)
     for event in net.happenings[node]:
-        yield event, here
+        yield event, place
         if event.address is not None:
             interface, gone, new = event.address.interface, event.address.remove, event.address.add
-            here = replace(
-                here,
+            place = replace(
+                place,
                 interfaces=tuple(
                     replace(i, addresses=(*(a for a in i.addresses if a != gone), *filter(None, (new,))))
                     if i.name == interface
                     else i
-                    for i in here.interfaces
+                    for i in place.interfaces
                 ),
             )

@@ -65,8 +65,10 @@ def _sampler(plan: Plan) -> Iterator[Step]:
 
 def _counters(plan: Plan, name: str) -> dict[str, dict[str, tuple[str, str]]]:
     """Return the figures that the roles of a node have, by role and name: a file below /proc, and a field of it."""
-    here, roles = plan.network.place(name), plan.topology.nodes[name].roles()
-    found = {field: {key: (c.file, c.field) for key, c in role.counters(here).items()} for field, role in roles.items()}
+    place, roles = plan.network.place(name), plan.topology.nodes[name].roles()
+    found = {
+        field: {key: (c.file, c.field) for key, c in role.counters(place).items()} for field, role in roles.items()
+    }
     return {field: counters for field, counters in found.items() if counters}
 
 

@@ -21,24 +21,24 @@ def faults(net: Network, name: str, work: Multicast, nodes: Collection[str], cer
     seen: set[str] = set()
     known = True
     for n, receiver in enumerate(work.receivers):
-        place = (*at, "receivers", n)
+        where = (*at, "receivers", n)
         if receiver.node not in nodes:
             known = False
             names = ", ".join(islice(nodes, 8))
             hint = suggest(receiver.node, nodes) or f"there are: {names}"
-            yield _node(place), f"there is no node {receiver.node!r}", hint
+            yield _node(where), f"there is no node {receiver.node!r}", hint
         elif receiver.node == work.source:
-            yield _node(place), f"{work.source} is the source: it can't be a receiver as well", ""
+            yield _node(where), f"{work.source} is the source: it can't be a receiver as well", ""
         elif receiver.node in seen:
-            yield _node(place), f"{receiver.node} is a receiver already: one process of a node listens", ""
+            yield _node(where), f"{receiver.node} is a receiver already: one process of a node listens", ""
         seen.add(receiver.node)
         if receiver.seconds is not None and receiver.at is None:
-            yield (*place, "seconds"), "seconds are counted from a join at a time of its own: state `at` as well", ""
+            yield (*where, "seconds"), "seconds are counted from a join at a time of its own: state `at` as well", ""
         if sound and receiver.any_source and source_specific(work.group):
             what = (
                 f"{work.group} is in the range of source-specific multicast, where nobody joins all sources (RFC 4607)"
             )
-            yield (*place, "any_source"), what, "take a group outside of 232.0.0.0/8 and ff3x::/32, or leave this out"
+            yield (*where, "any_source"), what, "take a group outside of 232.0.0.0/8 and ff3x::/32, or leave this out"
     if sound and work.version not in net.families:
         yield (*at, "group"), f"{work.group} is an IPv{work.version} group, and `families` leaves these out", ""
     elif sound and known and certain:
@@ -76,9 +76,9 @@ def _joined(net: Network) -> dict[int, set[tuple[str, str]]]:
     return joined
 
 
-def _node(place: Path) -> Path:
+def _node(where: Path) -> Path:
     """Return the path of a receiver's name; a short form, which is the name itself, is found by it as well."""
-    return (*place, "node")
+    return (*where, "node")
 
 
 def _ways(net: Network, tree: Tree | None, work: Multicast, at: Path) -> Iterator[Fault]:
@@ -99,17 +99,17 @@ def _ways(net: Network, tree: Tree | None, work: Multicast, at: Path) -> Iterato
         yield (*at, "size"), message, f"state at most {most}b"
 
 
-def _unreached(net: Network, work: Multicast, receiver: Receiver, place: Path) -> Iterator[Fault]:
-    here = net.place(receiver.node)
-    if receiver.interface is not None and here.interface(receiver.interface) is None:
-        hint = suggest(receiver.interface, [i.name for i in here.interfaces])
-        yield (*place, "interface"), here.lacks(receiver.interface), hint
+def _unreached(net: Network, work: Multicast, receiver: Receiver, where: Path) -> Iterator[Fault]:
+    place = net.place(receiver.node)
+    if receiver.interface is not None and place.interface(receiver.interface) is None:
+        hint = suggest(receiver.interface, [i.name for i in place.interfaces])
+        yield (*where, "interface"), place.lacks(receiver.interface), hint
     elif not any(trees.ends(net, receiver.node, work.version)):
-        yield _node(place), f"{receiver.node} has no IPv{work.version} address", ""
+        yield _node(where), f"{receiver.node} has no IPv{work.version} address", ""
     else:
         by = f"{receiver.node}:{receiver.interface}" if receiver.interface else receiver.node
         message = f"multicast from {work.source} has no way to {by}: no path of links, bridges and multicast routers"
-        yield _node(place), message, "the routers on the way need `router: {multicast: true}`"
+        yield _node(where), message, "the routers on the way need `router: {multicast: true}`"
 
 
 def _passed(net: Network, tree: Tree) -> Iterator[Interface]:

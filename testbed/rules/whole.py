@@ -295,14 +295,14 @@ def _overlaps(stated: list[Stated]) -> Iterator[Fault]:
 
 def _nodes(net: Network, doubt: set[str]) -> Iterator[Fault]:
     for name, node in net.topology.nodes.items():
-        here = net.place(name)
+        place = net.place(name)
         for field, role in node.roles().items():
             # A role of this node that is faulty may be what brings a port of its bridge.
             unsure = "links" in doubt or (role.switch() is not None and f"nodes.{name}" in doubt)
-            for path, message in role.faults(here) if not unsure else ():
+            for path, message in role.faults(place) if not unsure else ():
                 yield ("nodes", name, field, *path), message, ""
         yield from _sysctl(node.sysctl, ("nodes", name, "sysctl"))
-        own = [interface_of(a) for i in here.interfaces for a in i.addresses] if node.routes else []
+        own = [interface_of(a) for i in place.interfaces for a in i.addresses] if node.routes else []
         for n, route in enumerate(node.routes):
             field, message = _route(route.to, route.via, None if doubt & {"nodes", "links"} else own)
             if message:
@@ -368,9 +368,9 @@ def _flow(net: Network, work: Work, at: Path) -> Iterator[Fault]:
         yield (*at, "to"), f"{source} is both ends: a flow goes from one node to another", ""
         return
     ifname = getattr(workload, "to_interface", None)
-    here = net.place(target)
-    if ifname is not None and here.interface(ifname) is None:
-        yield (*at, "to_interface"), here.lacks(ifname), suggest(ifname, [i.name for i in here.interfaces])
+    place = net.place(target)
+    if ifname is not None and place.interface(ifname) is None:
+        yield (*at, "to_interface"), place.lacks(ifname), suggest(ifname, [i.name for i in place.interfaces])
         return
     for field, node in (("from", source), ("to", target)):
         if not net.interfaces[node]:

@@ -60,18 +60,18 @@ def up(
 
     borrowed = _borrowed(plan)
     keep = borrowed or ()
-    places = cgroups.find() if plan.bounds() else None
+    groups = cgroups.find() if plan.bounds() else None
 
     stations = any(bss.stations for bss in plan.network.air)
 
     def after(orderly: bool) -> None:
         if borrowed is not None:
             country.give_back(*borrowed, orderly or not stations)
-        if places is not None:
-            cgroups.sweep(places, patience=5.0)
+        if groups is not None:
+            cgroups.sweep(groups, patience=5.0)
 
     try:
-        return sandbox.launch(name, body, begun, after=after if keep or places else None, keep=keep)
+        return sandbox.launch(name, body, begun, after=after if keep or groups else None, keep=keep)
     finally:
         for fd in keep:
             os.close(fd)

@@ -53,7 +53,7 @@ def asks(**fields: object) -> bytes:
     return json.dumps({"version": __version__, **fields}).encode()
 
 
-EXEC = {"node": "client", "argv": ["ZWNobw=="], "env": [], "places": ["Lw=="]}
+EXEC = {"node": "client", "argv": ["ZWNobw=="], "env": [], "folders": ["Lw=="]}
 HALF = {
     "nothing": b"",
     "half a length": b"\1",
@@ -74,7 +74,7 @@ NONSENSE = {
     "a command without a program": frame(asks(verb="exec", **{**EXEC, "argv": [""]})),
     "NUL in an argument": frame(asks(verb="exec", **{**EXEC, "argv": ["ZWNobw==", "AA=="]})),
     "a variable without a name": frame(asks(verb="exec", **{**EXEC, "env": ["PXg="]})),
-    "a command without a folder": frame(asks(verb="exec", **{**EXEC, "places": []})),
+    "a command without a folder": frame(asks(verb="exec", **{**EXEC, "folders": []})),
     "a node that is a number": frame(asks(verb="exec", **{**EXEC, "node": 5})),
     "a text for a command": frame(asks(verb="exec", **{**EXEC, "argv": "ls"})),
     "half of the arguments": frame(asks(verb="exec", node="client")),

@@ -94,7 +94,7 @@ def kept(sock: socket.socket, file: io.FileIO, until: int | None, ending: list[i
     Pause between batches, so that packets do not cost a wake-up each. At the end, read what is still waiting.
     """
     header = bytearray(PACKET.size)  # kept as it came
-    places, flags, pack = [header], socket.MSG_TRUNC, _HEAD.pack  # MSG_TRUNC: the size is that of the whole packet
+    buffers, flags, pack = [header], socket.MSG_TRUNC, _HEAD.pack  # MSG_TRUNC: the size is that of the whole packet
     receive, unpack, space = sock.recvmsg_into, _TIMESPEC.unpack, socket.CMSG_SPACE(_TIMESPEC.size)
     now, rows, count, flushed = time.monotonic_ns, bytearray(), 0, time.monotonic_ns()
     before, last = ahead(), now()
@@ -104,7 +104,7 @@ def kept(sock: socket.socket, file: io.FileIO, until: int | None, ending: list[i
         more = socket.MSG_DONTWAIT if over else 0
         try:
             while True:
-                size, control, _, _ = receive(places, space, flags | more)
+                size, control, _, _ = receive(buffers, space, flags | more)
                 seconds, nanoseconds = unpack(control[0][2])
                 # This may be negative after a clock was set back, until that is noticed.
                 rows += pack((seconds * 1_000_000_000 + nanoseconds - before) & _WORD, size)

@@ -24,7 +24,7 @@ from testbed.loading import read  # noqa: E402
 from testbed.plan import assemble  # noqa: E402
 from testbed.plan.lab import plan  # noqa: E402
 from testbed.plan.run import run_steps  # noqa: E402
-from testbed.rules import whole as consistency  # noqa: E402
+from testbed.rules import addresses  # noqa: E402
 from tests.test_bounds import GROWING  # noqa: E402
 
 GOAL = 2.0  # times the CPU time for a node of a file that is ten times as large; a quadratic part makes it ten
@@ -33,7 +33,7 @@ TIMES = 10
 
 def once(file: Path) -> float:
     """Return the seconds of CPU time to read, check and plan a file, or to refuse it."""
-    for cached in (assemble.network, units.interface_of, consistency._address):
+    for cached in (assemble.network, units.interface_of, addresses.wrong):
         cached.cache_clear()
     began = time.process_time()
     try:

@@ -18,7 +18,7 @@ from testbed.loading import read
 from testbed.plan import assemble
 from testbed.plan.lab import plan
 from testbed.plan.run import run_steps
-from testbed.rules import whole as consistency
+from testbed.rules import addresses
 from tests.kept import Say, say
 
 __all__ = ["say"]
@@ -85,7 +85,7 @@ def matrix(count: int) -> str:
 
 def calls(run: Callable[[], Any]) -> int:
     """Return how many functions are called until this has ended: work, the same on every machine. Nothing is kept."""
-    for cached in (assemble.network, units.interface_of, consistency._address):
+    for cached in (assemble.network, units.interface_of, addresses.wrong):
         cached.cache_clear()
     count = 0
 

@@ -112,7 +112,7 @@ def test_a_report_plans_and_judges_nothing(current: Path) -> None:
     assert done.returncode == 3
     older_ = code.replace(str(current), str(RUNS / "events"))
     done = subprocess.run((sys.executable, "-c", older_), capture_output=True, text=True, check=False, timeout=60)
-    assert "'testbed.plan' is not a package" in done.stderr, "a folder of before format 1 is planned again"
+    assert "import of testbed.rules halted" in done.stderr, "a folder of before format 1 is planned again"
 
 
 def test_a_folder_of_format_1_needs_nothing_but_its_own_files(current: Path) -> None:

@@ -33,8 +33,8 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"metrics": "bounds measured nodes reception recorded records table wifi"},
     {"workloads": "command iperf3 multicast ping place"},
     {"language": "document effective experiment explain overlay parsing schema sound syntax topology writing"},
-    {"plan": "addresses assemble events lab network routes run trees tunnels"},
-    {"rules": "amt fault multicast names whole"},
+    {"plan": "addresses assemble events interfaces lab links network prefixes routes run trees tunnels"},
+    {"rules": "addresses amt captures checks events fault links multicast names nodes whole workloads"},
     {"": "loading"},
     {"": "results"},
     {
@@ -199,7 +199,7 @@ NAMED = {
     ("rules.amt", "router"): "the same: a relay is a router",
     ("language.topology", "mptcp"): "the key `endpoint` of an event is one of that role",
     ("plan.events", "mptcp"): "the same",
-    ("rules.whole", "mptcp"): "the same",
+    ("rules.events", "mptcp"): "the same",
     ("plan.events", "access_point"): "the key `mlo_link` of an event is one of that role",
 }
 # What has the name of a role and is none: the next router of a route, and a kind of interface in nl80211.

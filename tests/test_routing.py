@@ -16,7 +16,7 @@ from testbed.drivers.route import MAIN, RouteAdd
 from testbed.errors import InputError
 from testbed.loading import load
 from testbed.plan.lab import Plan, plan
-from testbed.plan.routes import Known, merged
+from testbed.plan.prefixes import Known, merged
 from testbed.steps import Configure
 from tests import unmerged
 from tests.strategies import Data, examples, topologies

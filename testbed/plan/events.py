@@ -12,7 +12,8 @@ from testbed.drivers.route import RouteAdd, RuleAdd
 from testbed.drivers.sysctl import SysctlSet
 from testbed.language.topology import WAYS, Direction, Event, Link, Readdress, Shaping, Topology
 from testbed.nodes.mptcp import Mptcp, addresses, planned
-from testbed.plan.lab import Plan, link_addresses
+from testbed.plan.interfaces import link_addresses
+from testbed.plan.lab import Plan
 from testbed.plan.network import end_of
 from testbed.steps import Configure, Delete, Spawn, Step
 

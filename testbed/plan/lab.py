@@ -4,43 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from ipaddress import ip_address
 
 from msgspec import Struct
 
 from testbed import features
-from testbed.drivers import tc
 from testbed.drivers.bound import Bound
-from testbed.drivers.hwsim import RadioAdd
 from testbed.drivers.link import (
-    MTU,
-    AddressAdd,
-    AutoAddressOff,
-    BridgeAdd,
-    LinkSet,
-    LinksUp,
     NamespaceAdd,
-    PortAdd,
-    Silence,
-    VethAdd,
 )
-from testbed.drivers.nl80211 import ChannelSet, CountrySet, FragmentationSet, WiphyMove, WlanAdd
-from testbed.drivers.route import RouteAdd
 from testbed.drivers.sysctl import SysctlSet
 from testbed.features import Feature
-from testbed.language.topology import Link, Topology
+from testbed.language.topology import Topology
 from testbed.nodes.node import rank
-from testbed.nodes.place import Interface
+from testbed.plan import interfaces, links, trees
 from testbed.plan import routes as routing
-from testbed.plan import trees
-from testbed.plan.addresses import link_local, mac
 from testbed.plan.assemble import network
-from testbed.plan.network import Network, end_of
-from testbed.steps import LAB, Configure, Request, Run, Step, Wait
-from testbed.units import interface_of
-
-_MANY = 64  # nodes on a segment, or ports of a bridge
-_REPORTS = "20"  # ms: a whole number of ticks whatever a kernel has of them (100, 250, 300 or 1000 a second)
+from testbed.plan.network import Network
+from testbed.steps import LAB, Configure, Request, Run, Step
 
 
 class Plan(Struct, frozen=True, dict=True):
@@ -111,16 +91,16 @@ def plan(topology: Topology) -> Plan:
     steps = (
         *(Configure(LAB, bound) for bound in _bounds(topology)),
         *_namespaces(net, early),
-        *_links(net),
-        *_radios(net),
-        *_interfaces(net),
-        *_bridges(net),
-        *_routes(net),
-        *_shaping(net),
+        *links.made(net),
+        *interfaces.radios(net),
+        *interfaces.configured(net),
+        *interfaces.bridges(net),
+        *routing.steps(net),
+        *links.shaping(net),
         *late,
         *_multicast(net),
         *_commands(net),
-        *_waits(net),
+        *links.waits(net),
     )
     return Plan(topology.name, net, steps, _hosts(net))
 
@@ -136,11 +116,11 @@ def _roles(net: Network, name: str, multicast: bool) -> Iterator[Step]:
     roles = tuple(node.started().values())
     for role in roles:
         yield from role.first(place)
-    if 6 in net.families and any(_crowded(net, i) for i in net.interfaces[name]):
+    if 6 in net.families and any(interfaces.crowded(net, i) for i in net.interfaces[name]):
         # What a node says of its own accord goes to all the others: no question for routers, whose answer nobody
         # needs, and reports of groups (RFC 3810) at once, while the bridge does not pass them on yet.
         yield Configure(name, SysctlSet("net.ipv6.conf.default.router_solicitations", "0"))
-        yield Configure(name, SysctlSet("net.ipv6.conf.default.mldv2_unsolicited_report_interval", _REPORTS))
+        yield Configure(name, SysctlSet("net.ipv6.conf.default.mldv2_unsolicited_report_interval", interfaces.REPORTS))
     if multicast or any(role.loose() for role in roles):
         # What comes by another way than it would leave by, as the way of multicast need not be the way back, would be
         # dropped by a strict reverse path filter, which a namespace may inherit from the host.
@@ -150,11 +130,6 @@ def _roles(net: Network, name: str, multicast: bool) -> Iterator[Step]:
         yield from role.steps(place)
     for key, value in node.sysctl.items():
         yield Configure(name, SysctlSet(key, str(value)))
-
-
-def _crowded(net: Network, i: Interface) -> bool:
-    """Say whether a frame to all that leaves by an interface has many receivers."""
-    return i.kind == "veth" and not i.port and len(net.segments[i.segment]) > _MANY
 
 
 def _early(net: Network, step: Step) -> bool:
@@ -174,178 +149,6 @@ def _namespaces(net: Network, early: list[Step]) -> Iterator[Step]:
         yield from by_node.get(name, ())
 
 
-def _links(net: Network) -> Iterator[Step]:
-    taken = {i.mac for interfaces in net.interfaces.values() for i in interfaces}
-    for name, switch in net.switches.items():
-        own = next((i.mac for i in net.interfaces[name] if i.kind == "bridge"), "")
-        address = own or mac(name, switch.name, taken)
-        yield Configure(name, BridgeAdd(switch.name, address, switch.mcast_snooping, switch.stp))
-    by_maker: dict[str, list[Step]] = {}
-    ports: list[Step] = []
-    for link in net.topology.links:
-        near, far = _ends(net, link)
-        pair = VethAdd(near.name, near.mac, far.node, far.name, far.mac, _master(net, near))
-        by_maker.setdefault(near.node, []).append(Configure(near.node, pair))
-        if far.port:
-            ports.append(Configure(far.node, PortAdd(far.name, _master(net, far))))
-    for steps in by_maker.values():
-        yield from steps
-    yield from ports
-
-
-def _ends(net: Network, link: Link) -> tuple[Interface, Interface]:
-    """Return both ends, first the one that makes the pair: a bridge port, so that it is born as one."""
-    first, second = (_interface(net, text) for text in link.ends)
-    return (second, first) if second.port and not first.port else (first, second)
-
-
-def _interface(net: Network, text: str) -> Interface:
-    return net.named[end_of(text)][0]
-
-
-def _master(net: Network, interface: Interface) -> str:
-    return net.switches[interface.node].name if interface.port else ""
-
-
-def _radios(net: Network) -> Iterator[Step]:
-    """Yield radios and their interfaces, and one monitor a channel that counts the frames on the medium.
-
-    Radios are made in the lab's own namespace, for that decides who hears them, and then go to their nodes.
-    """
-    for country in dict.fromkeys(bss.country for bss in net.air):
-        yield Configure(LAB, CountrySet(country))
-    for name, node in net.topology.nodes.items():
-        for i in net.interfaces[name]:
-            if i.kind != "wlan":
-                continue
-            own = node.roles()[str(i.at[-1])].radio(net.place(name))
-            assert own is not None
-            radio = f"{name}-{i.name}"
-            yield Configure(LAB, RadioAdd(radio, own.mlo))
-            yield Configure(LAB, WiphyMove(radio, name))
-            yield Configure(name, FragmentationSet(radio))
-            yield Configure(name, WlanAdd(radio, i.name, own.mode, i.mac))
-    for name, freq in net.ears.items():
-        yield Configure(LAB, RadioAdd(name, mlo=False))
-        yield Configure(LAB, WlanAdd(name, name, "monitor"))
-        yield Configure(LAB, LinkSet(name, up=True))
-        yield Configure(LAB, ChannelSet(name, freq))
-
-
-def _interfaces(net: Network) -> Iterator[Step]:
-    for name, interfaces in net.interfaces.items():
-        yield Configure(name, LinkSet("lo", up=True))
-        for i in interfaces:
-            if i.kind == "wlan":
-                yield from _wlan(net, i)
-            if i.kind != "veth":
-                continue
-            if not i.port:
-                yield from _enabled(net, i)
-                yield Configure(name, AutoAddressOff(i.name))  # before an MTU below 1280 takes IPv6 off the interface
-            if i.mtu != MTU:
-                yield Configure(name, LinkSet(i.name, mtu=i.mtu))
-            if i.port:
-                continue
-            for address in _addresses(i):
-                yield Configure(name, address)
-            yield Configure(name, LinkSet(i.name, up=True))
-        for i in (i for i in interfaces if i.kind == "bridge"):
-            yield from _enabled(net, i)
-            yield Configure(name, AutoAddressOff(i.name))
-            for address in _addresses(i):
-                yield Configure(name, address)
-
-
-def _bridges(net: Network) -> Iterator[Step]:
-    """Yield bridges that come up, after all that they join: each port that comes to a running one costs more.
-
-    A node reports the groups of its addresses as soon as it is up, a few times, _REPORTS and two ticks (20 ms) at
-    most apart (net/ipv6/mcast.c: mld_ifc_start_work). A large bridge would copy each report to everybody, and what
-    there is no room for in the processors' backlogs, first packets of others among it, would be lost.
-    """
-    bridges = [(name, switch.name) for name, switch in net.switches.items()]
-    for name, bridge in bridges if 6 in net.families else ():
-        if sum(i.port for i in net.interfaces[name]) > _MANY:
-            yield Wait(name, Silence(bridge), steady=0.06, inline=True)
-    for name, bridge in bridges:
-        yield Configure(name, LinkSet(bridge, up=True))
-
-
-def _enabled(net: Network, i: Interface) -> Iterator[Step]:
-    """Yield IPv6 for an interface of a bridging node that is no port: there it is off unless said otherwise."""
-    if i.node in net.switches and 6 in net.families:
-        yield Configure(i.node, SysctlSet(f"net.ipv6.conf.{i.name.replace('.', '/')}.disable_ipv6", "0"))
-
-
-def _wlan(net: Network, i: Interface) -> Iterator[Step]:
-    """Yield a wireless interface that is up: hostapd and wpa_supplicant find it as they leave it.
-
-    They may take it down and up again, and IPv6 addresses stay only if told so; the link-local one comes back by
-    itself, without duplicate address detection, and nobody asks for routers.
-    """
-    if i.mtu != MTU:
-        yield Configure(i.node, LinkSet(i.name, mtu=i.mtu))
-    if not i.port:
-        if 6 in net.families:
-            yield from _enabled(net, i)
-            conf = f"net.ipv6.conf.{i.name.replace('.', '/')}"
-            for key, value in (("accept_dad", 0), ("router_solicitations", 0), ("keep_addr_on_down", 1)):
-                yield Configure(i.node, SysctlSet(f"{conf}.{key}", str(value)))
-        yield Configure(i.node, LinkSet(i.name, up=True))
-        for address in i.addresses:
-            yield Configure(i.node, AddressAdd(address, i.name))
-
-
-def _addresses(interface: Interface) -> Iterator[AddressAdd]:
-    if any(":" in a for a in interface.addresses):
-        # Routers send neighbour solicitations from it (net/ipv6/ndisc.c: ndisc_send_ns).
-        yield AddressAdd(link_local(interface.mac), interface.name)
-    for address in interface.addresses:
-        yield AddressAdd(address, interface.name)
-
-
-def link_addresses(net: Network, node: str, ifname: str) -> list[AddressAdd]:
-    """Return the IPv6 addresses of an interface, which the kernel drops with the link (addrconf.c)."""
-    return [a for a in _addresses(_interface(net, f"{node}:{ifname}")) if ":" in a.address]
-
-
-def _routes(net: Network) -> Iterator[Step]:
-    static = net.topology.routing == "static"
-    known = [routing.known(net, version) for version in net.families] if static else []
-    for name, node in net.topology.nodes.items():
-        if node.routes:
-            for route in node.routes:
-                dev = _towards(net, name, route.via)
-                yield Configure(name, RouteAdd(route.to, dev, route.via))
-        else:
-            for request in routing.routes(net, name, known):
-                yield Configure(name, request)
-        for role in node.roles().values() if static else ():
-            if (joins := role.joins(net.place(name))) is not None:
-                for rule_or_route in routing.source_routes(net, name, joins, known):
-                    yield Configure(name, rule_or_route)
-
-
-def _towards(net: Network, node: str, via: str) -> str:
-    gateway = ip_address(via)
-    pairs = [(i, a) for i in net.interfaces[node] for a in i.addresses]
-    return next(i.name for i, a in pairs if gateway in interface_of(a).network)
-
-
-def _shaping(net: Network) -> Iterator[Step]:
-    for link in net.topology.links:
-        yield from shape(link)
-
-
-def shape(link: Link) -> Iterator[Step]:
-    """Yield both directions of a link as qdiscs, each at the end that sends."""
-    for end, shape in link.directions():
-        node, ifname = end_of(end)
-        for qdisc in tc.shape(ifname, shape):
-            yield Configure(node, qdisc)
-
-
 def _multicast(net: Network) -> Iterator[Step]:
     entries = trees.entries(net)
     for name, node in net.topology.nodes.items():
@@ -359,27 +162,11 @@ def _commands(net: Network) -> Iterator[Step]:
             yield Run(name, argv)
 
 
-def _waits(net: Network) -> Iterator[Step]:
-    """Await the ends that were up before their peer: the other ends had carrier when they came up.
-
-    IPv6 needs the other ends as well: it begins to use an interface when that is operationally up (addrconf.c).
-    """
-    first: dict[str, list[str]] = {}
-    order = {name: n for n, name in enumerate(net.interfaces)}
-    for link in net.topology.links:
-        near, far = _ends(net, link)
-        early = near if near.port or order[near.node] <= order[far.node] else far
-        for end in (near, far) if 6 in net.families else (early,):
-            first.setdefault(end.node, []).append(end.name)
-    for node, names in first.items():
-        yield Wait(node, LinksUp(tuple(names)))
-
-
 def _hosts(net: Network) -> str:
     rows = []
-    for name, interfaces in net.interfaces.items():
+    for name, mine in net.interfaces.items():
         named = False
-        for i in interfaces:
+        for i in mine:
             for host in i.hosts():
                 rows.append(f"{host} {name}-{i.name}" + ("" if named else f" {name}"))
             named = named or bool(i.addresses)

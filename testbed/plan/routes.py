@@ -7,22 +7,21 @@ the lab has. No prefix lies within another, so when a link takes its routes with
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from itertools import groupby, islice
+from ipaddress import ip_address
+from itertools import islice
 
 from msgspec import Struct
 
 from testbed.drivers.route import MAIN, RouteAdd, RuleAdd
 from testbed.nodes.place import Interface
 from testbed.plan.network import Graph, Network
+from testbed.plan.prefixes import NONE, Known, known, merged
+from testbed.steps import Configure, Step
+from testbed.units import interface_of
 
 _FIRST_TABLE = 100
-_BITS = {4: 32, 6: 128}
-_NONE = -1  # in place of a hop's number: a destination of the default route
 
 
 class Hop(Struct, frozen=True):
@@ -31,19 +30,6 @@ class Hop(Struct, frozen=True):
     dev: str
     segment: int
     router: str
-
-
-class Known(Struct, frozen=True):
-    """The networks of a family as numbers, in the order of addresses; `segments` has None where no route leads.
-
-    `via` is the address of each router on each segment.
-    """
-
-    version: int
-    via: dict[tuple[int, str], str]
-    bases: tuple[int, ...]
-    lengths: tuple[int, ...]
-    segments: tuple[int | None, ...]
 
 
 def graphs(net: Network) -> dict[int, Graph]:
@@ -78,7 +64,7 @@ def search(joined: Graph, first: Sequence[Hop], own: Iterable[int]) -> dict[int,
     Breadth first from all hops at once, without what lies behind a node's own segments. Routers are found in the
     order of their hops, so the one that comes to a segment first is of the hop that wins it.
     """
-    found = dict.fromkeys(own, _NONE)
+    found = dict.fromkeys(own, NONE)
     by = {hop.router: n for n, hop in reversed(list(enumerate(first)))}
     queue = list(dict.fromkeys(hop.router for hop in first))
     routers, segments = joined.routers, joined.segments
@@ -94,82 +80,22 @@ def search(joined: Graph, first: Sequence[Hop], own: Iterable[int]) -> dict[int,
     return found
 
 
-def known(net: Network, version: int) -> Known:
-    """Return the networks of a family, and hosts outside of them that events make: no two overlap."""
-    found: dict[tuple[int, int], int | None] = {}
-    for segment, members in net.segments.items():
-        for i in members:
-            for n, address in enumerate(a for a in i.addresses if (":" in a) == (version == 6)):
-                # Routes lead to the first network of an interface, which is that of its segment.
-                found.setdefault(_network(address), None if n else segment)
-    order = sorted(found)
-    for added in (e.address.add for e in net.topology.events if e.address is not None and e.address.add):
-        if (":" in added) == (version == 6):
-            host = _network(f"{added.partition('/')[0]}/{_BITS[version]}")
-            at = bisect_right(order, host)
-            if not at or host[0] >> (shift := _BITS[version] - order[at - 1][1]) != order[at - 1][0] >> shift:
-                found[host] = None
-    order = sorted(found)
-    every = [i for members in net.segments.values() for i in members if net.router(i.node)]
-    via = {(i.segment, i.node): i.host(version) for i in reversed(every) if i.host(version)}
-    segments = tuple(found[key] for key in order)
-    return Known(version, via, tuple(base for base, _ in order), tuple(length for _, length in order), segments)
-
-
-def _network(address: str) -> tuple[int, int]:
-    """Return the base and length of an address's network, as numbers: ipaddress takes ten times as long."""
-    host, _, length = address.partition("/")
-    value, shift = (int(IPv6Address(host)), 128) if ":" in host else (int(IPv4Address(host)), 32)
-    shift -= int(length)
-    return value >> shift << shift, int(length)
-
-
-def merged(nets: Known, taken: Sequence[int]) -> Iterator[tuple[str, int]]:
-    """Yield the fewest prefixes, none within another, that give every network its hop; without those of no hop.
-
-    `taken` is the number of the hop of each network.
-    """
-    ends: list[int] = []  # of the run of equal hops that each network is in
-    for _, run in groupby(taken):
-        count = len(list(run))
-        ends += [len(ends) + count] * count
-    bases = nets.bases
-    parts = [(0, len(bases))] if bases else []
-    while parts:
-        low, high = parts.pop()
-        if ends[low] < high:
-            shift = (bases[low] ^ bases[high - 1]).bit_length() - 1
-            middle = bisect_left(bases, bases[high - 1] >> shift << shift, low, high)
-            parts += ((middle, high), (low, middle))
-        elif taken[low] != _NONE:
-            differ = (bases[low] ^ bases[high - 1]).bit_length()
-            length = _BITS[nets.version] - differ if differ else nets.lengths[low]
-            yield _text(bases[low] >> differ << differ, length, nets.version), taken[low]
-
-
-@lru_cache(maxsize=1 << 16)
-def _text(base: int, length: int, version: int) -> str:
-    return str((IPv4Network if version == 4 else IPv6Network)((base, length)))
-
-
 def table(
     net: Network, nets: Known, first: Sequence[Hop], found: dict[int, int], number: int = MAIN
 ) -> Iterator[RouteAdd]:
     """Yield a table: the commonest next hop, of several the one to the first segment, is the default route."""
     count = Counter(found.values())
-    del count[_NONE]
+    del count[NONE]
     if not count:
         return
     most = max(count.values())
     common = {n for n, times in count.items() if times == most}
-    default = (
-        common.pop() if len(common) == 1 else next(n for s in net.segments if (n := found.get(s, _NONE)) in common)
-    )
+    default = common.pop() if len(common) == 1 else next(n for s in net.segments if (n := found.get(s, NONE)) in common)
     via = {n: nets.via[first[n].segment, first[n].router] for n in count}
     yield RouteAdd("default", first[default].dev, via[default], number)
     if len(count) > 1:
         number_of: dict[int | None, int] = {s: n for s, n in found.items() if n != default}
-        for to, n in merged(nets, [number_of.get(s, _NONE) for s in nets.segments]):
+        for to, n in merged(nets, [number_of.get(s, NONE) for s in nets.segments]):
             yield RouteAdd(to, first[n].dev, via[n], number)
 
 
@@ -233,3 +159,27 @@ def source_routes(
                 yield from table(net, nets, first, found, number)
             elif len(others) == 1:
                 yield RouteAdd("default", interface.name, others[0].host(version), number)
+
+
+def steps(net: Network) -> Iterator[Step]:
+    """Yield the routes of every node, stated or planned."""
+    static = net.topology.routing == "static"
+    every = [known(net, version) for version in net.families] if static else []
+    for name, node in net.topology.nodes.items():
+        if node.routes:
+            for route in node.routes:
+                dev = _towards(net, name, route.via)
+                yield Configure(name, RouteAdd(route.to, dev, route.via))
+        else:
+            for request in routes(net, name, every):
+                yield Configure(name, request)
+        for role in node.roles().values() if static else ():
+            if (joins := role.joins(net.place(name))) is not None:
+                for rule_or_route in source_routes(net, name, joins, every):
+                    yield Configure(name, rule_or_route)
+
+
+def _towards(net: Network, node: str, via: str) -> str:
+    gateway = ip_address(via)
+    pairs = [(i, a) for i in net.interfaces[node] for a in i.addresses]
+    return next(i.name for i, a in pairs if gateway in interface_of(a).network)

@@ -19,7 +19,7 @@ class Written(Struct, frozen=True):
     doubt: frozenset[str] = frozenset()
 
 
-def known(names: Collection[object]) -> str:
+def there_are(names: Collection[object]) -> str:
     """Return a hint with the first of the names that there are."""
     found = [str(n) for n in islice(names, 8)]
     return f"there are: {', '.join(found)}{', ...' if len(names) > 8 else ''}" if found else "there are none"

@@ -1,0 +1,95 @@
+"""What is wrong with checks: metrics that do not exist, bounds that nothing can pass (pure)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from testbed.language.document import Fault, Path
+from testbed.language.explain import Names, name_set, suggest
+from testbed.language.topology import Topology
+from testbed.metrics import table
+from testbed.nodes.node import called, figured
+from testbed.plan.network import Network
+from testbed.rules.events import end_of_run
+from testbed.rules.fault import Written, there_are
+from testbed.rules.names import MACHINE
+
+_NAME = 255  # characters of a metric's
+_METRIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.[A-Za-z0-9_.%@+-]+")
+
+
+def faults(topology: Topology, net: Network, written: Written, doubt: set[str]) -> Iterator[Fault]:
+    """Yield (path, sentence, hint) for each fault."""
+    end = end_of_run(topology, doubt)
+    known = name_set((*written.workloads, *written.nodes))
+    for n, check in enumerate(topology.checks):
+        at: Path = ("checks", n)
+        for field in ("metric", "divide_by"):
+            metric = getattr(check, field)
+            if metric is not None:
+                yield from _metric(net, known, metric, (*at, field), doubt)
+        bounds = [v for v in (check.min, check.max, check.equals) if v is not None]
+        if not bounds and check.present is None:
+            yield at, "a check needs at least one of the keys min, max, equals, present", ""
+        if check.min is not None and check.max is not None and check.min > check.max:
+            yield (*at, "min"), f"min {check.min:g} is above max {check.max:g}: nothing can pass", ""
+        if check.present is not None and bounds:
+            yield (*at, "present"), "min, max and equals need the metric anyway: leave `present` out, or them", ""
+        if check.at is not None and end is not None and check.at > end:
+            yield (*at, "at"), f"at {check.at:g} s the run is over: it ends at {end:g} s", ""
+
+
+def _metric(net: Network, known: Names, metric: str, at: Path, doubt: set[str]) -> Iterator[Fault]:
+    if len(metric) > _NAME:
+        yield at, f"the name of a metric has at most {_NAME} characters, and this has {len(metric)}", ""
+        return
+    if not _METRIC.fullmatch(metric):
+        example = "bulk.goodput_mbps or client.eth0.tx_mbps"
+        yield at, f"{metric!r} is no metric: write workload.metric or node.interface.counter, such as {example}", ""
+        return
+    # A node's name may have dots, so the longest name that fits is the owner.
+    parts = metric.split(".")
+    heads = [".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)]
+    owner = next((h for h in heads if h in known or h == MACHINE), "")
+    if not owner:
+        head = parts[0]
+        yield at, f"no workload and no node is called {head!r}", suggest(head, known) or there_are(known)
+        return
+    rest = metric.removeprefix(f"{owner}.")
+    work = net.topology.workloads.get(owner)
+    if work is not None and work.kind():
+        names = work.workload().metrics()
+        if rest not in names:
+            yield at, f"{work.kind()} has no metric {rest!r}", suggest(rest, names) or there_are(names)
+    elif owner == MACHINE and rest not in (names := table.names("machine")):
+        yield at, f"the machine has no metric {rest!r}", suggest(rest, names) or there_are(names)
+    elif owner in net.topology.nodes and not doubt & {"links", f"nodes.{owner}"}:
+        yield from _node_metric(net, owner, rest, at)
+
+
+def _node_metric(net: Network, node: str, rest: str, at: Path) -> Iterator[Fault]:
+    owner, _, figure = rest.partition(".")
+    role = figured(owner) if table.begins(owner) else ""
+    known = table.names(owner if role else "interface")
+    if role:
+        if role not in net.topology.nodes[node].roles():
+            yield at, f"{node} is not {called(role)}", f"give the node `{role}: {{}}`"
+            return
+        if not table.by_interface(owner):
+            if figure not in known and table.COUNTER not in known:  # which counters there are, the kernel knows
+                yield at, f"{role} has no metric {figure!r}", suggest(figure, known) or there_are(known)
+            return
+        rest = figure
+    ends = net.devices_of.get(node, ())
+    ifname = max((i for i in ends if rest.startswith(f"{i}.")), key=len, default="")
+    if not ifname:
+        head = rest.partition(".")[0]
+        yield at, f"{node} has no interface {head!r}", suggest(head, ends) or there_are(ends)
+        return
+    counter = rest.removeprefix(f"{ifname}.")
+    if not role and any(i.kind == "wlan" and i.name == ifname for i in net.interfaces[node]):
+        links = [f"link{n}.{w}" for n in net.link_ids(node)[ifname].values() for w in table.names("mlo_link")]
+        known = (*known, *table.names("wlan"), *links)
+    if counter not in known:
+        yield at, f"there is no counter {counter!r}", suggest(counter, known) or there_are(known)

@@ -1,0 +1,181 @@
+"""What is wrong with events: when they happen, to what, and what they change (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+from msgspec.structs import replace
+
+from testbed.drivers.channels import channel
+from testbed.language.document import Fault, Path
+from testbed.language.explain import Names, name_set, suggest
+from testbed.language.topology import Event, Topology
+from testbed.nodes.node import called
+from testbed.nodes.place import Place
+from testbed.plan.events import link_index
+from testbed.plan.network import Network
+from testbed.rules.addresses import wrong
+from testbed.rules.fault import there_are
+from testbed.rules.links import shaping
+from testbed.rules.nodes import sysctl
+
+_AT_NODES = ("command", "sysctl", "endpoint", "mlo_link", "rejoin", "address", "restart")
+
+
+def faults(topology: Topology, net: Network, nodes: Names, doubt: set[str]) -> Iterator[Fault]:
+    """Yield (path, sentence, hint) for each fault."""
+    end = end_of_run(topology, doubt)
+    for n, event in enumerate(topology.events):
+        at: Path = ("events", n)
+        if end == 0:
+            yield at, "nothing runs: events need workloads, or a `duration`", ""
+        elif end is not None and event.at >= end:
+            message = f"at {event.at:g} s the run is over: it ends at {end:g} s"
+            yield (*at, "at"), message, "state a longer `duration`"
+        if (event.link is None) == (event.node is None):
+            yield at, "an event happens either to a `link` or at a `node`", ""
+        elif event.link is not None:
+            yield from _link_event(topology, event, at, doubt)
+        else:
+            yield from _node_event(net, event, at, nodes, doubt)
+
+
+def _link_event(topology: Topology, event: Event, at: Path, doubt: set[str]) -> Iterator[Fault]:
+    assert event.link is not None
+    n = link_index(topology, event.link)
+    if n is None and "links" not in doubt:
+        named, known = _links_known(topology)
+        hint = suggest(event.link, known) or there_are(named or known)
+        yield (*at, "link"), f"there is no link {event.link!r}", hint
+    if any(getattr(event, key) is not None for key in _AT_NODES):
+        *most, last = (f"`{key}`" for key in _AT_NODES)
+        yield at, f"{', '.join(most)} and {last} happen at a `node`", ""
+    elif (event.set is None) == (event.down is None):
+        example = "`set: {delay: 80ms}`, `down: true` or `down: false`"
+        yield at, f"an event of a link needs exactly one of {example}", ""
+    elif event.set is not None and not event.set.model_fields_set:
+        yield (*at, "set"), "this sets nothing: state what changes, such as `delay: 80ms`", ""
+    if event.set is not None:
+        yield from shaping(event.set, topology.links[n].mtu if n is not None else None, topology, (*at, "set"))
+
+
+@lru_cache(maxsize=1)
+def _links_known(topology: Topology) -> tuple[Names, Names]:
+    """Return the names of links, and these and their ends."""
+    named = [link.name for link in topology.links if link.name]
+    return name_set(named), name_set([*named, *(end for link in topology.links for end in link.ends)])
+
+
+def _node_event(net: Network, event: Event, at: Path, nodes: Names, doubt: set[str]) -> Iterator[Fault]:
+    assert event.node is not None
+    if event.node not in nodes:
+        yield (*at, "node"), f"there is no node {event.node!r}", suggest(event.node, nodes) or there_are(nodes)
+        return
+    if event.set is not None or event.down is not None:
+        yield at, "`set` and `down` happen to a `link`", ""
+    elif sum(getattr(event, key) is not None for key in _AT_NODES) != 1:
+        keys = ", ".join(f"`{key}`" for key in _AT_NODES)
+        yield at, f"an event at a node needs exactly one of {keys}", ""
+    if not doubt & {"links", "nodes", f"nodes.{event.node}"}:
+        yield from _wlan_event(net, event, event.node, at)
+        yield from _address_event(net, event, event.node, at)
+    known = (*net.topology.nodes[event.node].roles(), None)
+    if event.restart not in known and f"nodes.{event.node}" not in doubt:
+        what = str(event.restart)
+        yield (*at, "restart"), f"{event.node} is not {called(what)}", f"it has no `{what}`"
+    yield from sysctl(event.sysctl or {}, (*at, "sysctl"))
+    role = net.topology.nodes[event.node].mptcp
+    if event.endpoint is None or doubt & {"links", f"nodes.{event.node}"}:
+        return
+    if role is None:
+        yield (*at, "endpoint"), f"{event.node} is no MPTCP host", "give the node `mptcp: {}`"
+        return
+    changed = role.model_copy(update={"endpoints": (event.endpoint,)})
+    for path, message in changed.faults(_during(net, event)):
+        yield (*at, "endpoint", *path[2:]), message, ""
+
+
+def _during(net: Network, event: Event) -> Place:
+    """Return the node of an event with the addresses that it has then; one that is removed may have gone already."""
+    assert event.node is not None
+    now = net.place_at(event)
+    if event.action != "remove":
+        return now
+    old = {i.name: i.addresses for i in net.place(event.node).interfaces}
+    both = (replace(i, addresses=tuple(dict.fromkeys((*old[i.name], *i.addresses)))) for i in now.interfaces)
+    return replace(now, interfaces=tuple(both))
+
+
+def _wlan_event(net: Network, event: Event, node: str, at: Path) -> Iterator[Fault]:
+    """Yield what is wrong with an event of an access point's link, or of a station."""
+    if event.mlo_link is None:
+        for key in ("remove", "freq"):
+            if getattr(event, key) is not None:
+                yield (*at, key), f"`{key}` is about an `mlo_link` of an access point: state which", ""
+    roles = net.topology.nodes[node].roles().values()
+    if event.rejoin is not None and not any(role.rejoin(net.place(node)) for role in roles):
+        yield (*at, "rejoin"), f"{node} is not a station", ""
+    elif event.rejoin is False:
+        yield (*at, "rejoin"), "write `rejoin: true`, or leave the event out", ""
+    if event.mlo_link is None:
+        return
+    bss = next((b for b in net.air if b.node == node), None)
+    if bss is None:
+        yield (*at, "mlo_link"), f"{node} is no access point", ""
+        return
+    freqs = dict(bss.freqs)
+    if event.mlo_link not in freqs:
+        yield (*at, "mlo_link"), f"{node} has no link {event.mlo_link}", there_are(list(freqs))
+    elif (event.remove is None) == (event.freq is None):
+        yield (*at, "mlo_link"), "say what happens to the link: `remove: true`, `remove: false` or `freq: 5200`", ""
+    elif event.remove is not None and not bss.mlo:
+        yield (*at, "remove"), f"{node} is no AP MLD: its only channel can't be removed", ""
+    elif event.freq is not None:
+        old, new = channel(freqs[event.mlo_link]), channel(event.freq)
+        if new is None or new.radar:
+            why = "no centre of a 20 MHz channel" if new is None else "a channel with radar detection (DFS)"
+            yield (*at, "freq"), f"{event.freq} MHz is {why}", ""
+        elif old is not None and old.band != new.band:
+            yield (*at, "freq"), f"link {event.mlo_link} is on {old.band}, and {event.freq} MHz is not", ""
+        elif (other := next((n for n, f in _moved(net, event, freqs).items() if f == event.freq), None)) is not None:
+            yield (*at, "freq"), f"{event.freq} MHz is the channel of link {other} then: each link has its own", ""
+
+
+def _moved(net: Network, event: Event, freqs: dict[int, int]) -> dict[int, int]:
+    """Return the frequencies (MHz) of an access point's links at the time of an event, after those before it."""
+    before = [e for e in net.happenings[str(event.node)] if e.freq is not None and e.at < event.at]
+    return freqs | {e.mlo_link: e.freq for e in before if e.mlo_link in freqs and e.freq}
+
+
+def _address_event(net: Network, event: Event, node: str, at: Path) -> Iterator[Fault]:
+    """Yield what is wrong with a change of addresses."""
+    if (change := event.address) is None:
+        return
+    place, where = net.place(node), (*at, "address")
+    interface = place.interface(change.interface)
+    if interface is None:
+        names = [i.name for i in place.interfaces]
+        yield (*where, "interface"), place.lacks(change.interface), suggest(change.interface, names)
+        return
+    if interface.port:
+        yield (*where, "interface"), f"{change.interface} is a port of a bridge, which has no address", ""
+    if change.remove is None and change.add is None:
+        yield where, "state an address to `remove`, one to `add`, or both", ""
+    if change.remove is not None and change.remove not in interface.addresses:
+        before = [e.address.add for e in net.happenings[node] if e.address and e.at < event.at]
+        if change.remove not in before:
+            have = ", ".join(interface.addresses) or "none"
+            yield (*where, "remove"), f"{change.remove} is no address of {node}:{change.interface} ({have})", ""
+    if change.add is not None and (problem := wrong(change.add)):
+        yield (*where, "add"), problem, ""
+    elif change.add is not None:
+        other = net.owners.get(change.add.partition("/")[0])
+        if other is not None and (other.node, other.name) != (node, change.interface):
+            yield (*where, "add"), f"{change.add} is the address of {other.node}:{other.name} already", ""
+
+
+def end_of_run(topology: Topology, doubt: set[str]) -> float | None:
+    """Return when a run is over, None when that can't be known."""
+    sound = all(w.kind() for w in topology.workloads.values())
+    return topology.seconds() if sound and not doubt & {"workloads", "duration"} else None

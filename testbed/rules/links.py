@@ -1,0 +1,90 @@
+"""What is wrong with links: their names, their ends, their shaping (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from testbed.language.document import Fault, Path
+from testbed.language.explain import Names, suggest
+from testbed.language.topology import WAYS, Direction, Link, Shaping, Topology, Way
+from testbed.nodes.place import misnamed
+from testbed.rules.addresses import wrong
+from testbed.rules.fault import there_are
+
+_LINK = 64  # characters of a name
+
+
+def faults(topology: Topology, nodes: Names) -> Iterator[Fault]:
+    """Yield (path, sentence, hint) for each fault."""
+    seen: dict[str, int] = {}
+    names: dict[str, int] = {}
+    for n, link in enumerate(topology.links):
+        at = ("links", n)
+        if link.name is not None:
+            if link.name in names:
+                other = "-".join(topology.links[names[link.name]].ends)
+                yield (*at, "name"), f"the link {other} is named {link.name!r} already", ""
+            names.setdefault(link.name, n)
+            if ":" in link.name or not link.name:
+                yield (*at, "name"), f"{link.name!r} is no name of a link: it is not empty and has no colon", ""
+            elif len(link.name) > _LINK or not link.name.isprintable():
+                what = f"at most {_LINK} characters, all of them printable"
+                yield (*at, "name"), f"{link.name!r} is not a name of a link: {what}", ""
+        for e, text in enumerate(link.ends):
+            place = (*at, "ends", e)
+            node, colon, ifname = text.partition(":")
+            if not colon:
+                example = f"{text or 'client'}:eth0"
+                yield place, f"{text!r} is no end of a link: write node:interface, such as {example}", ""
+                continue
+            if node not in nodes:
+                yield place, f"there is no node {node!r}", suggest(node, nodes) or there_are(nodes)
+            if problem := misnamed(ifname):
+                yield place, problem, ""
+            elif seen.get(text) == n:
+                yield place, f"{text} is both ends: a link joins two interfaces", ""
+            elif text in seen:
+                other = _called(topology.links[seen[text]])
+                yield place, f"{text} is an end of {other} already: an interface has one link", ""
+            seen.setdefault(text, n)
+            for k, address in enumerate(link.stated(e) or ()):
+                if problem := wrong(address):
+                    yield (*at, "addresses", e, k), problem, ""
+        yield from shaping(link, link.mtu, topology, at)
+
+
+def _called(link: Link) -> str:
+    return f"the link {link.name or '-'.join(link.ends)}"
+
+
+def shaping(what: Shaping, mtu: int | None, topology: Topology, at: Path) -> Iterator[Fault]:
+    """Yield what can't be: of a link, or of what an event changes of one, whose other values are not known here."""
+    whole = isinstance(what, Link)
+    if what.mtu is not None and what.mtu < 1280 and "ipv6" in topology.families:
+        hint = "or `families: [ipv4]`"
+        yield (*at, "mtu"), f"IPv6 takes an mtu of at least 1280 (RFC 8200 section 5), not {what.mtu}", hint
+    parts: tuple[tuple[tuple[Way, ...], Direction | None], ...]
+    parts = ((WAYS, what), *(((way,), getattr(what, way)) for way in WAYS))
+    for keys, part in parts:
+        if part is None:
+            continue
+        place = (*at, *keys) if len(keys) == 1 else at
+        vague = (part.jitter, part.reorder, part.distribution, part.burst)  # these belong to another key
+        ways = [what.shape(key) for key in keys] if any(v is not None for v in vague) else []
+        if whole and part.jitter is not None and any(w.delay is None for w in ways):
+            yield (*place, "jitter"), "jitter varies a delay: state `delay` as well", ""
+        if whole and part.reorder is not None and any(not w.delay for w in ways):
+            yield (*place, "reorder"), "reordering lets packets overtake delayed ones: state `delay` as well", ""
+        if whole and part.distribution is not None and any(w.jitter is None for w in ways):
+            yield (*place, "distribution"), "a distribution is that of the jitter: state `jitter` as well", ""
+        if whole and part.burst is not None and any(w.rate is None for w in ways):
+            yield (*place, "burst"), "a burst belongs to a rate: state `rate` as well", ""
+        frame = (what.mtu or mtu or 1500) + 14
+        if part.burst is not None and part.burst < frame:
+            yield (*place, "burst"), f"a burst below one frame lets no packet through: state at least {frame}b", ""
+        if part.queue is not None and part.queue.discipline == "bfifo" and part.queue.packets is not None:
+            message = "bfifo counts bytes: write `limit: 64kb`, or choose another discipline"
+            yield (*place, "queue", "packets"), message, ""
+        if part.queue is not None and part.queue.discipline != "bfifo" and part.queue.limit is not None:
+            message = f"{part.queue.discipline} counts packets: write `packets: 1000`"
+            yield (*place, "queue", "limit"), message, ""

@@ -70,7 +70,7 @@ def test_a_bug_ends_with_70_and_says_what_to_report(body: str, what: str) -> Non
         ("raise MemoryError", "there is not enough memory"),
         ("os.mkdir('/tmp/' + 'y' * 300)", "the name is too long"),
         ("open('/etc/passwd/x')", "/etc/passwd/x: a part of the path is not a folder"),
-        ("open('/dev/full', 'w').write('x' * 100_000)", "no space is left on the device"),
+        ("open('/dev/full', 'w').write('x' * 1_000_000)", "no space is left on the device"),
         (
             "import _ctypes, importlib.machinery as m; m.ExtensionFileLoader('x', '/dev/null.so').load_module()",
             "library",

@@ -19,15 +19,15 @@ class Bound(Request, frozen=True):
 
     def stated(self) -> dict[str, str]:
         """Return the bounds as a topology file spells them."""
-        found = {}
+        words = {}
         if self.memory is not None:
             size, unit = next((s, u) for s, u in _UNITS if self.memory % s == 0)
-            found["memory"] = f"{self.memory // size}{unit}"
+            words["memory"] = f"{self.memory // size}{unit}"
         if self.pids is not None:
-            found["pids"] = str(self.pids)
+            words["pids"] = str(self.pids)
         if self.cpu is not None:
-            found["cpu"] = f"{self.cpu:g}"
-        return found
+            words["cpu"] = f"{self.cpu:g}"
+        return words
 
     def key(self) -> tuple[str, ...]:
         """Identify what this request overwrites."""

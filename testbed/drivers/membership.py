@@ -54,13 +54,13 @@ def included(table: str) -> set[tuple[int, str, str]]:
 
 def groups4(table: str) -> set[tuple[int, str]]:
     """Return interface and group of every row of `igmp`, where the indented groups follow their interface."""
-    found, index = set(), 0
+    groups, index = set(), 0
     for row in table.splitlines()[1:]:
         if row[:1].isspace():
-            found.add((index, str(ip_address(int(row.split()[0], 16).to_bytes(4, sys.byteorder)))))
+            groups.add((index, str(ip_address(int(row.split()[0], 16).to_bytes(4, sys.byteorder)))))
         else:
             index = int(row.split()[0])
-    return found
+    return groups
 
 
 def groups6(table: str) -> set[tuple[int, str]]:

@@ -201,43 +201,43 @@ class Told(Struct, frozen=True):
 @decoder
 def parse_wiphy(entry: bytes) -> Wiphy:
     """Decode one message of a dump of GET_WIPHYS."""
-    found = attributes(entry, uapi.GENLMSGHDR.size)
-    return Wiphy(_number(found, _WIPHY), found.get(_WIPHY_NAME, b"").rstrip(b"\0").decode(), frozenset(found))
+    fields = attributes(entry, uapi.GENLMSGHDR.size)
+    return Wiphy(_number(fields, _WIPHY), fields.get(_WIPHY_NAME, b"").rstrip(b"\0").decode(), frozenset(fields))
 
 
 @decoder
 def parse_interface(entry: bytes) -> Wlan:
     """Decode one message of a dump of GET_INTERFACES."""
-    found = attributes(entry, uapi.GENLMSGHDR.size)
-    nests = [attributes(nest) for nest in attributes(found.get(_MLO_LINKS, b"")).values()]
+    fields = attributes(entry, uapi.GENLMSGHDR.size)
+    nests = [attributes(nest) for nest in attributes(fields.get(_MLO_LINKS, b"")).values()]
     links = [Link(n[_MLO_LINK_ID][0], mac(n[_MAC]), _number(n, _FREQ), _width(n)) for n in nests]
-    if not nests and _FREQ in found:
-        links = [Link(0, mac(found[_MAC]), _number(found, _FREQ), _width(found))]
-    name = found.get(_IFNAME, b"").rstrip(b"\0").decode()
-    address = mac(found.get(_MAC, b""))
+    if not nests and _FREQ in fields:
+        links = [Link(0, mac(fields[_MAC]), _number(fields, _FREQ), _width(fields))]
+    name = fields.get(_IFNAME, b"").rstrip(b"\0").decode()
+    address = mac(fields.get(_MAC, b""))
     links.sort(key=lambda link: link.id)
-    return Wlan(_number(found, _IFINDEX), name, _number(found, _IFTYPE), address, bool(nests), tuple(links))
+    return Wlan(_number(fields, _IFINDEX), name, _number(fields, _IFTYPE), address, bool(nests), tuple(links))
 
 
 @decoder
 def parse_bss(entry: bytes) -> Bss | None:
     """Decode one message of a dump of `get_scan`; return None for BSSs that the interface is not associated with."""
-    found = attributes(attributes(entry, uapi.GENLMSGHDR.size).get(_BSS, b""))
-    if _BSS_STATUS not in found or _number(found, _BSS_STATUS) != _ASSOCIATED:
+    fields = attributes(attributes(entry, uapi.GENLMSGHDR.size).get(_BSS, b""))
+    if _BSS_STATUS not in fields or _number(fields, _BSS_STATUS) != _ASSOCIATED:
         return None
-    signal = struct.unpack("=i", found[_BSS_SIGNAL])[0] / 100 if _BSS_SIGNAL in found else 0.0
-    link = found.get(_BSS_LINK, b"\0")[0]
-    mld = mac(found[_BSS_MLD]) if _BSS_MLD in found else ""
-    return Bss(link, mac(found[_BSSID]), _number(found, _BSS_FREQ), signal, _number(found, _BSS_SEEN), mld)
+    signal = struct.unpack("=i", fields[_BSS_SIGNAL])[0] / 100 if _BSS_SIGNAL in fields else 0.0
+    link = fields.get(_BSS_LINK, b"\0")[0]
+    mld = mac(fields[_BSS_MLD]) if _BSS_MLD in fields else ""
+    return Bss(link, mac(fields[_BSSID]), _number(fields, _BSS_FREQ), signal, _number(fields, _BSS_SEEN), mld)
 
 
 @decoder
 def parse_station(entry: bytes) -> tuple[str, bool]:
     """Decode one message of a dump of `get_stations`: address (an MLD's MLD address), and whether authorized."""
-    found = attributes(entry, uapi.GENLMSGHDR.size)
-    flags = attributes(found.get(_STA_INFO, b"")).get(_STA_FLAGS, bytes(8))
+    fields = attributes(entry, uapi.GENLMSGHDR.size)
+    flags = attributes(fields.get(_STA_INFO, b"")).get(_STA_FLAGS, bytes(8))
     mask, value = struct.unpack("=II", flags)
-    return mac(found[_MAC]), bool(mask & value & _AUTHORIZED)
+    return mac(fields[_MAC]), bool(mask & value & _AUTHORIZED)
 
 
 @decoder
@@ -249,11 +249,11 @@ def parse_country(entry: bytes) -> str:
 @decoder
 def parse_event(entry: bytes) -> Told:
     """Decode an event; its links are those in MLO_LINKS (CONNECT, LINKS_REMOVED) or the one of a channel switch."""
-    found = attributes(entry, uapi.GENLMSGHDR.size)
-    nests = [attributes(nest) for nest in attributes(found.get(_MLO_LINKS, b"")).values()]
+    fields = attributes(entry, uapi.GENLMSGHDR.size)
+    nests = [attributes(nest) for nest in attributes(fields.get(_MLO_LINKS, b"")).values()]
     links = [n[_MLO_LINK_ID][0] for n in nests if _MLO_LINK_ID in n]
-    links += [found[_MLO_LINK_ID][0]] if _MLO_LINK_ID in found else []
-    return Told(entry[0], _number(found, _IFINDEX), tuple(sorted(links)), _number(found, _FREQ))
+    links += [fields[_MLO_LINK_ID][0]] if _MLO_LINK_ID in fields else []
+    return Told(entry[0], _number(fields, _IFINDEX), tuple(sorted(links)), _number(fields, _FREQ))
 
 
 def mac(raw: bytes) -> str:
@@ -261,12 +261,12 @@ def mac(raw: bytes) -> str:
     return raw.hex(":")
 
 
-def _number(found: dict[int, bytes], kind: int) -> int:
-    return int(struct.unpack("=I", found[kind])[0]) if kind in found else 0
+def _number(fields: dict[int, bytes], kind: int) -> int:
+    return int(struct.unpack("=I", fields[kind])[0]) if kind in fields else 0
 
 
-def _width(found: dict[int, bytes]) -> int:
-    return _WIDTHS.get(_number(found, _WIDTH), 0)
+def _width(fields: dict[int, bytes]) -> int:
+    return _WIDTHS.get(_number(fields, _WIDTH), 0)
 
 
 class LinksAre(Probe, frozen=True):

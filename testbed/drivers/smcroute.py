@@ -92,14 +92,14 @@ def parse_interfaces(table: str) -> dict[int, str]:
 @decoder
 def parse_cache(table: str, interfaces: dict[int, str]) -> tuple[Entry, ...]:
     """Parse the routes of ip_mr_cache or ip6_mr_cache, without unresolved ones, which lack an incoming interface."""
-    found = []
+    routes = []
     for row in (line.split() for line in table.splitlines()[1:]):
         # Group Origin Iif Pkts Bytes Wrong Oifs; each of the Oifs is `number:ttl`
         if len(row) < 6 or int(row[2]) not in interfaces:
             continue
         oifs = (interfaces.get(int(word.partition(":")[0]), "?") for word in row[6:])
-        found.append(Entry(_address(row[1]), _address(row[0]), interfaces[int(row[2])], tuple(oifs)))
-    return tuple(found)
+        routes.append(Entry(_address(row[1]), _address(row[0]), interfaces[int(row[2])], tuple(oifs)))
+    return tuple(routes)
 
 
 def _address(text: str) -> str:

@@ -52,8 +52,8 @@ class Shape(Struct, frozen=True):
 
     def kinds(self) -> frozenset[str]:
         """Return the qdiscs that this needs from the kernel."""
-        found = {"netem"} if self.netem() else set()
-        return frozenset(found | ({"tbf"} if self.rate else set()) | ({self.queue} if self.queue else set()))
+        kinds = {"netem"} if self.netem() else set()
+        return frozenset(kinds | ({"tbf"} if self.rate else set()) | ({self.queue} if self.queue else set()))
 
 
 class Qdisc(Request, frozen=True):
@@ -147,21 +147,21 @@ class Netem(Struct, frozen=True, tag=True):
         s = self.shape
         loss = 0 if isinstance(s.loss, GilbertElliott) else _probability(s.loss)
         gap = 1 if s.reorder is not None else 0  # a gap of 1 makes every packet a candidate for reordering
-        found = struct.pack("=IIIIII", 0, self.limit, loss, gap, _probability(s.duplicate), 0)
-        found += attr(uapi.TCA_NETEM_LATENCY64, struct.pack("=q", round((s.delay or 0) * 1e9)))
-        found += attr(uapi.TCA_NETEM_JITTER64, struct.pack("=q", round((s.jitter or 0) * 1e9)))
+        options = struct.pack("=IIIIII", 0, self.limit, loss, gap, _probability(s.duplicate), 0)
+        options += attr(uapi.TCA_NETEM_LATENCY64, struct.pack("=q", round((s.delay or 0) * 1e9)))
+        options += attr(uapi.TCA_NETEM_JITTER64, struct.pack("=q", round((s.jitter or 0) * 1e9)))
         if s.reorder is not None:
-            found += attr(uapi.TCA_NETEM_REORDER, struct.pack("=II", _probability(s.reorder), 0))
+            options += attr(uapi.TCA_NETEM_REORDER, struct.pack("=II", _probability(s.reorder), 0))
         if s.corrupt is not None:
-            found += attr(uapi.TCA_NETEM_CORRUPT, struct.pack("=II", _probability(s.corrupt), 0))
+            options += attr(uapi.TCA_NETEM_CORRUPT, struct.pack("=II", _probability(s.corrupt), 0))
         if isinstance(s.loss, GilbertElliott):
             # struct tc_netem_gemodel: h is the probability of no loss in the bad state, k1 of loss in the good one.
             g = s.loss
             model = struct.pack("=IIII", *map(_probability, (g.p, g.r, 1 - g.bad, g.good)))
-            found += nest(uapi.TCA_NETEM_LOSS, attr(uapi.NETEM_LOSS_GE, model))
+            options += nest(uapi.TCA_NETEM_LOSS, attr(uapi.NETEM_LOSS_GE, model))
         if s.distribution and s.distribution != "uniform":
-            found += attr(uapi.TCA_NETEM_DELAY_DIST, _table(s.distribution))
-        return found
+            options += attr(uapi.TCA_NETEM_DELAY_DIST, _table(s.distribution))
+        return options
 
 
 class Limit(Struct, frozen=True, tag=True):
@@ -233,22 +233,22 @@ def depth(rate: int) -> int:
 
 def shape(dev: str, want: Shape) -> tuple[Qdisc, ...]:
     """Return the qdiscs of one direction, outermost first: netem (1:), tbf (2:), the discipline (3:)."""
-    found, parent = [], ROOT
+    qdiscs, parent = [], ROOT
     if want.netem():
         # netem drops what exceeds its limit: make room for all packets in flight, at the rate or at 10 Gbit/s.
         limit = max(1000, int(((want.delay or 0) + (want.jitter or 0) + 0.1) * (want.rate or 10**10) / 8 / 512))
-        found.append(Qdisc(dev, "netem", _NETEM, parent, Netem(_only_netem(want), min(limit, 10**6))))
+        qdiscs.append(Qdisc(dev, "netem", _NETEM, parent, Netem(_only_netem(want), min(limit, 10**6))))
         parent = _NETEM | 1
     bytewise = want.queue in (None, "bfifo")
     if want.rate is not None:
         limit = want.limit if bytewise and want.limit is not None else depth(want.rate)
-        found.append(Qdisc(dev, "tbf", _TBF, parent, Tbf(want.rate, want.burst or burst(want.rate), limit)))
+        qdiscs.append(Qdisc(dev, "tbf", _TBF, parent, Tbf(want.rate, want.burst or burst(want.rate), limit)))
         parent = _TBF | 1
     if want.queue is not None and not (bytewise and want.rate is not None):
-        found.append(Qdisc(dev, want.queue, _LEAF, parent, Limit(want.queue, want.limit)))
+        qdiscs.append(Qdisc(dev, want.queue, _LEAF, parent, Limit(want.queue, want.limit)))
     elif want.limit is not None and want.rate is None:
-        found.append(Qdisc(dev, "bfifo", _LEAF, parent, Limit("bfifo", want.limit)))
-    return tuple(found)
+        qdiscs.append(Qdisc(dev, "bfifo", _LEAF, parent, Limit("bfifo", want.limit)))
+    return tuple(qdiscs)
 
 
 def _only_netem(want: Shape) -> Shape:

@@ -50,11 +50,11 @@ def hold(name: str, bound: Bound) -> dict[str, Held]:
 
 def felt(held: Mapping[str, Held]) -> dict[str, Held]:
     """Return bounds with the number of times that each took effect."""
-    found = {}
+    counts = {}
     for key, one in held.items():
         folder = Path(one.by.removeprefix(_CGROUP))
-        found[key] = replace(one, **_seen(key, folder)) if one.by.startswith(_CGROUP) else one
-    return found
+        counts[key] = replace(one, **_seen(key, folder)) if one.by.startswith(_CGROUP) else one
+    return counts
 
 
 def _own_numbers() -> bool:

@@ -90,15 +90,15 @@ def _healed(after: Mapping[Step, None], removed: Sequence[Step], added: Sequence
 
 def standing(performed: Iterable[Step]) -> list[Step]:
     """Return the performed steps that are still in effect: no later step overwrote or removed them."""
-    found: dict[Step, None] = {}
+    steps: dict[Step, None] = {}
     owners: dict[tuple[object, ...], Step] = {}
     for step in performed:
         if isinstance(step, Configure) and isinstance(step.request, Delete | QdiscDel):
-            found.pop(Configure(step.node, cast(Request, step.request.added)), None)
+            steps.pop(Configure(step.node, cast(Request, step.request.added)), None)
             continue
         if (key := _key(step)) is not None:
             if key in owners:
-                found.pop(owners[key], None)
+                steps.pop(owners[key], None)
             owners[key] = step
-        found[step] = None
-    return list(found)
+        steps[step] = None
+    return list(steps)

@@ -82,8 +82,8 @@ class RunningLab(Struct):
 
     def status(self) -> dict[str, Any]:
         """Return the state of the lab, its nodes and its processes."""
-        found: dict[str, Any] = self.ask(asked.Status(), patience=ANSWERS)
-        return found
+        answer: dict[str, Any] = self.ask(asked.Status(), patience=ANSWERS)
+        return answer
 
     def bounds(self) -> dict[str, Held]:
         """Return the bounds of the lab (`resources`): what enforces each, and how often it took effect."""

@@ -51,13 +51,13 @@ def _interfaces(tables: dict[str, list[bytes]]) -> list[Seen]:
         qdiscs.setdefault(message["index"], []).append(message.get_attr("TCA_KIND"))
     wlans = {w.index: w for w in map(nl80211.parse_interface, tables.get("wlans", []))}
     heard = {i: tuple(filter(None, map(nl80211.parse_bss, tables.get(f"bss {i}", [])))) for i in wlans}
-    found = []
+    rows = []
     for body in tables["links"]:
         message, tunnel = _decoded(ifinfmsg, body), amt.parse_link(body)
         stats = message.get_attr("IFLA_STATS64") or {}
         if not isinstance(stats, dict):  # what pyroute2 makes of one that is too short
             raise ValueError("IFLA_STATS64")
-        found.append(
+        rows.append(
             Seen(
                 name=message.get_attr("IFLA_IFNAME"),
                 state=str(message.get_attr("IFLA_OPERSTATE")).lower(),
@@ -73,7 +73,7 @@ def _interfaces(tables: dict[str, list[bytes]]) -> list[Seen]:
                 mld=message["index"] in wlans and wlans[message["index"]].mlo,
             )
         )
-    return found
+    return rows
 
 
 def _decoded(kind: type, body: bytes) -> ifinfmsg:

@@ -98,10 +98,10 @@ def send(connection: socket.socket, data: bytes, fds: Sequence[int] = ()) -> Non
 
 def receive(connection: socket.socket, longest: int = LONGEST) -> tuple[bytes, list[int]]:
     """Receive a message with its descriptors on a blocking socket; raise EOFError if the other end has gone."""
-    found = Line(connection, longest).receive()
-    if found is None:  # a timeout of the socket (SO_RCVTIMEO) ends a system call like this
+    message = Line(connection, longest).receive()
+    if message is None:  # a timeout of the socket (SO_RCVTIMEO) ends a system call like this
         raise TimeoutError
-    return found
+    return message
 
 
 def close(fds: Sequence[int]) -> None:

@@ -128,17 +128,17 @@ def _own_sys(space: Namespace, home: Namespace) -> Iterator[None]:
 
 def reap(lab: Lab) -> dict[int, int]:
     """Reap all children that have ended, including orphans, since this is PID 1; return {PID: exit status}."""
-    found: dict[int, int] = {}
+    ended: dict[int, int] = {}
     with suppress(ChildProcessError):
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 break
-            found[pid] = os.waitstatus_to_exitcode(status)
+            ended[pid] = os.waitstatus_to_exitcode(status)
     for process in lab.processes:
-        if process.status is None and process.pid in found:
-            process.status, process.ended = found[process.pid], time.monotonic()
-    return found
+        if process.status is None and process.pid in ended:
+            process.status, process.ended = ended[process.pid], time.monotonic()
+    return ended
 
 
 def describe(status: int | None) -> str:

@@ -101,7 +101,7 @@ def kill(process: Process, number: int) -> None:
 
 def kill_those_in(namespaces: Collection[tuple[int, int]]) -> int:
     """Kill all processes of this PID namespace in one of these UTS or mount namespaces; return their number."""
-    found = 0
+    count = 0
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or entry == "1":
             continue
@@ -110,8 +110,8 @@ def kill_those_in(namespaces: Collection[tuple[int, int]]) -> int:
             try:
                 own = (os.stat(f"/proc/{entry}/ns/{kind}") for kind in ("uts", "mnt"))
                 if any((o.st_dev, o.st_ino) in namespaces for o in own):
-                    found += 1
+                    count += 1
                     signal.pidfd_send_signal(life, signal.SIGKILL)
             finally:
                 os.close(life)
-    return found
+    return count

@@ -23,8 +23,8 @@ _DRIVERS = tuple(import_module(f"{drivers.__name__}.{m.name}") for m in pkgutil.
 
 def _defined(base: type[Struct]) -> tuple[type[Struct], ...]:
     """Return the subclasses of a base that the drivers define, in the order of their names."""
-    found = {kind for module in _DRIVERS for kind in vars(module).values() if isinstance(kind, type)}
-    return tuple(sorted((k for k in found if issubclass(k, base) and k.__module__ != base.__module__), key=str))
+    kinds = {kind for module in _DRIVERS for kind in vars(module).values() if isinstance(kind, type)}
+    return tuple(sorted((k for k in kinds if issubclass(k, base) and k.__module__ != base.__module__), key=str))
 
 
 REQUESTS, PROBES = _defined(Request), _defined(Probe)

@@ -66,18 +66,18 @@ def _run(holder: Holder, line: Line, steps: Sequence[Step], folder: str, seconds
 
 def watch(holder: Holder) -> Task:
     """End a lab that cannot start processes any more: its figures are worthless, and it wastes processor time."""
-    due, found = 0.0, 0
+    due, full = 0.0, 0
     while True:
         if "pids" not in holder.lab.held:
             yield NEVER
         elif (left := due - time.monotonic()) > 0:
             yield left
         else:
-            found = found + 1 if processes.full() else max(0, found - 1)
-            if found == _FULL:
+            full = full + 1 if processes.full() else max(0, full - 1)
+            if full == _FULL:
                 break
-            due = time.monotonic() + (_SOON if found else _LOOK)
-            yield _SOON if found else _LOOK
+            due = time.monotonic() + (_SOON if full else _LOOK)
+            yield _SOON if full else _LOOK
     told = LabError(
         f"lab {holder.lab.name}: it was ended, for it had as many processes as its bound allows "
         f"(resources.pids: {holder.lab.held['pids'].bound}) and could start no other"
@@ -179,13 +179,13 @@ def _state(holder: Holder) -> str:
 def _look(holder: Holder, node: str) -> dict[str, list[bytes]]:
     """Return the kernel's dumps of a node's links, addresses and radios, undecoded."""
     space = holder.lab.space(node)
-    found = {name: netlink.dump(space.route, kind, bytes(size)) for name, (kind, size) in _TABLES.items()}
+    tables = {name: netlink.dump(space.route, kind, bytes(size)) for name, (kind, size) in _TABLES.items()}
     if nl80211.FAMILY in space.families:  # the lab has made or inspected a wireless interface in this node
         sock, family = space.generic(), space.family(nl80211.FAMILY)
-        found["wlans"] = netlink.dump(sock, family, nl80211.GET_INTERFACES)
-        for index in (w.index for w in map(nl80211.parse_interface, found["wlans"]) if w.station):
-            found[f"bss {index}"] = netlink.dump(sock, family, nl80211.get_scan(index))
-    return found
+        tables["wlans"] = netlink.dump(sock, family, nl80211.GET_INTERFACES)
+        for index in (w.index for w in map(nl80211.parse_interface, tables["wlans"]) if w.station):
+            tables[f"bss {index}"] = netlink.dump(sock, family, nl80211.get_scan(index))
+    return tables
 
 
 def _down(holder: Holder, line: Line) -> Task:

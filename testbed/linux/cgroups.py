@@ -33,12 +33,12 @@ def doors(holder: int) -> list[int]:
 
     There are none where a user may not move a process out of a session that systemd does not delegate.
     """
-    found = []
+    descriptors = []
     for folder in _folders(_rows(f"/proc/{holder}/cgroup")):
         if folder.name.startswith(PREFIX):
             with suppress(OSError):
-                found.append(os.open(folder / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
-    return found
+                descriptors.append(os.open(folder / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
+    return descriptors
 
 
 def sweep(groups: Groups, patience: float = 0.0) -> None:
@@ -95,12 +95,12 @@ def _upwards(own: Path, base: Path) -> Iterator[Path]:
 
 def _rows(table: str) -> dict[str, str]:
     """Return the cgroup of a process in each hierarchy: keyed by controller for v1, by "" for v2."""
-    found: dict[str, str] = {}
+    rows: dict[str, str] = {}
     with suppress(OSError):
         for row in Path(table).read_text().splitlines():
             _, controllers, path = row.split(":", 2)
-            found |= dict.fromkeys(controllers.split(","), path)
-    return found
+            rows |= dict.fromkeys(controllers.split(","), path)
+    return rows
 
 
 def _folders(rows: Mapping[str, str]) -> Iterable[Path]:

@@ -66,12 +66,12 @@ def mptcp_sockets(family: int) -> int:
 
 def subflows(sock: socket.socket) -> list[Subflow]:
     """Return the subflows in the namespace of a NETLINK_SOCK_DIAG socket."""
-    found = []
+    rows = []
     for family in (socket.AF_INET, socket.AF_INET6):
         for entry in netlink.dump(sock, uapi.SOCK_DIAG_BY_FAMILY, _request(family, socket.IPPROTO_TCP)):
             if (subflow := _subflow(entry)) is not None:
-                found.append(subflow)
-    return found
+                rows.append(subflow)
+    return rows
 
 
 def abort(sock: socket.socket) -> None:
@@ -121,6 +121,6 @@ def _number(attributes: dict[int, bytes], kind: int) -> int:
 
 
 def _address(raw: bytes) -> str:
-    found = ip_address(raw)
-    mapped = getattr(found, "ipv4_mapped", None)
-    return str(mapped or found)
+    address = ip_address(raw)
+    mapped = getattr(address, "ipv4_mapped", None)
+    return str(mapped or address)

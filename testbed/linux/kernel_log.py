@@ -31,12 +31,12 @@ def kernel_faults(log: str | Iterable[str]) -> list[str]:
     Only lines with a time stamp count: the console has other text as well.
     """
     rows = log.splitlines() if isinstance(log, str) else log
-    found = []
+    faults = []
     for row in rows:
         said = _STAMP.sub("", row.strip("\r"))
         if said != row.strip("\r") and _FAULTS.search(said) and not _LINK_GOES.search(said):
-            found.append(said.strip())
-    return found
+            faults.append(said.strip())
+    return faults
 
 
 def frames_without_channel(log: str) -> int:

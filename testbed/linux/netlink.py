@@ -45,10 +45,10 @@ def inside(fd: int, home: int) -> Iterator[None]:
 
 def connect(protocol: int) -> socket.socket:
     """Open a netlink socket in the namespace that this process is in."""
-    found = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
-    found.setsockopt(uapi.SOL_NETLINK, uapi.NETLINK_CAP_ACK, 1)
-    found.setsockopt(uapi.SOL_NETLINK, uapi.NETLINK_EXT_ACK, 1)
-    return found
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+    sock.setsockopt(uapi.SOL_NETLINK, uapi.NETLINK_CAP_ACK, 1)
+    sock.setsockopt(uapi.SOL_NETLINK, uapi.NETLINK_EXT_ACK, 1)
+    return sock
 
 
 def transact(sock: socket.socket, batch: Sequence[Message], kind: int = 0) -> list[Refusal]:
@@ -92,16 +92,16 @@ def parse_error(body: bytes) -> int:
 def dump(sock: socket.socket, kind: int, body: bytes) -> list[bytes]:
     """Dump a table; return the bodies of its entries. Raise LabError if the kernel refuses."""
     sock.send(wire.header(len(body), kind, wire.NLM_F_REQUEST | wire.NLM_F_DUMP, 1) + body)
-    found: list[bytes] = []
+    entries: list[bytes] = []
     while True:
         # The kernel sends at most 32 KiB at once (net/netlink/af_netlink.c). A larger buffer would be mapped for each
         # call, which costs 0.1 ms a node.
         for got, _, _, entry in wire.messages(sock.recv(1 << 16)):
             if got == uapi.NLMSG_DONE:
-                return found
+                return entries
             if got == uapi.NLMSG_ERROR:
                 raise LabError(f"netlink dump {kind}: {os.strerror(-parse_error(entry))}")
-            found.append(entry)
+            entries.append(entry)
 
 
 # A request for the interfaces without their statistics
@@ -134,12 +134,12 @@ def flags(sock: socket.socket, ifname: str) -> int:
     """Return the flags of an interface of the socket's namespace, 0 if it does not exist."""
     # net/socket.c takes this ioctl from sockets of any family; a dump of the links takes twenty times as long.
     try:
-        found = ioctl(sock, _SIOCGIFFLAGS, _IFREQ.pack(ifname.encode(), 0))
+        answer = ioctl(sock, _SIOCGIFFLAGS, _IFREQ.pack(ifname.encode(), 0))
     except OSError as e:
         if e.errno != errno.ENODEV:
             raise
         return 0
-    return int(_IFREQ.unpack(found)[1])
+    return int(_IFREQ.unpack(answer)[1])
 
 
 def family(sock: socket.socket, name: str) -> int:

@@ -38,12 +38,12 @@ def _asked(prefix: bytes) -> Iterator[tuple[str, int]]:
                 if kind == uapi.NLMSG_ERROR:
                     number = -struct.unpack_from("=i", content)[0]
                     raise OSError(number, os.strerror(number))
-                found = wire.attributes(content, uapi.UNIX_DIAG_MSG.size)
-                if found.get(uapi.UNIX_DIAG_NAME, b"").startswith(b"\0" + prefix) and content[1] == socket.SOCK_STREAM:
-                    if uapi.UNIX_DIAG_UID not in found:  # before Linux 5.3
+                fields = wire.attributes(content, uapi.UNIX_DIAG_MSG.size)
+                if fields.get(uapi.UNIX_DIAG_NAME, b"").startswith(b"\0" + prefix) and content[1] == socket.SOCK_STREAM:
+                    if uapi.UNIX_DIAG_UID not in fields:  # before Linux 5.3
                         raise OSError("this kernel does not tell whose a socket is")
-                    name = found[uapi.UNIX_DIAG_NAME][1 + len(prefix) :].decode(errors="replace")
-                    yield name, struct.unpack("=I", found[uapi.UNIX_DIAG_UID])[0]
+                    name = fields[uapi.UNIX_DIAG_NAME][1 + len(prefix) :].decode(errors="replace")
+                    yield name, struct.unpack("=I", fields[uapi.UNIX_DIAG_UID])[0]
 
 
 def _listed(prefix: str) -> Iterator[tuple[str, int]]:

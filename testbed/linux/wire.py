@@ -117,23 +117,23 @@ def header(length: int, kind: int, flags: int, seq: int) -> bytes:
 
 def messages(data: bytes) -> list[tuple[int, int, int, bytes]]:
     """Split what a socket received into (type, flags, sequence number, body)."""
-    found, at = [], 0
+    rows, at = [], 0
     while at + 16 <= len(data):
         length, kind, flags, seq, _ = _HEAD.unpack_from(data, at)
         if length < 16:
             break
-        found.append((kind, flags, seq, data[at + 16 : at + length]))
+        rows.append((kind, flags, seq, data[at + 16 : at + length]))
         at += (length + 3) & ~3
-    return found
+    return rows
 
 
 def attributes(data: bytes, at: int = 0) -> dict[int, bytes]:
     """Decode the attributes from offset `at`; of a repeated one, keep the last."""
-    found = {}
+    fields = {}
     while at + 4 <= len(data):
         length, kind = _ATTR.unpack_from(data, at)
         if length < 4:
             break
-        found[kind & 0x3FFF] = data[at + 4 : at + length]
+        fields[kind & 0x3FFF] = data[at + 4 : at + length]
         at += (length + 3) & ~3
-    return found
+    return fields

@@ -19,12 +19,12 @@ class Measured(Struct, frozen=True):
 
     def plain(self) -> dict[str, Any]:
         """Return what metrics.json holds."""
-        found: dict[str, Any] = {"value": self.value, "unit": self.unit}
+        row: dict[str, Any] = {"value": self.value, "unit": self.unit}
         if self.note:
-            found["note"] = self.note
+            row["note"] = self.note
         if self.series:
-            found["series"] = [[round(t, 3), v] for t, v in self.series]
-        return found
+            row["series"] = [[round(t, 3), v] for t, v in self.series]
+        return row
 
 
 def percentile(values: list[float], share: float) -> float:

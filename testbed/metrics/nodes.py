@@ -28,10 +28,10 @@ _SUBFLOW = ("bytes_sent", "bytes_acked", "bytes_received", "retransmits")
 
 def interfaces(node: str, rows: Sequence[Sample], origin: float) -> dict[str, Measured]:
     """Return every interface's counters since t = 0, and the rates between samples."""
-    found: dict[str, Measured] = {}
+    figures: dict[str, Measured] = {}
     during = since(rows, origin)
     if not during:
-        return found
+        return figures
     times = [r.t - origin for r in during]
     queues = [_queues(r) for r in during]
     queued = {dev for row in queues for dev in row}
@@ -40,12 +40,12 @@ def interfaces(node: str, rows: Sequence[Sample], origin: float) -> dict[str, Me
         for counter in Counters.__struct_fields__:
             began = getattr(first, counter)
             series = tuple((t, float(getattr(c, counter) - began)) for t, c in seen)
-            found[f"{node}.{ifname}.{counter}"] = Measured(series[-1][1], unit("interface", counter), series)
+            figures[f"{node}.{ifname}.{counter}"] = Measured(series[-1][1], unit("interface", counter), series)
         for counter, rate in _RATES:
-            total = found[f"{node}.{ifname}.{counter}"].series
+            total = figures[f"{node}.{ifname}.{counter}"].series
             pace = tuple((b[0], (b[1] - a[1]) * 8e-6 / (b[0] - a[0])) for a, b in pairwise(total) if b[0] > a[0])
             if pace:
-                found[f"{node}.{ifname}.{rate}"] = Measured(
+                figures[f"{node}.{ifname}.{rate}"] = Measured(
                     max(v for _, v in pace), unit("interface", rate), pace, "the highest between two samples"
                 )
         if ifname in queued:
@@ -53,8 +53,8 @@ def interfaces(node: str, rows: Sequence[Sample], origin: float) -> dict[str, Me
                 sums = [row.get(ifname, _NONE)[n] for row in queues]
                 series = tuple((t, float(v - sums[0])) for t, v in zip(times, sums, strict=True))
                 key = f"qdisc_{name}"
-                found[f"{node}.{ifname}.{key}"] = Measured(series[-1][1], unit("interface", key), series)
-    return found
+                figures[f"{node}.{ifname}.{key}"] = Measured(series[-1][1], unit("interface", key), series)
+    return figures
 
 
 _NONE = (0, 0)
@@ -62,11 +62,11 @@ _NONE = (0, 0)
 
 def _queues(row: Sample) -> dict[str, tuple[int, int]]:
     """Return the drops and overlimits of all queue disciplines of each interface."""
-    found: dict[str, tuple[int, int]] = {}
+    figures: dict[str, tuple[int, int]] = {}
     for q in row.qdiscs:
-        drops, overlimits = found.get(q.dev, _NONE)
-        found[q.dev] = (drops + q.drops, overlimits + q.overlimits)
-    return found
+        drops, overlimits = figures.get(q.dev, _NONE)
+        figures[q.dev] = (drops + q.drops, overlimits + q.overlimits)
+    return figures
 
 
 def since(rows: Sequence[T], origin: float) -> Sequence[T]:
@@ -82,16 +82,16 @@ def mptcp(node: str, owner: Mapping[str, str], rows: Sequence[Sample], origin: f
     during = since(rows, origin)
     if not during or during[0].mib is None:
         return {}
-    found = {}
+    figures = {}
     times = [r.t - origin for r in during]
     for counter, first in during[0].mib.items():
         gauge = counter == "MPCurrEstab"
         values = [(t, r.mib[counter]) for t, r in zip(times, during, strict=True) if r.mib and counter in r.mib]
         series = tuple((t, float(v - (0 if gauge else first))) for t, v in values)
         value = max(v for _, v in series) if gauge else series[-1][1]
-        found[f"{node}.mptcp.{counter}"] = Measured(value, unit("mptcp", "MPCurrEstab" if gauge else COUNTER), series)
+        figures[f"{node}.mptcp.{counter}"] = Measured(value, unit("mptcp", "MPCurrEstab" if gauge else COUNTER), series)
     counts = tuple((t, _most(r.subflows)) for t, r in zip(times, during, strict=True))
-    found[f"{node}.mptcp.subflows"] = Measured(
+    figures[f"{node}.mptcp.subflows"] = Measured(
         max(c for _, c in counts), unit("mptcp", "subflows"), counts, "most of one connection at once"
     )
     latest: dict[tuple[object, ...], Subflow] = {}
@@ -111,12 +111,12 @@ def mptcp(node: str, owner: Mapping[str, str], rows: Sequence[Sample], origin: f
         for into, total in sums.items():
             series_of[into].append((t, float(total)))
     for (ifname, name), points in series_of.items():
-        found[f"{node}.subflow.{ifname}.{name}"] = Measured(
+        figures[f"{node}.subflow.{ifname}.{name}"] = Measured(
             points[-1][1], unit("subflow", name), tuple(points), "payload" if name.startswith("bytes") else ""
         )
     for ifname, measured in rtts.items():
-        found[f"{node}.subflow.{ifname}.{_RTT}"] = Measured(percentile(measured, 0.5), unit("subflow", _RTT))
-    return found
+        figures[f"{node}.subflow.{ifname}.{_RTT}"] = Measured(percentile(measured, 0.5), unit("subflow", _RTT))
+    return figures
 
 
 def _most(subflows: Sequence[Subflow]) -> float:
@@ -125,7 +125,7 @@ def _most(subflows: Sequence[Subflow]) -> float:
 
 def counted(node: str, rows: Sequence[Sample], origin: float) -> dict[str, Measured]:
     """Return the figures that the node's roles count; the table says which there are."""
-    found = {}
+    figures = {}
     during = since(rows, origin)
     for role, counters in during[0].roles.items() if during else ():
         for name, began in counters.items():
@@ -133,8 +133,8 @@ def counted(node: str, rows: Sequence[Sample], origin: float) -> dict[str, Measu
             if (known := metric_of(role, name)) is not None:
                 series = tuple((t, float(v - (0 if known.gauge else began))) for t, v in seen)
                 value = max(v for _, v in series) if known.gauge else series[-1][1]
-                found[f"{node}.{role}.{name}"] = Measured(value, known.unit, series)
-    return found
+                figures[f"{node}.{role}.{name}"] = Measured(value, known.unit, series)
+    return figures
 
 
 def datagrams(rows: Sequence[Sample], origin: float) -> int:
@@ -152,11 +152,11 @@ def _growth(counts: Sequence[tuple[float, int]]) -> Series:
 
 def captures(node: str, lines: Iterable[str]) -> dict[str, Measured]:
     """Return dumpcap's own count of the packets that it captured and dropped."""
-    found = {}
+    figures = {}
     for said in filter(None, map(_CAPTURED.search, lines)):
         for key, count in (("captured_packets", said["got"]), ("capture_drops", said["lost"])):
-            found[f"{node}.{said['dev']}.{key}"] = Measured(float(count), unit("interface", key))
-    return found
+            figures[f"{node}.{said['dev']}.{key}"] = Measured(float(count), unit("interface", key))
+    return figures
 
 
 def machine(rows: Sequence[Machine], origin: float) -> dict[str, Measured]:
@@ -172,7 +172,7 @@ def machine(rows: Sequence[Machine], origin: float) -> dict[str, Measured]:
         busy[int(t)] = busy.get(int(t), 0.0) + used * (t - before)
         spent[int(t)] = spent.get(int(t), 0.0) + t - before
     means = [busy[second] / spent[second] for second in busy if spent[second] >= 0.5] or [cpu[-1][1]]
-    found = {
+    figures = {
         "machine.cpu_max_pct": Measured(
             max(means), unit("machine", "cpu_max_pct"), tuple(cpu), "busiest second, all CPUs"
         ),
@@ -184,5 +184,5 @@ def machine(rows: Sequence[Machine], origin: float) -> dict[str, Measured]:
     for name in ("dropped", "squeezed"):
         if series := _growth([(t, getattr(counts, name)) for t, counts in seen]):
             key, note = f"softnet_{name}", "all CPUs, everything on them"
-            found[f"machine.{key}"] = Measured(series[-1][1], unit("machine", key), series, note)
-    return found
+            figures[f"machine.{key}"] = Measured(series[-1][1], unit("machine", key), series, note)
+    return figures

@@ -48,9 +48,9 @@ class Gap(Struct, frozen=True):
 
 def measure(got: Sequence[Arrival], sent: Sequence[int], its: Listening, origin: int) -> dict[str, Measured]:
     """Return the metrics of one receiver; `sent` has the times of all packets, `origin` is t = 0 (all in ns)."""
-    found = {} if its.drops is None else {"socket_drops": Measured(its.drops, "packet")}
+    figures = {} if its.drops is None else {"socket_drops": Measured(its.drops, "packet")}
     if not sent:
-        return found
+        return figures
     copies: dict[int, Arrival] = {}
     for a in got:
         copies.setdefault(a.sequence, a)
@@ -60,7 +60,7 @@ def measure(got: Sequence[Arrival], sent: Sequence[int], its: Listening, origin:
     lost = total - len(firsts)
     gap = longest_gap(firsts, window)
     worst = longest_gap(firsts, window, by_loss=True)
-    found |= {
+    figures |= {
         "sent_packets": Measured(total, "packet", note="while it was to receive"),
         "received_packets": Measured(len(firsts), "packet"),
         "lost_packets": Measured(lost, "packet"),
@@ -69,17 +69,17 @@ def measure(got: Sequence[Arrival], sent: Sequence[int], its: Listening, origin:
         "duplicate_packets": Measured(len(got) - len(firsts), "packet"),
     }
     if total:
-        found["gap_s"] = Measured(gap.length / _SECOND, "s", note="longest time without a packet")
-        found["gap_at_s"] = Measured((gap.began - origin) / _SECOND, "s", note="when it began")
-        found["lost_outside_gap_packets"] = Measured(lost - worst.lost, "packet")
+        figures["gap_s"] = Measured(gap.length / _SECOND, "s", note="longest time without a packet")
+        figures["gap_at_s"] = Measured((gap.began - origin) / _SECOND, "s", note="when it began")
+        figures["lost_outside_gap_packets"] = Measured(lost - worst.lost, "packet")
     if not firsts:
-        return found
-    found |= latencies(sorted((a.received - a.sent) / 1e6 for a in firsts), "delay")
-    found["jitter_ms"] = Measured(jitter(firsts) / 1e6, "ms", note="RFC 3550 section 6.4.1")
-    found["join_ms"] = Measured((firsts[0].received - max(its.joined, sent[0])) / 1e6, "ms")
+        return figures
+    figures |= latencies(sorted((a.received - a.sent) / 1e6 for a in firsts), "delay")
+    figures["jitter_ms"] = Measured(jitter(firsts) / 1e6, "ms", note="RFC 3550 section 6.4.1")
+    figures["join_ms"] = Measured((firsts[0].received - max(its.joined, sent[0])) / 1e6, "ms")
     if (rate := goodput(firsts, window, origin)) is not None:
-        found["goodput_mbps"] = rate
-    return found
+        figures["goodput_mbps"] = rate
+    return figures
 
 
 def expected(firsts: Sequence[Arrival], sent: Sequence[int], its: Listening) -> Window:
@@ -111,11 +111,11 @@ def reordered(firsts: Sequence[Arrival]) -> int:
 
 def jitter(firsts: Sequence[Arrival]) -> float:
     """Return the smoothed difference between delays of successive packets, in order of arrival, in ns."""
-    found = 0.0
+    smoothed = 0.0
     for before, after in pairwise(firsts):
         change = (after.received - before.received) - (after.sent - before.sent)
-        found += (abs(change) - found) / 16
-    return found
+        smoothed += (abs(change) - smoothed) / 16
+    return smoothed
 
 
 def longest_gap(firsts: Sequence[Arrival], window: Window, by_loss: bool = False) -> Gap:

@@ -23,39 +23,39 @@ def wlans(
     `names` has the planned link IDs of each interface by frequency (MHz): the kernel does not number the one link of a
     station without MLO. `frames` are those on the medium by address; a station gets new addresses at each join.
     """
-    found: dict[str, Measured] = {}
+    counts: dict[str, Measured] = {}
     states = [(r.t, r.wlans) for r in rows if r.wlans is not None]
     first = sum(t <= origin for t, _ in states)
     during = states[max(0, first - 1) :]
     if not during:
-        return found
+        return counts
     heard = since(frames, origin)
     for ifname in during[0][1]:
         ids = names.get(ifname, {})
         seen = [(t - origin, _by_id(w.get(ifname), ids)) for t, w in during]
         active = tuple((t, float(sum(bool(link.freq) for link in links.values()))) for t, links in seen)
         base = f"{node}.{ifname}"
-        found[f"{base}.links"] = Measured(active[-1][1], unit("wlan", "links"), active, "active ones, at the end")
+        counts[f"{base}.links"] = Measured(active[-1][1], unit("wlan", "links"), active, "active ones, at the end")
         mine = [e for e in told if e.t > origin]
         joined = sum(e.event == "connect" for e in mine)
-        found[f"{base}.connects"] = Measured(float(joined), unit("wlan", "connects"))
-        found |= _frames(base, [w.get(ifname) for _, w in states], ids, heard)
+        counts[f"{base}.connects"] = Measured(float(joined), unit("wlan", "connects"))
+        counts |= _frames(base, [w.get(ifname) for _, w in states], ids, heard)
         for n in sorted({n for _, links in seen for n in links} | set(ids.values())):
             there = [(t, links.get(n)) for t, links in seen]
             on = tuple((t, float(bool(link and link.freq))) for t, link in there)
-            found[f"{base}.link{n}.active"] = Measured(on[-1][1], unit("mlo_link", "active"), on)
+            counts[f"{base}.link{n}.active"] = Measured(on[-1][1], unit("mlo_link", "active"), on)
             mhz = tuple((t, float(link.freq)) for t, link in there if link and link.freq)
             if mhz:
-                found[f"{base}.link{n}.freq_mhz"] = Measured(mhz[-1][1], unit("mlo_link", "freq_mhz"), mhz)
+                counts[f"{base}.link{n}.freq_mhz"] = Measured(mhz[-1][1], unit("mlo_link", "freq_mhz"), mhz)
             for key, name, pick in (("signal", "signal_dbm", _median), ("seen_ms", "seen_max_ms", max)):
                 if values := [float(v) for _, link in there if link and (v := getattr(link, key)) is not None]:
-                    found[f"{base}.link{n}.{name}"] = Measured(pick(values), unit("mlo_link", name))
+                    counts[f"{base}.link{n}.{name}"] = Measured(pick(values), unit("mlo_link", name))
             gone = [e.t - origin for e in mine if e.event == "links_removed" and n in e.links]
             if gone:
-                found[f"{base}.link{n}.removed_at_s"] = Measured(
+                counts[f"{base}.link{n}.removed_at_s"] = Measured(
                     gone[0], unit("mlo_link", "removed_at_s"), note="as nl80211 told the station"
                 )
-    return found
+    return counts
 
 
 def _by_id(wlan: Wlan | None, ids: Mapping[int, int]) -> dict[int, WlanLink]:
@@ -75,31 +75,31 @@ def _frames(
 ) -> dict[str, Measured]:
     """Return each link's data frames and bytes in both directions; group addressed frames count where they are sent."""
     owner = {link.mac: n for wlan in states for n, link in _by_id(wlan, ids).items()}
-    found: dict[str, Measured] = {}
+    counts: dict[str, Measured] = {}
     if not heard:
-        return found
+        return counts
     first, last = _tally(heard[0], owner), _tally(heard[-1], owner)
     total = 0.0
     for n in dict.fromkeys([*ids.values(), *owner.values()]):
         for way in ("tx", "rx"):
             for what in ("frames", "bytes"):
                 value = last.get((n, way, what), 0) - first.get((n, way, what), 0)
-                found[f"{base}.link{n}.{way}_{what}"] = Measured(float(value), unit("mlo_link", f"{way}_{what}"))
+                counts[f"{base}.link{n}.{way}_{what}"] = Measured(float(value), unit("mlo_link", f"{way}_{what}"))
                 total += value if what == "frames" else 0
     for n in dict.fromkeys([*ids.values(), *owner.values()]):
-        own = sum(found[f"{base}.link{n}.{way}_frames"].value for way in ("tx", "rx"))
+        own = sum(counts[f"{base}.link{n}.{way}_frames"].value for way in ("tx", "rx"))
         if total:
-            found[f"{base}.link{n}.share_pct"] = Measured(
+            counts[f"{base}.link{n}.share_pct"] = Measured(
                 100 * own / total, unit("mlo_link", "share_pct"), note="of its data frames"
             )
-    return found
+    return counts
 
 
 def _tally(row: Air, owner: Mapping[str, int]) -> dict[tuple[int, str, str], int]:
-    found: dict[tuple[int, str, str], int] = {}
+    counts: dict[tuple[int, str, str], int] = {}
     for _, sender, receiver, frames, size in row.frames:
         for way, address in (("tx", sender), ("rx", receiver)):
             if (n := owner.get(address)) is not None:
                 for what, value in (("frames", frames), ("bytes", size)):
-                    found[n, way, what] = found.get((n, way, what), 0) + value
-    return found
+                    counts[n, way, what] = counts.get((n, way, what), 0) + value
+    return counts

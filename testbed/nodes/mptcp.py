@@ -91,10 +91,10 @@ class Mptcp(Role):
                 )
         limits = LimitsSet(self.limits.subflows, self.limits.add_addr_accepted)
         yield Configure(place.node, limits)
-        found = planned(self, place)
-        for endpoint in found:
+        endpoints = planned(self, place)
+        for endpoint in endpoints:
             yield Configure(place.node, endpoint)
-        yield Wait(place.node, PathManagerHas(limits, found))
+        yield Wait(place.node, PathManagerHas(limits, endpoints))
 
     def samples(self) -> tuple[str, ...]:
         """Return that its counters and subflows are read."""

@@ -61,8 +61,8 @@ class Node(Spec):
 
 
 def _kinds() -> dict[str, type[Role]]:
-    found = {name: get_args(field.annotation) for name, field in Node.model_fields.items()}
-    roles = {n: [k for k in kinds if isinstance(k, type) and issubclass(k, Role)] for n, kinds in found.items()}
+    classes = {name: get_args(field.annotation) for name, field in Node.model_fields.items()}
+    roles = {n: [k for k in kinds if isinstance(k, type) and issubclass(k, Role)] for n, kinds in classes.items()}
     return {name: kinds[0] for name, kinds in roles.items() if kinds}
 
 

@@ -107,17 +107,17 @@ class Iperf3(Spec):
 
     def faults(self) -> list[tuple[str, str]]:
         """Return (field, sentence) for each fault."""
-        found = []
+        faults = []
         if self.protocol == "udp" and self.rate is None:
-            found.append(("protocol", "udp needs a `rate`: what the sender offers, such as rate: 5mbit"))
+            faults.append(("protocol", "udp needs a `rate`: what the sender offers, such as rate: 5mbit"))
         if self.seconds != int(self.seconds):
-            found.append(("seconds", "iperf3 runs for whole seconds: write 5, not 5.5"))
+            faults.append(("seconds", "iperf3 runs for whole seconds: write 5, not 5.5"))
         if self.protocol == "udp" and self.congestion:
-            found.append(("congestion", "udp has no congestion control: leave this out"))
+            faults.append(("congestion", "udp has no congestion control: leave this out"))
         most = _DATAGRAM if self.protocol == "udp" else _WRITE
         if self.length is not None and self.length > most:
-            found.append(("length", f"iperf3 sends at most {most} bytes at once over {self.protocol}"))
-        return found
+            faults.append(("length", f"iperf3 sends at most {most} bytes at once over {self.protocol}"))
+        return faults
 
     def requires(self) -> tuple[features.Feature, ...]:
         """Return the features that it needs."""
@@ -192,33 +192,33 @@ class Iperf3(Spec):
         total = (receiver.end.sum if self.protocol == "udp" else receiver.end.sum_received) or Sum()
         if not total.seconds:
             return {}
-        found: dict[str, Measured] = {}
+        metrics: dict[str, Measured] = {}
         rows = [i.sum for i in receiver.intervals if not i.sum.omitted]
         series = tuple((self.at + end, rate) for end, rate in _by_second(rows))
         received = sum(r.bytes for r in rows)
-        found["goodput_mbps"] = Measured(received * 8 / 1e6 / total.seconds, "Mbit/s", series)
-        found["received_bytes"] = Measured(received, "byte")
-        found["seconds"] = Measured(total.seconds, "s")
+        metrics["goodput_mbps"] = Measured(received * 8 / 1e6 / total.seconds, "Mbit/s", series)
+        metrics["received_bytes"] = Measured(received, "byte")
+        metrics["seconds"] = Measured(total.seconds, "s")
         length, began = _gap(rows)
-        found["gap_s"] = Measured(length, "s", note="longest time in which the receiver got nothing, to 0.1 s")
-        found["gap_at_s"] = Measured(self.at + began, "s", note="when it began")
+        metrics["gap_s"] = Measured(length, "s", note="longest time in which the receiver got nothing, to 0.1 s")
+        metrics["gap_at_s"] = Measured(self.at + began, "s", note="when it began")
         if self.protocol == "udp":
             lost, packets = float(total.lost_packets), float(total.packets)
-            found["loss_pct"] = Measured(100 * lost / packets if packets else 100.0, "%")
+            metrics["loss_pct"] = Measured(100 * lost / packets if packets else 100.0, "%")
             if total.jitter_ms is not None:
-                found["jitter_ms"] = Measured(total.jitter_ms, "ms", note="RFC 3550 section 6.4.1")
+                metrics["jitter_ms"] = Measured(total.jitter_ms, "ms", note="RFC 3550 section 6.4.1")
             late = sum(s.udp.out_of_order for s in receiver.end.streams if s.udp is not None)
-            found["reorder_packets"] = Measured(late, "packet")
-            return found
+            metrics["reorder_packets"] = Measured(late, "packet")
+            return metrics
         if sender is None:
-            return found
+            return metrics
         streams = [s for i in sender.intervals for s in i.streams]
         note = "of the first subflow only" if self.protocol == "mptcp" else ""
         if self.protocol != "mptcp":  # TCP_INFO of an MPTCP socket tells of one subflow; the samples have all
-            found["retransmits"] = Measured(sum(s.retransmits for s in streams), "segment")
+            metrics["retransmits"] = Measured(sum(s.retransmits for s in streams), "segment")
         rtts = [s.rtt / 1e3 for s in streams if s.rtt]
-        found |= {k: Measured(m.value, m.unit, note=note) for k, m in latencies(rtts, "rtt").items()}
-        return found
+        metrics |= {k: Measured(m.value, m.unit, note=note) for k, m in latencies(rtts, "rtt").items()}
+        return metrics
 
     def doubts(self, name: str, folder: Recorded) -> Iterator[tuple[float, str, str]]:
         """Yield a doubt if one of the two programs did not run for a while: it then reports one long interval."""
@@ -238,12 +238,12 @@ def _by_second(rows: Sequence[Part]) -> list[tuple[float, float]]:
     seconds: dict[int, list[Part]] = {}
     for row in rows:
         seconds.setdefault(int(row.start + 1e-3), []).append(row)
-    found = []
+    joined = []
     for group in seconds.values():
         start, end = group[0].start, group[-1].end
         if end - start >= 0.5:  # the last interval may be a few milliseconds long
-            found.append((end, sum(r.bytes for r in group) * 8 / 1e6 / (end - start)))
-    return found
+            joined.append((end, sum(r.bytes for r in group) * 8 / 1e6 / (end - start)))
+    return joined
 
 
 def _gap(rows: Sequence[Part]) -> tuple[float, float]:

@@ -95,10 +95,10 @@ class Multicast(Spec):
 
     def faults(self) -> list[tuple[str, str]]:
         """Return (field, sentence) for each fault."""
-        found = [("group", text)] if (text := misfit(self.group)) else []
+        faults = [("group", text)] if (text := misfit(self.group)) else []
         if self.size < PACKET.size:
-            found.append(("size", f"a packet has at least {PACKET.size} bytes, for its number and time"))
-        return found
+            faults.append(("size", f"a packet has at least {PACKET.size} bytes, for its number and time"))
+        return faults
 
     def requires(self) -> tuple[Feature, ...]:
         """Return the features that it needs."""
@@ -124,13 +124,13 @@ class Multicast(Spec):
 
     def servers(self, task: Task) -> list[Step]:
         """Return the untimed receivers, and the waits for their memberships in the kernel."""
-        found: list[Step] = []
+        steps: list[Step] = []
         for r, process, ifname, source in self._listeners(task):
             if r.at is None:
                 joined = Joined(self.group, ifname, source)
-                found += [process, Wait(r.node, joined, process=process.name)]
-                found.append(Wait(r.node, FileHas(f"{r.node}/{task.name}.receiver.json"), process=process.name))
-        return found
+                steps += [process, Wait(r.node, joined, process=process.name)]
+                steps.append(Wait(r.node, FileHas(f"{r.node}/{task.name}.receiver.json"), process=process.name))
+        return steps
 
     def clients(self, task: Task) -> list[Step]:
         """Return the source and the timed receivers."""
@@ -186,7 +186,7 @@ class Multicast(Spec):
         said, sent = self._said(name, folder), self._sent(name, folder)
         if said is None or sent is None:
             return {}
-        found = {
+        metrics = {
             "sent_packets": Measured(len(sent), "packet"),
             "send_errors": Measured(sum(said.send_errors.values()), "packet", note="refused by the source's kernel"),
             "late_max_ms": Measured(said.late_max / 1e6, "ms", note="the source's own lateness"),
@@ -194,8 +194,8 @@ class Multicast(Spec):
         }
         for r in self.receivers:
             measured = self._received(name, folder, r, sent, round(folder.origin * 1e9))
-            found |= {f"{r.node}.{key}": value for key, value in measured.items()}
-        return found
+            metrics |= {f"{r.node}.{key}": value for key, value in measured.items()}
+        return metrics
 
     def _received(
         self, name: str, folder: Recorded, receiver: Receiver, sent: list[int], origin: int

@@ -48,12 +48,12 @@ class Ping(Spec):
 
     def faults(self) -> list[tuple[str, str]]:
         """Return (field, sentence) for each fault."""
-        found = []
+        faults = []
         if self.interval < 0.002:
-            found.append(("interval", "ping(8) takes no interval below 2ms"))
+            faults.append(("interval", "ping(8) takes no interval below 2ms"))
         if self.size is not None and self.size > _PAYLOAD:
-            found.append(("size", f"an echo request over IPv4 carries at most {_PAYLOAD} bytes"))
-        return found
+            faults.append(("size", f"an echo request over IPv4 carries at most {_PAYLOAD} bytes"))
+        return faults
 
     def requires(self) -> tuple[features.Feature, ...]:
         """Return the features that it needs."""
@@ -112,13 +112,13 @@ class Ping(Spec):
             return {}
         sent, got = int(total["sent"]), int(total["got"])
         replies = list(filter(None, map(_REPLY.match, lines)))
-        found = {
+        metrics = {
             "sent_packets": Measured(sent, "packet"),
             "received_packets": Measured(got, "packet"),
             "loss_pct": Measured(100 * (sent - got) / sent if sent else 100.0, "%"),
             "duplicate_packets": Measured(sum(bool(r["dup"]) for r in replies), "packet"),
         }
-        return found | latencies([float(r["ms"]) for r in replies if not r["dup"]], "rtt")
+        return metrics | latencies([float(r["ms"]) for r in replies if not r["dup"]], "rtt")
 
     def doubts(self, name: str, folder: Recorded) -> Iterator[tuple[float, str, str]]:
         """Yield a doubt if ping did not run for a while: requests then leave late."""

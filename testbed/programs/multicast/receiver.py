@@ -84,8 +84,8 @@ def membership(family: int, index: int, group: str, source: str) -> bytes:
 def address(family: int, text: str) -> bytes:
     """Return struct sockaddr_storage of an address."""
     packed = socket.inet_pton(family, text)
-    found = struct.pack("=HHI16sI", family, 0, 0, packed, 0) if len(packed) == 16 else struct.pack("=HH", family, 0)
-    return (found if len(packed) == 16 else found + packed).ljust(128, b"\0")
+    offsets = struct.pack("=HHI16sI", family, 0, 0, packed, 0) if len(packed) == 16 else struct.pack("=HH", family, 0)
+    return (offsets if len(packed) == 16 else offsets + packed).ljust(128, b"\0")
 
 
 def kept(sock: socket.socket, file: io.FileIO, until: int | None, ending: list[int]) -> int:
@@ -129,13 +129,13 @@ def kept(sock: socket.socket, file: io.FileIO, until: int | None, ending: list[i
 
 def ahead() -> int:
     """Return how far CLOCK_REALTIME is ahead of CLOCK_MONOTONIC, from the closest of several readings."""
-    found = []
+    offsets = []
     for _ in range(5):
         first, real, second = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
-        found.append((second - first, real - (first + second) // 2))
+        offsets.append((second - first, real - (first + second) // 2))
         if second - first < _CLOSE:
             break
-    return min(found)[1]
+    return min(offsets)[1]
 
 
 def mend(rows: bytearray, begin: int, step: int, since: int, until: int) -> None:

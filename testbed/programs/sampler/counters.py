@@ -33,18 +33,18 @@ def opened(wanted: Wanted) -> Counters:
 def read(counters: Counters) -> dict[str, dict[str, int]]:
     """Return the numbers as they are now, by role and name."""
     texts = {fd: numbers(_text(fd)) for fd, _ in counters.values()}
-    found: dict[str, dict[str, int]] = {}
+    values: dict[str, dict[str, int]] = {}
     for (role, name), (fd, field) in counters.items():
         if (number := texts[fd].get(field)) is not None:
-            found.setdefault(role, {})[name] = number
-    return found
+            values.setdefault(role, {})[name] = number
+    return values
 
 
 def _text(fd: int) -> str:
-    found = b""
-    while len(found) < _MOST and (part := os.pread(fd, 1 << 16, len(found))):
-        found += part
-    return found.decode(errors="replace")
+    content = b""
+    while len(content) < _MOST and (part := os.pread(fd, 1 << 16, len(content))):
+        content += part
+    return content.decode(errors="replace")
 
 
 def numbers(text: str) -> dict[str, int]:
@@ -54,20 +54,20 @@ def numbers(text: str) -> dict[str, int]:
     one line has them in turn (sockstat), NAME where a line is a name and a number (snmp6), and "" where the file is one
     number.
     """
-    found: dict[str, int | None] = {}
+    rows: dict[str, int | None] = {}
     names: dict[str, list[str]] = {}
     for words in filter(None, map(str.split, text.splitlines())):
         head, rest = words[0], words[1:]
         if not head.endswith(":"):
-            found |= {"": _number(head)} if not rest else {head: _number(rest[0])}
+            rows |= {"": _number(head)} if not rest else {head: _number(rest[0])}
         elif not rest or _number(rest[0]) is not None:
             pairs = zip(names.get(head, ()), rest, strict=False)
-            found |= {f"{head[:-1]}.{name}": _number(word) for name, word in pairs}
+            rows |= {f"{head[:-1]}.{name}": _number(word) for name, word in pairs}
         elif len(rest) > 1 and _number(rest[1]) is not None:
-            found |= {f"{head[:-1]}.{n}": _number(word) for n, word in zip(rest[::2], rest[1::2], strict=False)}
+            rows |= {f"{head[:-1]}.{n}": _number(word) for n, word in zip(rest[::2], rest[1::2], strict=False)}
         else:
             names[head] = rest
-    return {name: number for name, number in found.items() if number is not None and 0 <= number < _COUNT}
+    return {name: number for name, number in rows.items() if number is not None and 0 <= number < _COUNT}
 
 
 def _number(word: str) -> int | None:

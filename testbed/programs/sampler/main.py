@@ -111,10 +111,10 @@ def _moment() -> dict[str, float]:
 
 def _read(fd: int) -> str:
     """Read a file of /proc from its start; files of many records return a page at a time."""
-    found = b""
-    while part := os.pread(fd, 65536, len(found)):
-        found += part
-    return found.decode()
+    content = b""
+    while part := os.pread(fd, 65536, len(content)):
+        content += part
+    return content.decode()
 
 
 def _pause(ended: int, told: dict[socket.socket, Node], due: float) -> bool:
@@ -196,7 +196,7 @@ def _qdiscs(route: socket.socket, names: dict[int, str]) -> list[dict[str, Any]]
 @wire.decoder
 def parse_qdiscs(entries: Sequence[bytes], names: dict[int, str]) -> list[dict[str, Any]]:
     """Return the queueing disciplines with counters, and the names of their interfaces."""
-    found = []
+    rows = []
     for entry in entries:
         _, index, handle, parent, _ = uapi.TCMSG.unpack_from(entry)
         fields = wire.attributes(entry, uapi.TCMSG.size)
@@ -220,8 +220,8 @@ def parse_qdiscs(entries: Sequence[bytes], names: dict[int, str]) -> list[dict[s
             "drops": drops,
             "overlimits": overlimits,
         }
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
 @wire.decoder

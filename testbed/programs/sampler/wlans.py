@@ -23,7 +23,7 @@ _NAMES = {
 
 def wlans(sock: socket.socket, family: int) -> dict[str, dict[str, Any]]:
     """Return every wireless interface with its links; a station's have signal (dBm) and age of the last beacon (ms)."""
-    found = {}
+    interfaces = {}
     for wlan in map(nl80211.parse_interface, netlink.dump(sock, family, nl80211.GET_INTERFACES)):
         links = [asdict(link) for link in wlan.links]
         if wlan.station:
@@ -31,8 +31,8 @@ def wlans(sock: socket.socket, family: int) -> dict[str, dict[str, Any]]:
             for link in links:
                 if (heard := bss.get(link["id"])) is not None:
                     link |= {"bssid": heard.bssid, "signal": heard.signal, "seen_ms": heard.seen_ms}
-        found[wlan.name] = {"mac": wlan.mac, "mlo": wlan.mlo, "links": links}
-    return found
+        interfaces[wlan.name] = {"mac": wlan.mac, "mlo": wlan.mlo, "links": links}
+    return interfaces
 
 
 def _associated(sock: socket.socket, family: int, index: int) -> Iterator[nl80211.Bss]:

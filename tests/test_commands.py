@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import click
 import pytest
 import typer
-from typer.utils import get_params_from_function
 
 from testbed.cli.app import app
+from testbed.cli.declared import declared
 from tests.conftest import ROOT
 from tests.kept import compare
 
@@ -68,7 +68,7 @@ def meaning(param: click.Parameter, command: click.Command) -> str:
     text = getattr(param, "help", None) or ""
     if isinstance(param, click.Argument):
         assert command.callback is not None
-        text = get_params_from_function(inspect.unwrap(command.callback))[str(param.name)].default.help or ""
+        text = declared(inspect.unwrap(command.callback))[str(param.name)].what.help
     if isinstance(param.type, click.IntRange):
         text += f" ({param.type.min} to {param.type.max})"
     return text

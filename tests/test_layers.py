@@ -51,7 +51,10 @@ FLOORS: tuple[dict[str, str], ...] = (
         "machines.ssh": "known relayed remote request",
     },
     {"runs": "again bring_up case cases invocation older written"},
-    {"cli": "app files init inputs labs options places present process program progress requests runs screen up"},
+    {
+        "cli": "app declared files init inputs labs options places present process program progress requests runs "
+        "screen up verbs"
+    },
     {"": "__main__ called pytest_plugin"},
 )
 # The doors, which open late so that `testbed exec` does not wait for what is behind them.
@@ -169,10 +172,15 @@ def test_planning_does_not_wait_for_libraries_of_other_verbs() -> None:
         ("exec lab a --", "{'typer'}"),
         ("exec --help", "{'typer'}"),
         ("exec lab --help ls", "{'typer'}"),
-        ("status", "{'typer'}"),
+        ("status", "set()"),
+        ("up topologies/tree.yaml --name x --set links.0.delay=1ms", "set()"),
+        ("machine ls --json", "set()"),
+        ("machine", "{'typer'}"),
+        ("up --help", "{'typer'}"),
+        ("up topologies/tree.yaml --cpus 65", "{'typer'}"),
     ],
 )
-def test_a_command_in_a_node_does_not_wait_for_the_parser_of_the_other_verbs(words: str, waits: str) -> None:
+def test_a_command_line_in_plain_form_does_not_wait_for_a_parser(words: str, waits: str) -> None:
     code = f"import sys, testbed.cli.program as p; p._verb({words.split()}); print(sys.modules.keys() & {{'typer'}})"
     done = subprocess.run((sys.executable, "-c", code), cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
     assert done.stdout == f"{waits}\n"

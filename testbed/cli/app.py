@@ -1,4 +1,4 @@
-"""The command line: a table of verbs, each with the function that is imported when it is asked for.
+"""The command line as typer has it: `--help`, what is wrong with the words, and the completion of a shell.
 
 Exit statuses: 0 done, 1 a check failed, 2 wrong input, 3 Linux refused something, 4 a feature is missing, 70 a bug,
 130 and 143 interrupted by SIGINT (Ctrl-C) and SIGTERM, 141 nobody reads what is printed.
@@ -8,68 +8,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
-from importlib import import_module
-from inspect import unwrap
-from typing import Annotated, Any, NamedTuple, NoReturn, get_type_hints
+from collections.abc import Callable
+from functools import wraps
+from inspect import Signature, signature, unwrap
+from typing import Annotated, Any, NoReturn, get_args, get_type_hints
 
 import click
 import typer
 from typer.core import TyperCommand
 
 from testbed import __version__
+from testbed.cli.declared import Argument, Option, declared
 from testbed.cli.process import perform
-
-
-class Verb(NamedTuple):
-    """The function of a verb, and how it is registered."""
-
-    module: str  # of testbed.cli
-    function: str
-    hidden: bool = False
-    settings: Mapping[str, Any] | None = None
-
-
-class Group(NamedTuple):
-    """Verbs of one thing."""
-
-    help: str
-    verbs: Mapping[str, Verb]
-
-
-VERBS: Mapping[str, Verb | Group] = {
-    "init": Verb("init", "init"),
-    "check": Verb("files", "check"),
-    "plan": Verb("files", "plan"),
-    "up": Verb("up", "up"),
-    "status": Verb("labs", "status"),
-    "exec": Verb("labs", "exec_", settings={"ignore_unknown_options": True, "allow_interspersed_args": False}),
-    "shell": Verb("labs", "shell"),
-    "down": Verb("labs", "down"),
-    "run": Verb("runs", "run"),
-    "report": Verb("runs", "report"),
-    "schema": Verb("files", "schema"),
-    "doctor": Verb("places", "doctor"),
-    "run-case": Verb("requests", "run_case", hidden=True),
-    "serve-request": Verb("requests", "serve_request", hidden=True),
-    "collect-request": Verb("requests", "collect_request", hidden=True),
-    "machine": Group(
-        "Machines that ssh reaches: make them known, list and forget them.",
-        {
-            "add": Verb("places", "machine_add"),
-            "ls": Verb("places", "machine_ls"),
-            "rm": Verb("places", "machine_rm"),
-        },
-    ),
-    "image": Group(
-        "The image of the microVM's guest: make it, list and remove what is cached.",
-        {
-            "build": Verb("places", "image_build"),
-            "ls": Verb("places", "image_ls"),
-            "rm": Verb("places", "image_rm"),
-        },
-    ),
-}
+from testbed.cli.verbs import VERBS, Verb, find
 
 
 class Command(TyperCommand):
@@ -77,11 +28,10 @@ class Command(TyperCommand):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the help of arguments and options."""
-        declared = get_type_hints(unwrap(self.callback), include_extras=True) if self.callback else {}
+        own = declared(unwrap(self.callback)) if self.callback is not None else {}
         for param in self.params:
             if isinstance(param, click.Argument) and getattr(param, "help", None) is None:
-                info = getattr(declared.get(param.name or ""), "__metadata__", (None,))[0]
-                param.help = getattr(info, "help", None)
+                param.help = own[str(param.name)].what.help
         super().format_options(ctx, formatter)
 
 
@@ -108,9 +58,29 @@ def app(verb: str = "") -> typer.Typer:
 
 
 def _register(to: typer.Typer, name: str, verb: Verb) -> None:
-    function: Callable[..., None] = getattr(import_module(f"testbed.cli.{verb.module}"), verb.function)
     settings = dict(verb.settings) if verb.settings is not None else None
-    to.command(name=name, cls=Command, hidden=verb.hidden, context_settings=settings)(function)
+    to.command(name=name, cls=Command, hidden=verb.hidden, context_settings=settings)(_typed(verb.function()))
+
+
+def _typed(function: Callable[..., None]) -> Callable[..., None]:
+    """Return a verb with its declarations in typer's words."""
+
+    @wraps(function)
+    def made(**given: object) -> None:
+        function(**given)
+
+    hints = get_type_hints(function, include_extras=True)
+    its = {name: Annotated[get_args(hints[name])[0], _told(one.what)] for name, one in declared(function).items()}
+    parameters = [p.replace(annotation=its[n]) for n, p in signature(function).parameters.items()]
+    made.__annotations__ = its
+    made.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    return made
+
+
+def _told(what: Argument | Option) -> Any:
+    if isinstance(what, Argument):
+        return typer.Argument(help=what.help, dir_okay=what.dir_okay, autocompletion=what.autocompletion)
+    return typer.Option(*what.names.split(), help=what.help, metavar=what.metavar, min=what.min, max=what.max)
 
 
 def _options(version: Annotated[bool, typer.Option("--version", help="Print the version")] = False) -> None:
@@ -126,6 +96,8 @@ def command_line() -> None:
     """
     if "_TESTBED_COMPLETE" in os.environ:  # the shell asks
         app()()
+    if (verb := find(sys.argv[1:])) is not None:
+        return verb()
     command = typer.main.get_command(app(*sys.argv[1:2]))
     try:
         with command.make_context("testbed", sys.argv[1:]) as context:

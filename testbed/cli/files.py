@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-import typer
-
 from testbed.cli import present
 from testbed.cli.inputs import planned
 from testbed.cli.options import AsJson, File, Sets
@@ -27,7 +25,7 @@ def check(file: File, sets: Sets = None, as_json: AsJson = False) -> None:
             raise
         keys = ("message", "file", "line", "column", "hint")
         print(json.dumps({"problems": [{k: getattr(p, k) for k in keys} for p in e.problems]}, indent=1))
-        raise typer.Exit(e.exit_status) from e
+        raise SystemExit(e.exit_status) from e
     top = cases[0].topology
     if as_json:
         print(

@@ -9,8 +9,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Annotated
 
-import typer
-
+from testbed.cli.declared import Argument, Option
 from testbed.errors import InputError
 
 _KEY = re.compile(r"([a-z_]+):")
@@ -21,13 +20,11 @@ _INSTALLED = _PACKAGE / "examples"  # what a wheel brings; a checkout has the sa
 
 def init(
     template: Annotated[
-        str, typer.Argument(help="An example; all are listed when it is left out", autocompletion=lambda: names())
+        str, Argument(help="An example; all are listed when it is left out", autocompletion=lambda: names())
     ] = "",
-    file: Annotated[
-        str, typer.Argument(help="The file to write, TEMPLATE.yaml when left out; - is standard output")
-    ] = "",
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+    file: Annotated[str, Argument(help="The file to write, TEMPLATE.yaml when left out; - is standard output")] = "",
+    force: Annotated[bool, Option("--force", help="Overwrite the file if it exists")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print JSON")] = False,
 ) -> None:
     """Write an example to a file of your own, complete in itself; without TEMPLATE, list the examples."""
     if not template:

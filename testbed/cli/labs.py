@@ -8,10 +8,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from testbed import asker
 from testbed.cli import present
+from testbed.cli.declared import Argument, Option
 from testbed.cli.options import AsJson, LabName, NodeName, lab_names, node_names
 from testbed.cli.process import execute, place_of
 from testbed.errors import InputError, LabError, TestbedError
@@ -23,17 +22,17 @@ if TYPE_CHECKING:
 
 
 def status(
-    lab: Annotated[str | None, typer.Argument(help="Name of a lab", autocompletion=lab_names)] = None,
+    lab: Annotated[str | None, Argument(help="Name of a lab", autocompletion=lab_names)] = None,
     node: Annotated[
         str | None,
-        typer.Argument(help="A node: its interfaces as the kernel has them now", autocompletion=node_names),
+        Argument(help="A node: its interfaces as the kernel has them now", autocompletion=node_names),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the labs that are up (those of a machine: @MACHINE); or what one has; or the interfaces of a node."""
     if lab is not None and (place := place_of(lab)) is not None:
         words = ("status", *filter(None, (place.lab, node)), *(["--json"] if as_json else []))
-        raise typer.Exit(place.enter(words))
+        raise SystemExit(place.enter(words))
     if lab is None:
         found = [s for n in reach.names() if (s := _status(n)) is not None]
         found += [_guest(n) for n in reach.names(reach.GUESTS)]
@@ -85,7 +84,7 @@ def status(
         print(present.columns(processes))
 
 
-def exec_(lab: LabName, node: NodeName, argv: Annotated[list[str], typer.Argument(help="The command")]) -> None:
+def exec_(lab: LabName, node: NodeName, argv: Annotated[list[str], Argument(help="The command")]) -> None:
     """Run a command in a node; its exit status is this command's."""
     execute(lab, node, argv)
 
@@ -93,15 +92,15 @@ def exec_(lab: LabName, node: NodeName, argv: Annotated[list[str], typer.Argumen
 def shell(lab: LabName, node: NodeName) -> None:
     """Open a shell in a node."""
     if (place := place_of(lab)) is not None:
-        raise typer.Exit(place.enter(("shell", place.lab, node)))
+        raise SystemExit(place.enter(("shell", place.lab, node)))
     os.environ["PS1"] = f"{node}@{lab}:\\w\\$ "
     program = os.environ.get("SHELL") or "/bin/sh"
-    raise typer.Exit(enter(lab, node, (program, "--norc") if program.endswith("bash") else (program,)))
+    raise SystemExit(enter(lab, node, (program, "--norc") if program.endswith("bash") else (program,)))
 
 
 def down(
-    labs: Annotated[list[str] | None, typer.Argument(help="Names of labs", autocompletion=lab_names)] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All labs of this user")] = False,
+    labs: Annotated[list[str] | None, Argument(help="Names of labs", autocompletion=lab_names)] = None,
+    everything: Annotated[bool, Option("--all", help="All labs of this user")] = False,
 ) -> None:
     """Take labs down; nothing of them is left."""
     if not labs and not everything:

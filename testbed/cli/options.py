@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
-import typer
-
+from testbed.cli.declared import Argument, Option
 from testbed.errors import TestbedError
 from testbed.lab import control, reach
-
-if TYPE_CHECKING:
-    pass
 
 
 def lab_names(incomplete: str) -> list[str]:
@@ -19,36 +15,33 @@ def lab_names(incomplete: str) -> list[str]:
     return [n for n in (*reach.names(), *reach.names(reach.GUESTS)) if n.startswith(incomplete)]
 
 
-def node_names(context: typer.Context, incomplete: str) -> list[str]:
+def node_names(ctx: Any, incomplete: str) -> list[str]:
     """Return the nodes of the lab of this command line that begin so, for the shell."""
     try:
-        nodes = control.find(context.params["lab"]).status()["nodes"]
+        nodes = control.find(ctx.params["lab"]).status()["nodes"]
     except (TestbedError, KeyError):
         return []
     return [n for n in nodes if n.startswith(incomplete)]
 
 
-File = Annotated[Path, typer.Argument(help="A topology or an experiment (YAML)", dir_okay=False)]
-LabName = Annotated[str, typer.Argument(help="Name of a lab that is up", autocompletion=lab_names)]
-NodeName = Annotated[str, typer.Argument(help="A node of it", autocompletion=node_names)]
-Name = Annotated[str | None, typer.Option("--name", "-n", help="Name of the lab; the topology's when left out")]
+File = Annotated[Path, Argument(help="A topology or an experiment (YAML)", dir_okay=False)]
+LabName = Annotated[str, Argument(help="Name of a lab that is up", autocompletion=lab_names)]
+NodeName = Annotated[str, Argument(help="A node of it", autocompletion=node_names)]
+Name = Annotated[str | None, Option("--name -n", help="Name of the lab; the topology's when left out")]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="PATH=VALUE", help="Override one value: links.cable.loss=5%"),
+    Option("--set", metavar="PATH=VALUE", help="Override one value: links.cable.loss=5%"),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
+AsJson = Annotated[bool, Option("--json", help="Print JSON")]
 MachineName = Annotated[
     str,
-    typer.Option(
-        "--machine",
-        "-m",
+    Option(
+        "--machine -m",
         help="Where: auto (here if this kernel offers all that is required, else microvm), here, microvm, or a name",
     ),
 ]
-Cpus = Annotated[int | None, typer.Option("--cpus", min=1, max=64, help="Processors of a microVM; 2 when left out")]
+Cpus = Annotated[int | None, Option("--cpus", min=1, max=64, help="Processors of a microVM; 2 when left out")]
 Memory = Annotated[
     int | None,
-    typer.Option(
-        "--memory", min=512, max=65536, help="Memory of a microVM in MiB; as the topology needs when left out"
-    ),
+    Option("--memory", min=512, max=65536, help="Memory of a microVM in MiB; as the topology needs when left out"),
 ]

@@ -7,9 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from testbed.cli import present
+from testbed.cli.declared import Argument, Option
 from testbed.cli.inputs import assignments, contents, planned
 from testbed.cli.options import AsJson, Sets
 from testbed.cli.progress import fraction, say
@@ -20,15 +19,13 @@ if TYPE_CHECKING:
 
 
 def doctor(
-    file: Annotated[Path | None, typer.Argument(help="Only what this topology needs", dir_okay=False)] = None,
+    file: Annotated[Path | None, Argument(help="Only what this topology needs", dir_okay=False)] = None,
     machine: Annotated[
         str,
-        typer.Option("--machine", help="Which machine is asked: auto (this one, and whether it serves), here, microvm"),
+        Option("--machine", help="Which machine is asked: auto (this one, and whether it serves), here, microvm"),
     ] = "auto",
     sets: Sets = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Probe all again; nothing remembered of this boot counts")
-    ] = False,
+    fresh: Annotated[bool, Option("--fresh", help="Probe all again; nothing remembered of this boot counts")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what a machine offers, how that is known and how to get what is missing; and where a topology would run."""
@@ -45,7 +42,7 @@ def doctor(
         named, files = ((file,), contents(file, sets)) if file is not None else ((), {})
         words = ("doctor", *named, "--machine", "here", *assignments(sets), *given)
         errand = elsewhere.Errand(choose.choose((), machine), words, files)
-        raise typer.Exit(elsewhere.once(errand, f"doctor-{os.getpid()}", Size(), say, fraction))
+        raise SystemExit(elsewhere.once(errand, f"doctor-{os.getpid()}", Size(), say, fraction))
     wanted = features.ALL
     if file is not None:
         from testbed.plan import run as schedule
@@ -77,15 +74,15 @@ def doctor(
         if file is not None:
             print(present.paragraph(str(choice)))
     if file is not None and choice.missing and choice.machine == choose.HERE:
-        raise typer.Exit(4)
+        raise SystemExit(4)
 
 
 def machine_add(
-    name: Annotated[str, typer.Argument(help="What it is called from now on")],
-    url: Annotated[str, typer.Argument(help="ssh://user@host or ssh://user@host:port")],
-    program: Annotated[str, typer.Option("--program", help="The path of `testbed` there")] = "testbed",
+    name: Annotated[str, Argument(help="What it is called from now on")],
+    url: Annotated[str, Argument(help="ssh://user@host or ssh://user@host:port")],
+    program: Annotated[str, Option("--program", help="The path of `testbed` there")] = "testbed",
     options: Annotated[
-        list[str] | None, typer.Option("--ssh-option", metavar="KEY=VALUE", help="As of ssh_config(5)")
+        list[str] | None, Option("--ssh-option", metavar="KEY=VALUE", help="As of ssh_config(5)")
     ] = None,
 ) -> None:
     """Make a machine known, once ssh reaches it and it has this program at this version."""
@@ -111,7 +108,7 @@ def machine_ls(as_json: AsJson = False) -> None:
     print(present.columns([*rows, *((k.name, k.url) for k in there)]))
 
 
-def machine_rm(name: Annotated[str, typer.Argument(help="Its name")]) -> None:
+def machine_rm(name: Annotated[str, Argument(help="Its name")]) -> None:
     """Forget a machine; nothing on it changes."""
     from testbed.machines.ssh import known
 
@@ -120,12 +117,10 @@ def machine_rm(name: Annotated[str, typer.Argument(help="Its name")]) -> None:
 
 
 def image_build(
-    locked: Annotated[
-        bool, typer.Option("--locked", help="Exactly the versions of the lock, or say what is gone")
-    ] = False,
-    update_lock: Annotated[bool, typer.Option("--update-lock", help="Build anew and write the lock")] = False,
-    again: Annotated[bool, typer.Option("--again", help="Build although there is one")] = False,
-    mirror: Annotated[str, typer.Option("--mirror", help="A mirror of Debian packages, for mmdebstrap")] = "",
+    locked: Annotated[bool, Option("--locked", help="Exactly the versions of the lock, or say what is gone")] = False,
+    update_lock: Annotated[bool, Option("--update-lock", help="Build anew and write the lock")] = False,
+    again: Annotated[bool, Option("--again", help="Build although there is one")] = False,
+    mirror: Annotated[str, Option("--mirror", help="A mirror of Debian packages, for mmdebstrap")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Make the guest's image of Debian packages, unless it is there."""
@@ -156,8 +151,8 @@ def image_ls(as_json: AsJson = False) -> None:
 
 
 def image_rm(
-    digest: Annotated[str, typer.Argument(help="Its digest, or how that begins")] = "",
-    everything: Annotated[bool, typer.Option("--all", help="All images of this user")] = False,
+    digest: Annotated[str, Argument(help="Its digest, or how that begins")] = "",
+    everything: Annotated[bool, Option("--all", help="All images of this user")] = False,
 ) -> None:
     """Remove cached images."""
     from testbed.machines.guest import image

@@ -29,6 +29,11 @@ def _verb(words: Sequence[str]) -> Callable[[], object]:
     match words:
         case ["exec", lab, node, *argv] if not any(w.startswith("-") for w in (lab, node)) and argv not in ([], ["--"]):
             return lambda: execute(lab, node, argv)
+    if "_TESTBED_COMPLETE" not in os.environ:
+        from testbed.cli.verbs import find
+
+        if (verb := find(words)) is not None:
+            return verb
     # What typer uses of click that will be gone is for them to mend: where warnings are errors, this would be a bug.
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="typer")
     from testbed.cli import app as cli

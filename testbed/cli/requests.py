@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from testbed.cli.declared import Argument, Option
 from testbed.cli.inputs import under
 from testbed.cli.options import File, Sets
 from testbed.errors import TestbedError
@@ -18,9 +17,9 @@ if TYPE_CHECKING:
 
 def run_case(
     file: File,
-    case: Annotated[int, typer.Option("--case", min=0)],
-    name: Annotated[str, typer.Option("--name")],
-    out: Annotated[Path, typer.Option("--results")],
+    case: Annotated[int, Option("--case", min=0)],
+    name: Annotated[str, Option("--name")],
+    out: Annotated[Path, Option("--results")],
     sets: Sets = None,
 ) -> None:
     """Perform a case for the machine that asked for it, which makes the report; what is said is JSON for it."""
@@ -34,7 +33,7 @@ def run_case(
         runner.perform(read(file, tuple(sets or ()), under()), case, out.resolve(), name, say)
     except TestbedError as e:
         say({"failed": str(e), "status": e.exit_status})
-        raise typer.Exit(e.exit_status) from e
+        raise SystemExit(e.exit_status) from e
 
 
 def serve_request() -> None:
@@ -42,10 +41,10 @@ def serve_request() -> None:
     from testbed.cli import program
     from testbed.machines.ssh import request
 
-    raise typer.Exit(request.serve(program.script))
+    raise SystemExit(request.serve(program.script))
 
 
-def collect_request(token: str) -> None:
+def collect_request(token: Annotated[str, Argument()]) -> None:
     """Send the results of a request to the machine that sent it."""
     from testbed.machines.ssh import request
 

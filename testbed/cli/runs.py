@@ -8,9 +8,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from testbed.cli import present
+from testbed.cli.declared import Argument, Option
 from testbed.cli.inputs import assignments, contents, under
 from testbed.cli.options import AsJson, Cpus, File, MachineName, Memory, Name, Sets
 from testbed.cli.progress import fraction, progress, say, tell
@@ -26,7 +25,7 @@ def run(
     file: File,
     sets: Sets = None,
     name: Name = None,
-    out: Annotated[Path, typer.Option("--results", help="Folder for results")] = Path("results"),
+    out: Annotated[Path, Option("--results", help="Folder for results")] = Path("results"),
     machine: MachineName = "auto",
     cpus: Cpus = None,
     memory: Memory = None,
@@ -73,7 +72,7 @@ def run(
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="A results folder, such as results/NAME/latest")],
+    folder: Annotated[Path, Argument(help="A results folder, such as results/NAME/latest")],
     as_json: AsJson = False,
 ) -> None:
     """Derive metrics, verdict and JUnit from a results folder again, and print them."""

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from testbed import asker
 from testbed.cli import present
+from testbed.cli.declared import Option
 from testbed.cli.inputs import assignments, contents, planned, there
 from testbed.cli.options import AsJson, Cpus, File, MachineName, Memory, Name, Sets
 from testbed.cli.progress import fraction, progress, say, tell
@@ -29,10 +28,10 @@ def up(
     file: File,
     name: Name = None,
     sets: Sets = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would change, and change nothing")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Print what would change, and change nothing")] = False,
     recreate: Annotated[
         bool,
-        typer.Option("--recreate", help="Take a lab down that can't be changed in place, and make it anew"),
+        Option("--recreate", help="Take a lab down that can't be changed in place, and make it anew"),
     ] = False,
     machine: MachineName = "auto",
     cpus: Cpus = None,
@@ -60,7 +59,7 @@ def up(
         words: tuple[str | Path, ...] = ("up", file, *there(lab_name), *assignments(sets), *given)
         errand = elsewhere.Errand(choice, words, contents(file, sets))
         guest = Size.of(len(made.topology.nodes), cpus, memory)
-        raise typer.Exit(elsewhere.up(errand, lab_name, guest, say, fraction))
+        raise SystemExit(elsewhere.up(errand, lab_name, guest, say, fraction))
     began = time.monotonic()
     what = "up"
     if lab_name in reach.names():

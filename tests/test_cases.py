@@ -6,6 +6,7 @@ import json
 import re
 import time
 from datetime import UTC, datetime
+from hashlib import sha256
 from itertools import combinations_with_replacement
 from pathlib import Path
 from xml.etree import ElementTree
@@ -90,6 +91,9 @@ def test_several_runs_are_in_one_folder_each_with_its_case_and_number(several: I
     assert {file.name for file in top.iterdir()} == {"experiment.yaml", "topology.yaml", "manifest.json", "runs"}
     manifest = json.loads((top / "manifest.json").read_text())
     assert (manifest["format"], manifest["name"]) == (1, "rates")
+    assert manifest["inputs"] == {
+        name: sha256((top / name).read_bytes()).hexdigest() for name in ("experiment.yaml", "topology.yaml")
+    }
     assert manifest["runs"][3] == {
         "folder": "runs/rate=20mbit/2",
         "label": "rate=20mbit_2",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ class Invocation(Struct):
 
 def invoked(experiment: Experiment, root: Path, overrides: tuple[str, ...]) -> Invocation:
     """Return an invocation that has no folder yet."""
-    about = {"git": here.commit(experiment.path.parent), "arguments": sys.argv[1:]}
+    inputs = {name: sha256(text.encode()).hexdigest() for name, text in experiment.texts.items()}
+    about = {"git": here.commit(experiment.path.parent), "arguments": sys.argv[1:], "inputs": inputs}
     return Invocation(experiment, root.resolve(), overrides, about)
 
 

@@ -51,6 +51,7 @@ PARSERS: Mapping[str, Callable[[bytes], object]] = {
     "subflow": diag._subflow,
     "interface": sampler.parse_interface,
     "qdiscs": lambda data: sampler.parse_qdiscs([data], {}),
+    "owners": lambda data: sampler.parse_addresses([data], {}),
     "links": lambda data: look.interfaces({"links": [data], "addresses": [], "qdiscs": []}),
     "addresses": lambda data: look.interfaces({"links": [], "addresses": [data], "qdiscs": [data]}),
     "wlans": lambda data: look.interfaces({"links": [], "addresses": [], "qdiscs": [], "wlans": [data]}),

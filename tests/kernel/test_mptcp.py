@@ -135,6 +135,27 @@ checks:
     assert done.returncode == 1
 
 
+def test_samples_have_the_addresses_that_a_host_has_at_that_time(tmp_path: Path, name: str, need: Need) -> None:
+    need("mptcp", "mptcp-diag")
+    file = tmp_path / "t.yaml"
+    file.write_text(
+        """
+name: owners
+nodes: {a: {mptcp: {}}, b: {}}
+links: [{ends: [a:eth0, b:eth0], addresses: [192.0.2.1/24, 192.0.2.2/24]}]
+events: [{at: 1s, node: a, address: {interface: eth0, remove: 192.0.2.1/24, add: 192.0.2.9/24}}]
+duration: 2s
+"""
+    )
+    done = testbed("run", str(file), "--name", name, "--results", str(tmp_path / "r"))
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "r/owners/latest"
+    rows = [json.loads(row) for row in (folder / "a/samples.jsonl").read_text().splitlines()]
+    assert rows[0]["addresses"] == {"eth0": ["192.0.2.1"]}
+    assert rows[-1]["addresses"] == {"eth0": ["192.0.2.9"]}
+    assert "addresses" not in json.loads((folder / "b/samples.jsonl").read_text().splitlines()[0]), "b is none"
+
+
 def test_limits_endpoints_and_sysctls_are_what_the_kernel_reports(name: str, need: Need) -> None:
     need("mptcp")
     topology = load(ROOT / "topologies/mptcp-backup.yaml", ("nodes.client.mptcp.checksum_enabled=true",))

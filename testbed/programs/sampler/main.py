@@ -171,6 +171,8 @@ def _sample(node: Node) -> dict[str, Any]:
     if node.diag is not None:
         sample["mib"] = mib(os.pread(node.netstat, 65536, 0).decode())
         sample["subflows"] = [asdict(s) for s in subflows(node.diag)]
+        found = netlink.dump(node.route, uapi.RTM_GETADDR, bytes(uapi.IFADDRMSG.size))
+        sample["addresses"] = parse_addresses(found, names)
     if node.wlan is not None:
         sample["wlans"] = state.wlans(node.wlan, node.family)
     if node.udp:
@@ -187,6 +189,22 @@ def parse_interface(entry: bytes) -> tuple[int, str, dict[str, int]]:
     fields = wire.attributes(entry, uapi.IFINFOMSG.size)
     counts = dict(zip(_COUNTERS, _STATS.unpack_from(fields[uapi.IFLA_STATS64]), strict=True))
     return index, fields[uapi.IFLA_IFNAME].rstrip(b"\0").decode(), counts
+
+
+@wire.decoder
+def parse_addresses(entries: Sequence[bytes], names: dict[int, str]) -> dict[str, list[str]]:
+    """Return the addresses of each interface but the loopback, without link-local ones."""
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        family, _, _, _, index = uapi.IFADDRMSG.unpack_from(entry)
+        fields = wire.attributes(entry, uapi.IFADDRMSG.size)
+        if (name := names.get(index, "lo")) == "lo" or family not in (socket.AF_INET, socket.AF_INET6):
+            continue
+        # Of an IPv4 address, IFA_ADDRESS is that of the peer where the link is point to point (if_addr.h).
+        raw = fields.get(uapi.IFA_LOCAL, fields.get(uapi.IFA_ADDRESS, b""))
+        if not (family == socket.AF_INET6 and raw[:1] == b"\xfe" and raw[1] >> 6 == 0b10):
+            found.setdefault(name, []).append(socket.inet_ntop(family, raw))
+    return found
 
 
 def _qdiscs(route: socket.socket, names: dict[int, str]) -> list[dict[str, Any]]:

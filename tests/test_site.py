@@ -6,18 +6,20 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import REQUIRED, ROOT
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the site, built as `make docs` does."""
-    pytest.importorskip("mkdocs", reason="make docs")
-    pytest.importorskip("material", reason="make docs")
+    if find_spec("material") is None:
+        missing = pytest.fail if "mkdocs" in REQUIRED else pytest.skip
+        missing("mkdocs-material is not installed: `make docs` installs it")
     folder = tmp_path_factory.mktemp("site")
     words = (sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder))
     env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}

@@ -1,6 +1,6 @@
-"""The five kinds of step: what a lab is made of, as data that prints as the command a person would type.
+"""The five kinds of step, the parts of a plan: data that prints as the command a person would type.
 
-A step is one line, and a command in it is what bash would have to read to run the same.
+A step prints as one line, and its command can be pasted into bash.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from msgspec import Struct
 from testbed.linux.wire import Message, Space
 from testbed.plain import line, word, words
 
-LAB = "-"  # the place of what belongs to no node: the sandbox itself
+LAB = "-"  # in place of a node: the sandbox itself
 AIR = "air"  # stands for the medium where nodes are named
 
 
 class Request(Struct, frozen=True, tag=True):
-    """Something a namespace is asked for; its text is the equivalent ip(8), tc(8) or sysctl(8) command.
+    """A request to a namespace; its text is the equivalent ip(8), tc(8) or sysctl(8) command.
 
-    Each is a class of a driver, which travels under its name; `testbed.lab.travel` finds them all.
+    Drivers define the classes of requests; `testbed.lab.travel` encodes them under their names.
     """
 
 
 class Netlink(Protocol):
-    """A request that is one netlink message."""
+    """A request that is sent as one netlink message."""
 
     def __str__(self) -> str: ...
 
@@ -41,7 +41,7 @@ class Delete(Request, frozen=True):
         return str(self.added).replace(" add ", " del ", 1)
 
     def encode(self, space: Space) -> Message:
-        """Encode: in rtnetlink and in mptcp_pm a deletion's number is the addition's plus one."""
+        """Encode: in rtnetlink and mptcp_pm, the number of a deletion is that of the addition plus one."""
         m = self.added.encode(space)
         if m.family:
             return Message(m.kind, 0, bytes((m.body[0] + 1,)) + m.body[1:], m.family)
@@ -49,12 +49,12 @@ class Delete(Request, frozen=True):
 
 
 class Probe(Struct, frozen=True, tag=True):
-    """An observable fact, printed as a condition; `testbed.lab.probes` knows how each is observed."""
+    """An observable fact, printed as a condition; `testbed.lab.probes` observes it."""
 
 
 @runtime_checkable
 class Shown(Protocol):
-    """A probe of a fact that files of /proc show: lab.probes needs to know no more of it."""
+    """A probe that only reads files of /proc: lab.probes needs no code for it."""
 
     def files(self) -> tuple[str, ...]:
         """Return the files, such as /proc/self/net/tcp, which are read in the node's network namespace."""
@@ -97,13 +97,13 @@ class Run(Struct, frozen=True, tag=True):
 
 
 class Spawn(Struct, frozen=True, tag=True):
-    """A long-running process; its output becomes `stdout` and `<node>/<name>.log` in the lab's folder.
+    """A long-running process; its output goes to `stdout` and `<node>/<name>.log` in the lab's folder.
 
-    One with `at` starts then and must end by itself within `within` seconds, with status 0; one without runs
-    until the lab (or the run) ends and is stopped by `stop`, a signal number. `may_end` excuses both, except
-    from being killed.
-    A `forked` one is a module of ours (the first of `argv`), run by a copy of the holder.
-    `drain` is a file that must have stopped growing before that, so that nothing under way is lost.
+    With `at`, it starts at that time and must end by itself within `within` seconds, with status 0. Without, it runs
+    until the end of the lab or the run, and is stopped by the signal `stop`. With `may_end` any end will do, except
+    being killed.
+    A `forked` one is one of testbed's modules (the first word of `argv`), run by a copy of the holder.
+    `drain` is a file that must have stopped growing before it is stopped, so that no data is lost.
     `pinned` ones share one processor.
     """
 
@@ -132,12 +132,12 @@ START = 60.0
 
 
 class Wait(Struct, frozen=True, tag=True):
-    """Repeat a probe until it holds, at most `within` seconds; `process` names who must live for it.
+    """Repeat a probe until it holds, for at most `within` seconds; `process` names the process that it depends on.
 
-    One with `urge` is taken up when those without hold: requests that are made first, and `again` every `every`
-    seconds that it does not hold after that. No more of these are under way at once than there are processors.
-    One with `steady` also holds when what the probe says has been the same for so many seconds. One that is `here`
-    is awaited in its place among the requests, and not at the end.
+    Waits with an `urge` start after all others hold, no more at once than there are processors: they perform these
+    requests first, and `again` after every `every` seconds in which the probe does not hold. With `steady`, a Wait also
+    ends when the probe's text has been the same for that many seconds. An `inline` Wait is performed in order with the
+    requests around it, all others after the last request.
     """
 
     node: str

@@ -1,4 +1,4 @@
-"""What execve(2) takes: the one place where argument lists and environments are checked (pure)."""
+"""Check argument lists and environments by the rules of execve(2) (pure)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ MOST_ARGV = 1024 * 1024  # bytes of all: Linux takes a quarter of the stack's li
 
 
 def argument(word: Any) -> bytes:
-    """Return a word of a command in bytes; ValueError says in a sentence why it is none."""
+    """Return a word of a command as bytes; the sentence of a ValueError says why it is not valid."""
     return _bytes(word, "a word of a command")
 
 
 def arguments(argv: Any) -> tuple[bytes, ...]:
-    """Return an argument list in bytes; ValueError says in a sentence why it is none."""
+    """Return an argument list as bytes; the sentence of a ValueError says why it is not valid."""
     if isinstance(argv, str | bytes):
         raise ValueError(f"a command is a list of words, not one text: {shorten(argv)}")
     words = tuple(map(argument, argv))
@@ -31,7 +31,7 @@ def arguments(argv: Any) -> tuple[bytes, ...]:
 
 
 def environment(env: Mapping[Any, Any]) -> tuple[bytes, ...]:
-    """Return NAME=value of every variable in bytes; ValueError says which can't be one."""
+    """Return NAME=value of every variable as bytes; a ValueError names the one that is not valid."""
     if env is os.environ:  # which Python and the kernel have checked
         return tuple(name + b"=" + value for name, value in os.environb.items())
     found = []
@@ -44,13 +44,13 @@ def environment(env: Mapping[Any, Any]) -> tuple[bytes, ...]:
 
 
 def assignments(rows: Sequence[bytes]) -> None:
-    """Raise ValueError unless each is NAME=value."""
+    """Raise ValueError unless each item is NAME=value."""
     if any(row.find(b"=") < 1 for row in rows) or b"\0" in b"".join(rows):
         raise ValueError("an environment has NAME=value of each variable, and this has something else")
 
 
 def folder(path: Any) -> bytes:
-    """Return the path of a folder in bytes; ValueError when no folder can have it."""
+    """Return the path of a folder as bytes; raise ValueError if it is not a valid path."""
     raw = _bytes(path, "a folder")
     if not raw:
         raise ValueError("a folder's path can't be empty; write . for the present one")

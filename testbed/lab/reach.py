@@ -114,6 +114,6 @@ def silent(name: str, number: int) -> str:
 def foreign(what: str, name: str, uid: int | None) -> str:
     """Return the error for a name that another user has bound."""
     return (
-        f"{what} {name}: another user of this machine (uid {uid}) has bound its name, so it can't be yours; "
-        "take another name (`--name`), or have the administrator end that process"
+        f"{what} {name}: another user of this machine (uid {uid}) uses this name; "
+        "choose another name (`--name`), or ask the administrator to end that process"
     )

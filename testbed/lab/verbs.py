@@ -79,8 +79,8 @@ def watch(holder: Holder) -> Task:
             due = time.monotonic() + (_SOON if full else _LOOK)
             yield _SOON if full else _LOOK
     told = LabError(
-        f"lab {holder.lab.name}: it was ended, for it had as many processes as its bound allows "
-        f"(resources.pids: {holder.lab.held['pids'].bound}) and could start no other"
+        f"lab {holder.lab.name}: it was ended because it had as many processes as its bound allows "
+        f"(resources.pids: {holder.lab.held['pids'].bound}) and could not start another"
     )
     for waits in [*(job.line for job in holder.jobs), *(asker for asker, _, _ in holder.waiting.values())]:
         tell(waits, answers.failed(told))

@@ -1,4 +1,4 @@
-"""The faults that a kernel reports in its log. Pure."""
+"""Find faults of the kernel in its log (pure)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections of abstract unix sockets, and who is at the other end."""
+"""Connections of abstract unix sockets, and the processes at their other ends."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import NamedTuple
 
 
 class Peer(NamedTuple):
-    """Who is at the other end of a socket: its process and user, as seen from here (SO_PEERCRED)."""
+    """The process and user at the other end of a socket (SO_PEERCRED), as this namespace numbers them."""
 
     pid: int
     uid: int
 
 
 def peer(connection: socket.socket) -> Peer:
-    """Return who listens at, or connected from, the other end."""
+    """Return the process at the other end, which listens or has connected."""
     pid, uid, _ = struct.unpack("=iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return Peer(pid, uid)
 
 
 def dial(where: str, patience: float) -> socket.socket:
-    """Connect to an abstract address; OSError when nobody listens, TimeoutError when nobody accepts in time.
+    """Connect to an abstract address; raise OSError if nobody listens, TimeoutError if nobody accepts in time.
 
-    What comes next on this connection takes as long as it takes, or as its user says (settimeout).
+    Later operations on this connection do not time out unless the caller sets that (settimeout).
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:

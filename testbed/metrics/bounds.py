@@ -1,4 +1,4 @@
-"""What the bounds of a lab did to a run, in sentences (pure)."""
+"""Sentences about the effects of a lab's bounds on a run (pure)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A figure with its unit, and percentiles of many (pure)."""
+"""A figure with its unit, and percentiles (pure)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from testbed.metrics.table import PERCENTILES
 
 
 class Measured(Struct, frozen=True):
-    """A value with its unit; `series` are (seconds on the run's clock, value) pairs; a note says what it is not."""
+    """A value with its unit; `series` has (seconds on the run's clock, value) pairs; a note qualifies it."""
 
     value: float
     unit: str
@@ -18,7 +18,7 @@ class Measured(Struct, frozen=True):
     note: str = ""
 
     def plain(self) -> dict[str, Any]:
-        """Return what metrics.json holds."""
+        """Return its entry in metrics.json."""
         row: dict[str, Any] = {"value": self.value, "unit": self.unit}
         if self.note:
             row["note"] = self.note
@@ -28,7 +28,7 @@ class Measured(Struct, frozen=True):
 
 
 def percentile(values: list[float], share: float) -> float:
-    """Return the nearest-rank percentile (share 0-1) of a list that is not empty."""
+    """Return the nearest-rank percentile (share from 0 to 1) of a list that is not empty."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, max(0, -(-int(share * len(ordered) * 1000) // 1000) - 1))]
 

@@ -1,6 +1,6 @@
-"""Role: everything that the rest of testbed may ask a role, each with the answer of a role that has nothing to say.
+"""Role: the interface of all roles, with defaults for everything that a role need not define.
 
-A role is one file: a class that derives from `Role` and answers what concerns it, and a field of `Node`.
+A role is one file, with a class that derives from `Role` and overrides what concerns it, and a field of `Node`.
 """
 
 from __future__ import annotations
@@ -77,73 +77,73 @@ class Role(Spec):
     figures: ClassVar[tuple[str, ...]] = ()  # owners in metrics/table.py that it has beside the one of its field's name
 
     def requires(self) -> tuple[Feature, ...]:
-        """Return what the kernel and the machine must offer."""
+        """Return the features that the kernel and the machine must have."""
         return ()
 
     def interfaces(self, forwards: bool) -> tuple[Brought, ...]:
-        """Return the interfaces that it adds; `forwards` says whether its node is a router."""
+        """Return the interfaces that the role adds; `forwards` says whether its node is a router."""
         return ()
 
     def faults(self, place: Place) -> Iterator[RoleFault]:
-        """Yield what can't work here."""
+        """Yield (path below this role, sentence) for each fault."""
         yield from ()
 
     def first(self, place: Place) -> Iterator[Step]:
-        """Yield what comes before everything else in the namespace: kernel parameters that later interfaces inherit."""
+        """Yield the first steps in the namespace, such as kernel parameters that interfaces inherit when made."""
         yield from ()
 
     def steps(self, place: Place) -> Iterator[Step]:
-        """Yield what makes a configured node play this role."""
+        """Yield the steps that make a configured node play this role."""
         yield from ()
 
     def restart(self, place: Place) -> Iterator[Request]:
-        """Yield what makes it lose its state and begin again; a role that says how may be named in `restart` events."""
+        """Yield the requests that make it drop its state and start again; `restart` events may name roles with some."""
         yield from ()
 
     def counters(self, place: Place) -> dict[str, Counter]:
-        """Return its figures by the names that metrics/table.py has for it: they are sampled as NODE.ROLE.NAME."""
+        """Return the counters to sample as NODE.ROLE.NAME, by their names in metrics/table.py."""
         return {}
 
     def samples(self) -> tuple[str, ...]:
-        """Return what the sampler has a reader of its own for."""
+        """Return the readers of the sampler that the role needs."""
         return ()
 
     def excused(self, restarted: bool) -> tuple[str, ...]:
-        """Return counters (INTERFACE.NAME) that count no lost packets, `restarted`: in a run with such an event."""
+        """Return counters (INTERFACE.NAME) whose drops are harmless; `restarted`: in a run with such an event."""
         return ()
 
     def loose(self) -> bool:
-        """Say whether packets may come in by another way than they would leave: no reverse path filter then."""
+        """Return whether packets may arrive by another way than they would leave, so that rp_filter must be off."""
         return False
 
     def forwards(self) -> bool:
-        """Say whether the node forwards IP packets."""
+        """Return whether the node forwards IP packets."""
         return False
 
     def routes_multicast(self) -> bool:
-        """Say whether the node forwards multicast by the planned trees."""
+        """Return whether the node forwards multicast by the planned trees."""
         return False
 
     def forward(self, place: Place, entries: tuple[Entry, ...]) -> Iterator[Step]:
-        """Yield what makes the node forward multicast by these routes."""
+        """Yield the steps that make the node forward multicast by these routes."""
         yield from ()
 
     def joins(self, place: Place) -> frozenset[str] | None:
-        """Return the addresses that open connections, where every address has routes of its own; else None."""
+        """Return the addresses that open connections if each address needs its own routes, else None."""
         return None
 
     def switch(self) -> Switch | None:
-        """Return the Ethernet switch that it makes of the node."""
+        """Return the Ethernet switch that the role adds."""
         return None
 
     def radio(self, place: Place) -> Radio | None:
-        """Return the radio that it adds."""
+        """Return the radio that the role adds."""
         return None
 
     def offers(self, place: Place, mac: Callable[[str], str]) -> Bss | None:
-        """Return what it offers stations; `mac` plans an address for a name that no other interface of the lab has."""
+        """Return what the role offers to stations; `mac` plans an address for a name that is unique in the lab."""
         return None
 
     def rejoin(self, place: Place) -> tuple[Request, ...]:
-        """Return what lets a station leave and join again."""
+        """Return the commands that make a station leave and join again."""
         return ()

@@ -99,7 +99,7 @@ def test_a_fork_bomb_of_root_ends_its_lab_while_another_answers(tmp_path: Path, 
         control.find(other).down()
     assert run.returncode == 3, said
     assert answered > 0
-    assert "it was ended, for it had as many processes as its bound allows (resources.pids: 200)" in said
+    assert "it was ended because it had as many processes as its bound allows (resources.pids: 200)" in said
     assert settled(lambda: remaining(name)) == {}
 
 

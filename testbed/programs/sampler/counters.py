@@ -1,4 +1,4 @@
-"""The figures that roles count: numbers in files below /proc/net and /proc/sys/net of a node's network namespace."""
+"""Counters that roles name: numbers in files below /proc/net and /proc/sys/net of a node's network namespace."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Counters = dict[tuple[str, str], tuple[int, str]]  # by role and name: a descrip
 
 
 def opened(wanted: Wanted) -> Counters:
-    """Open the files in the namespace that this process is in; one that this kernel lacks has no figures."""
+    """Open the files in this process's namespace, except those that this kernel lacks."""
     files: dict[str, int] = {}
     found: Counters = {}
     for role, counters in wanted.items():
@@ -31,7 +31,7 @@ def opened(wanted: Wanted) -> Counters:
 
 
 def read(counters: Counters) -> dict[str, dict[str, int]]:
-    """Return the numbers as they are now, by role and name."""
+    """Read the present numbers, by role and name."""
     texts = {fd: numbers(_text(fd)) for fd, _ in counters.values()}
     values: dict[str, dict[str, int]] = {}
     for (role, name), (fd, field) in counters.items():

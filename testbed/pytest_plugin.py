@@ -248,10 +248,10 @@ def _known(names: Iterable[str]) -> None:
 def _guest() -> None:
     """Skip when there can't be a guest; its image offers every feature."""
     __tracebackhide__ = True
-    from testbed.machines import elsewhere
+    from testbed.machines.lab_guest import require_guest
 
     try:
-        elsewhere.require_guest()
+        require_guest()
     except TestbedError as e:
         _leave(f"machine microvm: {' '.join(str(e).split())}", {"microvm"})
 

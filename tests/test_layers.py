@@ -44,7 +44,7 @@ FLOORS: tuple[dict[str, str], ...] = (
         "report": "doubts effects report together",
     },
     {
-        "machines": "case choose collected country elsewhere home trusted",
+        "machines": "case cases choose collected country elsewhere errands home lab_guest trusted",
         "machines.probe": "here kernel programs radios regulatory remembered scratch",
         "machines.guest": "asking booted building command confined console image keeper kvm lent microvm qemu recipe "
         "running saved shared shell staging starting",

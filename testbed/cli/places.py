@@ -35,13 +35,14 @@ def doctor(
 
     if machine not in (choose.AUTO, choose.HERE):
         from testbed.machines import elsewhere
+        from testbed.machines.errands import Errand
         from testbed.machines.guest.qemu import Size
 
         flags = {"--fresh": fresh, "--json": as_json}
         given = (flag for flag, is_given in flags.items() if is_given)
         named, files = ((file,), contents(file, sets)) if file is not None else ((), {})
         words = ("doctor", *named, "--machine", "here", *assignments(sets), *given)
-        errand = elsewhere.Errand(choose.choose((), machine), words, files)
+        errand = Errand(choose.choose((), machine), words, files)
         raise SystemExit(elsewhere.once(errand, f"doctor-{os.getpid()}", Size(), say, fraction))
     wanted = features.ALL
     if file is not None:
@@ -87,11 +88,12 @@ def machine_add(
 ) -> None:
     """Make a machine known, once ssh reaches it and it has this program at this version."""
     from testbed.machines import elsewhere
+    from testbed.machines.errands import target_of
     from testbed.machines.ssh import known
 
     known.checked(name, url)
     made = known.Known(name, url, program, tuple(options or ()))
-    version = elsewhere.same_version(elsewhere.target_of(made))
+    version = elsewhere.same_version(target_of(made))
     known.add(made)
     print(f"machine {name}: {url}, testbed {version}")
 

@@ -119,13 +119,14 @@ def _performer(
     if choice.machine == choose.HERE:
         yield None
         return
-    from testbed.machines import elsewhere
+    from testbed.machines.cases import cases as on_machine
+    from testbed.machines.errands import Errand
     from testbed.machines.guest.qemu import Size
 
     tell(choice, asked)
-    errand = elsewhere.Errand(choice, ("run-case", file, "--name", lab, *assignments(sets)), contents(file, sets))
+    errand = Errand(choice, ("run-case", file, "--name", lab, *assignments(sets)), contents(file, sets))
     size = Size.of(max(len(case.topology.nodes) for case in experiment.cases), cpus, memory)
-    with elsewhere.cases(errand, lab, size, say, fraction) as perform:
+    with on_machine(errand, lab, size, say, fraction) as perform:
         yield perform
 
 

@@ -51,13 +51,14 @@ def up(
     choice = _choice(machine, lab_name, made.requires())
     if choice.machine != choose.HERE:
         from testbed.machines import elsewhere
+        from testbed.machines.errands import Errand
         from testbed.machines.guest.qemu import Size
 
         tell(choice, machine)
         flags = {"--dry-run": dry_run, "--recreate": recreate, "--json": as_json}
         given = (flag for flag, is_given in flags.items() if is_given)
         words: tuple[str | Path, ...] = ("up", file, *there(lab_name), *assignments(sets), *given)
-        errand = elsewhere.Errand(choice, words, contents(file, sets))
+        errand = Errand(choice, words, contents(file, sets))
         guest = Size.of(len(made.topology.nodes), cpus, memory)
         raise SystemExit(elsewhere.up(errand, lab_name, guest, say, fraction))
     began = time.monotonic()

@@ -116,4 +116,4 @@ soak: setup ## repeat up, exec and down, and check that nothing grows: N=
 	@$(BIN)/python -m tests.fuzz soak $(if $(N),--n $(N))
 
 clean: ## remove what make created
-	@rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

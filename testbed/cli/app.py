@@ -39,7 +39,7 @@ def app(verb: str = "") -> typer.Typer:
     """Return the command line with one verb, or with all of them: to make all takes longer than some of them do."""
     made = typer.Typer(
         name="testbed",
-        help="Network-namespace labs from YAML: bring them up, run workloads in them, measure, judge.",
+        help="Network-namespace labs from YAML: bring them up, run workloads, measure and report.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,

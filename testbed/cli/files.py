@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 from testbed.cli import present
 from testbed.cli.inputs import planned
 from testbed.cli.options import AsJson, File, Sets
 from testbed.errors import InputError
 
-if TYPE_CHECKING:
-    pass
-
 
 def check(file: File, sets: Sets = None, as_json: AsJson = False) -> None:
-    """Say whether a file is right: every error at once, nothing is created."""
+    """Check a file and report all of its errors; nothing is created."""
     from testbed.loading import read
 
     try:
@@ -50,7 +46,7 @@ def check(file: File, sets: Sets = None, as_json: AsJson = False) -> None:
 
 
 def plan(file: File, sets: Sets = None, as_json: AsJson = False) -> None:
-    """Print exactly what `up`, and then `run`, would perform."""
+    """Print exactly what `up` would do, and what `run` would do after that."""
     from testbed.plan import run as schedule
 
     made = planned(file, sets)
@@ -71,7 +67,7 @@ def plan(file: File, sets: Sets = None, as_json: AsJson = False) -> None:
 
 
 def schema() -> None:
-    """Print the language as a JSON Schema, for editors."""
+    """Print the JSON Schema of the topology language, for editors."""
     from testbed.language.schema import schema as made
 
     print(json.dumps(made(), indent=1))

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from testbed import asker
 from testbed.cli import present
@@ -17,19 +17,16 @@ from testbed.errors import InputError, LabError, TestbedError
 from testbed.lab import control, reach
 from testbed.lab.enter import enter
 
-if TYPE_CHECKING:
-    pass
-
 
 def status(
-    lab: Annotated[str | None, Argument(help="Name of a lab", autocompletion=lab_names)] = None,
+    lab: Annotated[str | None, Argument(help="Name of the lab", autocompletion=lab_names)] = None,
     node: Annotated[
         str | None,
-        Argument(help="A node: its interfaces as the kernel has them now", autocompletion=node_names),
+        Argument(help="A node, to show its interfaces as the kernel has them now", autocompletion=node_names),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the labs that are up (those of a machine: @MACHINE); or what one has; or the interfaces of a node."""
+    """List the running labs (of another machine: @MACHINE), or show one lab, or the interfaces of one node."""
     if lab is not None and (place := place_of(lab)) is not None:
         words = ("status", *filter(None, (place.lab, node)), *(["--json"] if as_json else []))
         raise SystemExit(place.enter(words))
@@ -85,7 +82,7 @@ def status(
 
 
 def exec_(lab: LabName, node: NodeName, argv: Annotated[list[str], Argument(help="The command")]) -> None:
-    """Run a command in a node; its exit status is this command's."""
+    """Run a command in a node, and exit with its exit status."""
     execute(lab, node, argv)
 
 
@@ -99,10 +96,10 @@ def shell(lab: LabName, node: NodeName) -> None:
 
 
 def down(
-    labs: Annotated[list[str] | None, Argument(help="Names of labs", autocompletion=lab_names)] = None,
-    everything: Annotated[bool, Option("--all", help="All labs of this user")] = False,
+    labs: Annotated[list[str] | None, Argument(help="Names of the labs", autocompletion=lab_names)] = None,
+    everything: Annotated[bool, Option("--all", help="Take down all labs of this user")] = False,
 ) -> None:
-    """Take labs down; nothing of them is left."""
+    """Take labs down, with everything that belongs to them."""
     if not labs and not everything:
         raise InputError("name the labs to take down, or write --all (`testbed status` lists them)")
     faults: list[TestbedError] = []

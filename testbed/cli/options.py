@@ -25,23 +25,24 @@ def node_names(ctx: Any, incomplete: str) -> list[str]:
 
 
 File = Annotated[Path, Argument(help="A topology or an experiment (YAML)", dir_okay=False)]
-LabName = Annotated[str, Argument(help="Name of a lab that is up", autocompletion=lab_names)]
-NodeName = Annotated[str, Argument(help="A node of it", autocompletion=node_names)]
-Name = Annotated[str | None, Option("--name -n", help="Name of the lab; the topology's when left out")]
+LabName = Annotated[str, Argument(help="Name of a running lab", autocompletion=lab_names)]
+NodeName = Annotated[str, Argument(help="A node of the lab", autocompletion=node_names)]
+Name = Annotated[str | None, Option("--name -n", help="Name of the lab (default: the name of the topology)")]
 Sets = Annotated[
     list[str] | None,
-    Option("--set", metavar="PATH=VALUE", help="Override one value: links.cable.loss=5%"),
+    Option("--set", metavar="PATH=VALUE", help="Override one value, such as links.cable.loss=5%"),
 ]
 AsJson = Annotated[bool, Option("--json", help="Print JSON")]
 MachineName = Annotated[
     str,
     Option(
         "--machine -m",
-        help="Where: auto (here if this kernel offers all that is required, else microvm), here, microvm, or a name",
+        help="Where to run: here, microvm, the name of a machine, or auto (here if this kernel has all that is "
+        "required, otherwise microvm)",
     ),
 ]
-Cpus = Annotated[int | None, Option("--cpus", min=1, max=64, help="Processors of a microVM; 2 when left out")]
+Cpus = Annotated[int | None, Option("--cpus", min=1, max=64, help="Processors of a microVM (default: 2)")]
 Memory = Annotated[
     int | None,
-    Option("--memory", min=512, max=65536, help="Memory of a microVM in MiB; as the topology needs when left out"),
+    Option("--memory", min=512, max=65536, help="Memory of a microVM in MiB (default: by the size of the topology)"),
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from testbed.cli import present
 from testbed.cli.declared import Argument, Option
@@ -14,21 +14,24 @@ from testbed.cli.options import AsJson, Sets
 from testbed.cli.progress import fraction, say
 from testbed.errors import InputError
 
-if TYPE_CHECKING:
-    pass
-
 
 def doctor(
-    file: Annotated[Path | None, Argument(help="Only what this topology needs", dir_okay=False)] = None,
+    file: Annotated[Path | None, Argument(help="Check only what this topology needs", dir_okay=False)] = None,
     machine: Annotated[
         str,
-        Option("--machine", help="Which machine is asked: auto (this one, and whether it serves), here, microvm"),
+        Option(
+            "--machine",
+            help="Which machine to check: here, microvm, the name of a machine, or auto (this one, and whether it is "
+            "enough)",
+        ),
     ] = "auto",
     sets: Sets = None,
-    fresh: Annotated[bool, Option("--fresh", help="Probe all again; nothing remembered of this boot counts")] = False,
+    fresh: Annotated[
+        bool, Option("--fresh", help="Probe everything again, and ignore what is remembered from this boot")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a machine offers, how that is known and how to get what is missing; and where a topology would run."""
+    """Show which features a machine has, how to get those that are missing, and where a topology would run."""
     from testbed import features
     from testbed.machines import choose
     from testbed.machines.probe import here
@@ -79,14 +82,14 @@ def doctor(
 
 
 def machine_add(
-    name: Annotated[str, Argument(help="What it is called from now on")],
+    name: Annotated[str, Argument(help="Name for the machine")],
     url: Annotated[str, Argument(help="ssh://user@host or ssh://user@host:port")],
-    program: Annotated[str, Option("--program", help="The path of `testbed` there")] = "testbed",
+    program: Annotated[str, Option("--program", help="Path of `testbed` on the machine")] = "testbed",
     options: Annotated[
-        list[str] | None, Option("--ssh-option", metavar="KEY=VALUE", help="As of ssh_config(5)")
+        list[str] | None, Option("--ssh-option", metavar="KEY=VALUE", help="An option of ssh_config(5)")
     ] = None,
 ) -> None:
-    """Make a machine known, once ssh reaches it and it has this program at this version."""
+    """Add a machine, after checking that ssh reaches it and that it has the same testbed."""
     from testbed.machines import elsewhere
     from testbed.machines.errands import target_of
     from testbed.machines.ssh import known
@@ -99,7 +102,7 @@ def machine_add(
 
 
 def machine_ls(as_json: AsJson = False) -> None:
-    """List the machines that a lab may be brought up on."""
+    """List the machines that labs can run on."""
     from testbed.machines.ssh import known
 
     there = known.machines().values()
@@ -110,8 +113,8 @@ def machine_ls(as_json: AsJson = False) -> None:
     print(present.columns([*rows, *((k.name, k.url) for k in there)]))
 
 
-def machine_rm(name: Annotated[str, Argument(help="Its name")]) -> None:
-    """Forget a machine; nothing on it changes."""
+def machine_rm(name: Annotated[str, Argument(help="Name of the machine")]) -> None:
+    """Remove a machine from the list; the machine itself does not change."""
     from testbed.machines.ssh import known
 
     known.remove(name)
@@ -119,13 +122,18 @@ def machine_rm(name: Annotated[str, Argument(help="Its name")]) -> None:
 
 
 def image_build(
-    locked: Annotated[bool, Option("--locked", help="Exactly the versions of the lock, or say what is gone")] = False,
-    update_lock: Annotated[bool, Option("--update-lock", help="Build anew and write the lock")] = False,
-    again: Annotated[bool, Option("--again", help="Build although there is one")] = False,
-    mirror: Annotated[str, Option("--mirror", help="A mirror of Debian packages, for mmdebstrap")] = "",
+    locked: Annotated[
+        bool,
+        Option("--locked", help="Use exactly the package versions in the lock file, or fail and say which are gone"),
+    ] = False,
+    update_lock: Annotated[
+        bool, Option("--update-lock", help="Build with the newest package versions, and write the lock file")
+    ] = False,
+    again: Annotated[bool, Option("--again", help="Build even if the image exists")] = False,
+    mirror: Annotated[str, Option("--mirror", help="The Debian mirror that mmdebstrap uses")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Make the guest's image of Debian packages, unless it is there."""
+    """Build the image of the guest from Debian packages, unless it exists."""
     from testbed.machines.guest import image
 
     if locked and update_lock:
@@ -142,7 +150,7 @@ def image_build(
 
 
 def image_ls(as_json: AsJson = False) -> None:
-    """List the images that are cached; * marks the one of the present recipe."""
+    """List the cached images; * marks the image of the current recipe."""
     from testbed.machines.guest import image, recipe
 
     found = image.images()
@@ -153,8 +161,8 @@ def image_ls(as_json: AsJson = False) -> None:
 
 
 def image_rm(
-    digest: Annotated[str, Argument(help="Its digest, or how that begins")] = "",
-    everything: Annotated[bool, Option("--all", help="All images of this user")] = False,
+    digest: Annotated[str, Argument(help="Digest of the image, or the first characters of it")] = "",
+    everything: Annotated[bool, Option("--all", help="Remove all images of this user")] = False,
 ) -> None:
     """Remove cached images."""
     from testbed.machines.guest import image

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from testbed.cli.declared import Argument, Option
 from testbed.cli.inputs import under
 from testbed.cli.options import File, Sets
 from testbed.errors import TestbedError
-
-if TYPE_CHECKING:
-    pass
 
 
 def run_case(

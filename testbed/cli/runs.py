@@ -25,13 +25,13 @@ def run(
     file: File,
     sets: Sets = None,
     name: Name = None,
-    out: Annotated[Path, Option("--results", help="Folder for results")] = Path("results"),
+    out: Annotated[Path, Option("--results", help="Folder for the results")] = Path("results"),
     machine: MachineName = "auto",
     cpus: Cpus = None,
     memory: Memory = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring a lab up, run its workloads and events, keep everything, take it down, and judge."""
+    """Bring a lab up, run its workloads and events, record everything, take it down, and report."""
     from testbed.language.experiment import Case
     from testbed.loading import read
     from testbed.machines import choose

@@ -28,17 +28,17 @@ def up(
     file: File,
     name: Name = None,
     sets: Sets = None,
-    dry_run: Annotated[bool, Option("--dry-run", help="Print what would change, and change nothing")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Print what would change, without changing it")] = False,
     recreate: Annotated[
         bool,
-        Option("--recreate", help="Take a lab down that can't be changed in place, and make it anew"),
+        Option("--recreate", help="Take the lab down and bring it up again if it can't be changed in place"),
     ] = False,
     machine: MachineName = "auto",
     cpus: Cpus = None,
     memory: Memory = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring a lab up, or change the one of this name in place; return when it is ready."""
+    """Bring a lab up, or change a running one in place; return when it is ready."""
     from msgspec import to_builtins
 
     from testbed.lab import asking, changes
@@ -134,6 +134,6 @@ def _idle(lab: control.RunningLab) -> None:
 
 
 def _commit() -> None:
-    """From here on the lab is up: neither of these signals may leave one and say that there is none."""
+    """Ignore SIGINT and SIGTERM from here on: the lab is up, and an error would say that it is not."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

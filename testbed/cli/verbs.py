@@ -48,7 +48,7 @@ VERBS: Mapping[str, Verb | Group] = {
     "serve-request": Verb("requests", "serve_request", hidden=True),
     "collect-request": Verb("requests", "collect_request", hidden=True),
     "machine": Group(
-        "Machines that ssh reaches: make them known, list and forget them.",
+        "Add, list and remove machines that ssh reaches.",
         {
             "add": Verb("places", "machine_add"),
             "ls": Verb("places", "machine_ls"),
@@ -56,7 +56,7 @@ VERBS: Mapping[str, Verb | Group] = {
         },
     ),
     "image": Group(
-        "The image of the microVM's guest: make it, list and remove what is cached.",
+        "Build, list and remove images of the guest of a microVM.",
         {
             "build": Verb("places", "image_build"),
             "ls": Verb("places", "image_ls"),

@@ -99,7 +99,7 @@ def test_a_name_that_another_user_has_bound_is_said_with_what_to_do(name: str, l
             done = testbed(*words, timeout=30)
             assert done.returncode == 3, done.stdout
             assert f"lab {name}: another user of this machine (uid {NOBODY}) uses this name" in done.stderr, words
-            assert "take another name (`--name`)" in done.stderr
+            assert "choose another name (`--name`)" in done.stderr
     assert testbed("up", str(TWO), "--name", name).returncode == 0
     assert testbed("down", name).returncode == 0
 

@@ -37,7 +37,7 @@ GUEST = """
 import os, sys
 from pathlib import Path
 from types import SimpleNamespace
-from testbed.machines.guest import microvm
+from testbed.machines.guest import command, microvm
 from testbed.machines.guest.qemu import Share, Size
 folder, digest, how, code = sys.argv[1:]
 guest = microvm.start(SimpleNamespace(folder=Path(folder), digest=digest), Size(2, 2048), f"bench-{os.getpid()}",

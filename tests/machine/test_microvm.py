@@ -230,7 +230,7 @@ def test_edited_sources_are_what_runs(begin: Callable[..., Guest], tmp_path: Pat
 
 CALL = """
 import sys
-from testbed.machines.guest import microvm
+from testbed.machines.guest import command, microvm
 sys.exit(command.call(microvm.find(sys.argv[1]), sys.argv[2:]))
 """
 

@@ -135,7 +135,7 @@ def source_routes(
     own = [i for i in net.interfaces[node] if i.addresses and not i.port]
     if len(own) < 2:
         return
-    place = {i.segment for i in own}
+    near = {i.segment for i in own}
     for n, interface in enumerate(own):
         number = _FIRST_TABLE + n
         for nets in every:
@@ -151,9 +151,9 @@ def source_routes(
                     yield RouteAdd(i.network(version), i.name, table=number)
             joined = net.graphs[version]
             first = hops(joined, [interface], version)
-            found = _behind(joined, first, place) if len(first) == 1 else {}
+            found = _behind(joined, first, near) if len(first) == 1 else {}
             if not found:  # or what lies behind segments of its own, which others lead to as well
-                found = {s: h for s, h in search(joined, first, ()).items() if s not in place}
+                found = {s: h for s, h in search(joined, first, ()).items() if s not in near}
             others = [m for m in net.segments[interface.segment] if m.node != node and m.host(version)]
             if found:
                 yield from table(net, nets, first, found, number)

@@ -48,23 +48,23 @@ def faults(net: Network, topology: Topology, links: Sequence[Link]) -> Iterator[
         given = (links[int(end.at[1])].stated(int(end.at[3])) if on_link else written[end.at].stated) or ()
         firsts = set()
         for k, address in enumerate(given):
-            place = ("links", end.at[1], "addresses", end.at[3], k) if on_link else (*end.at, "addresses", k)
+            where = ("links", end.at[1], "addresses", end.at[3], k) if on_link else (*end.at, "addresses", k)
             if problem := wrong(address):
                 if not on_link:
-                    yield place, problem, ""
+                    yield where, problem, ""
                 continue
             parsed = interface_of(address)
-            mine = Stated(parsed.network, text, end.medium, place[: 3 if on_link else 4])
+            mine = Stated(parsed.network, text, end.medium, where[: 3 if on_link else 4])
             known = stated.setdefault((interface.segment, parsed.version), [])
             if interface.port:
-                yield place, f"{text} is a port of a bridge, which has no address: give it to the other end", ""
+                yield where, f"{text} is a port of a bridge, which has no address: give it to the other end", ""
             elif parsed.version not in net.families:
-                yield place, f"{parsed.ip} is an IPv{parsed.version} address, and `families` leaves these out", ""
+                yield where, f"{parsed.ip} is an IPv{parsed.version} address, and `families` leaves these out", ""
             elif (other := owners.setdefault(str(parsed.ip), text)) is not text:
-                yield place, f"{parsed.ip} is the address of {other} already", ""
+                yield where, f"{parsed.ip} is the address of {other} already", ""
             elif known and parsed.version not in firsts and known[0].network != mine.network:
                 joined = f"{known[0].end}, to which a link or bridge joins it, is on {known[0].network}"
-                yield place, f"{text} is on {mine.network}, but {joined}", ""
+                yield where, f"{text} is on {mine.network}, but {joined}", ""
             elif mine.network not in [other.network for other in known]:
                 known.append(mine)
             firsts.add(parsed.version)

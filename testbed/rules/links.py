@@ -31,21 +31,21 @@ def faults(topology: Topology, nodes: Names) -> Iterator[Fault]:
                 what = f"at most {_LINK} characters, all of them printable"
                 yield (*at, "name"), f"{link.name!r} is not a name of a link: {what}", ""
         for e, text in enumerate(link.ends):
-            place = (*at, "ends", e)
+            where = (*at, "ends", e)
             node, colon, ifname = text.partition(":")
             if not colon:
                 example = f"{text or 'client'}:eth0"
-                yield place, f"{text!r} is no end of a link: write node:interface, such as {example}", ""
+                yield where, f"{text!r} is no end of a link: write node:interface, such as {example}", ""
                 continue
             if node not in nodes:
-                yield place, f"there is no node {node!r}", suggest(node, nodes) or there_are(nodes)
+                yield where, f"there is no node {node!r}", suggest(node, nodes) or there_are(nodes)
             if problem := misnamed(ifname):
-                yield place, problem, ""
+                yield where, problem, ""
             elif seen.get(text) == n:
-                yield place, f"{text} is both ends: a link joins two interfaces", ""
+                yield where, f"{text} is both ends: a link joins two interfaces", ""
             elif text in seen:
                 other = _called(topology.links[seen[text]])
-                yield place, f"{text} is an end of {other} already: an interface has one link", ""
+                yield where, f"{text} is an end of {other} already: an interface has one link", ""
             seen.setdefault(text, n)
             for k, address in enumerate(link.stated(e) or ()):
                 if problem := wrong(address):
@@ -68,23 +68,23 @@ def shaping(what: Shaping, mtu: int | None, topology: Topology, at: Path) -> Ite
     for keys, part in parts:
         if part is None:
             continue
-        place = (*at, *keys) if len(keys) == 1 else at
+        where = (*at, *keys) if len(keys) == 1 else at
         vague = (part.jitter, part.reorder, part.distribution, part.burst)  # these belong to another key
         ways = [what.shape(key) for key in keys] if any(v is not None for v in vague) else []
         if whole and part.jitter is not None and any(w.delay is None for w in ways):
-            yield (*place, "jitter"), "jitter varies a delay: state `delay` as well", ""
+            yield (*where, "jitter"), "jitter varies a delay: state `delay` as well", ""
         if whole and part.reorder is not None and any(not w.delay for w in ways):
-            yield (*place, "reorder"), "reordering lets packets overtake delayed ones: state `delay` as well", ""
+            yield (*where, "reorder"), "reordering lets packets overtake delayed ones: state `delay` as well", ""
         if whole and part.distribution is not None and any(w.jitter is None for w in ways):
-            yield (*place, "distribution"), "a distribution is that of the jitter: state `jitter` as well", ""
+            yield (*where, "distribution"), "a distribution is that of the jitter: state `jitter` as well", ""
         if whole and part.burst is not None and any(w.rate is None for w in ways):
-            yield (*place, "burst"), "a burst belongs to a rate: state `rate` as well", ""
+            yield (*where, "burst"), "a burst belongs to a rate: state `rate` as well", ""
         frame = (what.mtu or mtu or 1500) + 14
         if part.burst is not None and part.burst < frame:
-            yield (*place, "burst"), f"a burst below one frame lets no packet through: state at least {frame}b", ""
+            yield (*where, "burst"), f"a burst below one frame lets no packet through: state at least {frame}b", ""
         if part.queue is not None and part.queue.discipline == "bfifo" and part.queue.packets is not None:
             message = "bfifo counts bytes: write `limit: 64kb`, or choose another discipline"
-            yield (*place, "queue", "packets"), message, ""
+            yield (*where, "queue", "packets"), message, ""
         if part.queue is not None and part.queue.discipline != "bfifo" and part.queue.limit is not None:
             message = f"{part.queue.discipline} counts packets: write `packets: 1000`"
-            yield (*place, "queue", "limit"), message, ""
+            yield (*where, "queue", "limit"), message, ""

@@ -56,5 +56,5 @@ ODD = {
 
 @pytest.mark.parametrize("sent", ODD.values(), ids=ODD)
 def test_what_is_no_request_is_said_in_a_sentence(sent: bytes, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"standard input (is no request of testbed|ended before)"):
+    with pytest.raises(InputError, match=r"standard input (is not a request of testbed|ended before)"):
         read(sent, tmp_path)

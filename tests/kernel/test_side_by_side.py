@@ -242,7 +242,7 @@ def test_what_cannot_be_undone_is_refused_by_name_and_made_anew_on_request(line:
     before = seen(name, "ip", "addr")
     write(line, rate="20mbit")
     assert line.run("up", "../lab.yaml", "--name", name) == 3
-    assert "this can't be undone in a running lab; `--recreate` makes it anew" in line.said()
+    assert "this can't be undone in a running lab; `--recreate` takes it down" in line.said()
     assert "\n    [-] ip netns add server2" in line.said()
     assert seen(name, "ip", "addr") == before, "and nothing of the rest was changed"
     assert "rate 50Mbit" in seen(name, "tc", "qdisc", "show", "dev", "eth0")

@@ -188,7 +188,7 @@ def test_an_image_that_was_damaged_is_named_with_its_cure(copied: Path, name: st
         for place in range(4096 if part == "all" else 0, file.stat().st_size, 8192 if part == "all" else 1 << 30):
             root.seek(place)
             root.write(bytes(4096))
-    cure = f"image {copied.name} is damaged (root.squashfs): `testbed image build --again` makes it anew"
+    cure = f"image {copied.name} is damaged (root.squashfs): `testbed image build --again` builds it again"
     if part == "begin":  # a change that the file's times tell is found before anything is booted
         done = testbed("up", str(TWO), "--name", name, "--machine", "microvm", timeout=PATIENCE)
         assert (done.returncode, cure in done.stderr, "console" in done.stderr) == (3, True, False), done.stderr

@@ -129,7 +129,7 @@ def heard(connection: socket.socket) -> Raw:
             answers.throw(came, ERRORS)
         case Dead(text):
             raise LabError(text)
-    raise LabError(f"an answer that is none to this: {came}")
+    raise LabError(f"an unexpected answer: {came}")
 
 
 def told(value: Raw) -> About:

@@ -53,7 +53,7 @@ def _digests(image: Image) -> dict[str, str]:
 
 def damaged(digest: str, names: Iterable[str]) -> str:
     """Return the sentence for an image that is not what was built."""
-    return f"image {digest} is damaged ({', '.join(names)}): `testbed image build --again` makes it anew"
+    return f"image {digest} is damaged ({', '.join(names)}): `testbed image build --again` builds it again"
 
 
 def require_programs() -> None:

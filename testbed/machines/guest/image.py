@@ -108,7 +108,7 @@ def build(
             return there
         building.require(cache())
         if there is None and (cache() / recipe.digest()).exists():
-            progress("the image that is there is not whole: it is made anew", 0.0)
+            progress("the cached image is incomplete: it is built again", 0.0)
         work = Path(tempfile.mkdtemp(prefix=".building-", dir=cache()))
         try:
             # A copy: what is edited meanwhile is of the next image.

@@ -86,7 +86,7 @@ def start(
             works, why = kvm.works(boot, version, image.folder / "kvm.json")
             boot = replace(boot, accel="kvm" if works else "tcg")
             if not works:
-                told(f"KVM is not used: {why}; the guest's processor is emulated, some ten times slower")
+                told(f"KVM is not used: {why}; the guest's processor is emulated, about ten times slower")
         code = sources(shares["code"]) if "code" in shares else ""
         kernel, initrd, root = (Path(f"/proc/self/fd/{fd}") for fd in opened)
         held = Boot(kernel, initrd, root, boot.accel)

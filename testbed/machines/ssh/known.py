@@ -43,11 +43,11 @@ def checked(name: str, url: str) -> None:
     """Raise InputError when this is no name of a machine, or no address that ssh can take."""
     if not _NAME.fullmatch(name) or name in RESERVED:
         raise InputError(
-            f"{name!r} is no name for a machine: lower-case letters, digits and -, a letter first; "
+            f"{name!r} is not a valid name for a machine: lower-case letters, digits and -, a letter first; "
             f"and {', '.join(RESERVED)} are taken"
         )
     if not _URL.fullmatch(url):
-        raise InputError(f"{url!r} is no address of a machine: write ssh://user@host or ssh://user@host:port")
+        raise InputError(f"{url!r} is not a valid address of a machine: write ssh://user@host or ssh://user@host:port")
 
 
 def machines() -> dict[str, Known]:

@@ -57,7 +57,7 @@ def encode(request: Request) -> bytes:
 def folder(token: str) -> Path:
     """Return the folder of a request, on the machine that performs it."""
     if not _TOKEN.fullmatch(token):
-        raise InputError(f"{token!r} is no request's token")
+        raise InputError(f"{token!r} is not a valid token of a request")
     return Path(os.environ.get("TMPDIR") or "/tmp").resolve() / f"testbed-{os.geteuid()}-{token}"
 
 
@@ -84,7 +84,7 @@ def serve(program: Callable[[], NoReturn]) -> int:
     except OSError as e:
         raise LabError(f"the request can't be performed: {e}") from e
     finally:
-        if gone and request.keeps:  # a connection that broke may be made anew, one that was killed will not
+        if gone and request.keeps:  # the asker of a connection that broke may connect again
             _await(lambda: not place.exists(), _PATIENCE)
         if gone or not (request.keeps and (place / RESULTS).is_dir()):
             shutil.rmtree(place, ignore_errors=True)
@@ -122,7 +122,7 @@ def _read(fd: int) -> Request:
     said = b""
     while not said.endswith(b"\n"):
         if len(said) > len(str(LONGEST)):
-            raise InputError("standard input is no request of testbed: it does not begin with a length")
+            raise InputError("standard input is not a request of testbed: it does not begin with a length")
         said += _some(fd, 1)
     try:
         body, size = bytearray(), int(said)
@@ -135,7 +135,7 @@ def _read(fd: int) -> Request:
             return Request((), "", version=str(found["version"]))  # its other fields may be unknown here
         return convert(found, Request)
     except (*BROKEN, KeyError, TypeError) as e:
-        raise InputError(f"standard input is no request of testbed: {e}") from e
+        raise InputError(f"standard input is not a request of testbed: {e}") from e
 
 
 def _some(fd: int, most: int) -> bytes:

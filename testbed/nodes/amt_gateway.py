@@ -10,7 +10,7 @@ from testbed.drivers.amt import HEADERS, PORT, AmtAdd, RelayFound
 from testbed.drivers.link import MTU, AddressAdd, AutoAddressOff, LinkSet, PortAdd
 from testbed.drivers.sysctl import SysctlSet
 from testbed.errors import Unsupported
-from testbed.nodes.place import Interface, Place, named
+from testbed.nodes.place import Interface, Place, Tunnel, named
 from testbed.nodes.role import Brought, Role
 from testbed.steps import Configure, Request, Step, Wait
 from testbed.units import Address
@@ -53,9 +53,7 @@ class AmtGateway(Role):
 
     def steps(self, place: Place) -> Iterator[Step]:
         """Yield the pseudo-interface, and the wait for a relay's answer."""
-        tunnel, own = place.tunnel(self.name), place.interface(self.name)
-        assert tunnel is not None
-        assert own is not None
+        tunnel, own = ends(place, self.name)
         add = AmtAdd(
             name=self.name,
             mac=own.mac,
@@ -66,8 +64,7 @@ class AmtGateway(Role):
             gateway_port=self.port,
             discovery=tunnel.discovery,
         )
-        yield Configure(place.node, add)
-        yield from (Configure(place.node, r) for r in begun(place, own))
+        yield from (Configure(place.node, r) for r in begun(place, own, add))
         yield Wait(place.node, RelayFound(self.name, tunnel.discovery), within=_WITHIN)
 
     def restart(self, place: Place) -> Iterator[Request]:
@@ -106,12 +103,21 @@ def messages(name: str, restarted: bool) -> tuple[str, ...]:
     return tuple(f"{name}.{way}_dropped" for way in (("tx", "rx") if restarted else ("tx",)))
 
 
-def begun(place: Place, own: Interface) -> Iterator[SysctlSet | AutoAddressOff | AddressAdd | PortAdd | LinkSet]:
-    """Yield the requests that configure a new pseudo-interface and bring it up.
+def ends(place: Place, name: str) -> tuple[Tunnel, Interface]:
+    """Return the planned tunnel of a pseudo-interface, and the interface itself."""
+    tunnel, own = place.tunnel(name), place.interface(name)
+    assert tunnel is not None
+    assert own is not None
+    return tunnel, own
+
+
+def begun(place: Place, own: Interface, add: AmtAdd) -> Iterator[Request]:
+    """Yield the requests that make a pseudo-interface, configure it and bring it up.
 
     A relay queries for MLD reports from its link-local address, and not before it has one (drivers/net/amt.c:
     amt_build_mld_gq). The kernel gives it one when it comes up, here without duplicate address detection.
     """
+    yield add
     if own.port:
         yield PortAdd(own.name, place.bridge)
         return

@@ -8,7 +8,7 @@ from pydantic import Field
 from testbed import features
 from testbed.drivers.amt import MOST_TUNNELS, PORT, AmtAdd
 from testbed.drivers.sysctl import SysctlSet
-from testbed.nodes.amt_gateway import CLASH, Driver, begun, bounced, brought, driver, messages
+from testbed.nodes.amt_gateway import CLASH, Driver, begun, bounced, brought, driver, ends, messages
 from testbed.nodes.place import Place, named
 from testbed.nodes.role import Brought, Role
 from testbed.steps import Configure, Request, Step
@@ -44,9 +44,7 @@ class AmtRelay(Role):
 
     def steps(self, place: Place) -> Iterator[Step]:
         """Yield the pseudo-interface."""
-        tunnel, own = place.tunnel(self.name), place.interface(self.name)
-        assert tunnel is not None
-        assert own is not None
+        tunnel, own = ends(place, self.name)
         add = AmtAdd(
             name=self.name,
             mac=own.mac,
@@ -56,8 +54,7 @@ class AmtRelay(Role):
             relay_port=self.port,
             max_tunnels=self.max_tunnels,
         )
-        yield Configure(place.node, add)
-        yield from (Configure(place.node, r) for r in begun(place, own))
+        yield from (Configure(place.node, r) for r in begun(place, own, add))
 
     def restart(self, place: Place) -> Iterator[Request]:
         """Yield the pseudo-interface down and up.

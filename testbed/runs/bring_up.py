@@ -110,9 +110,8 @@ def permitted(name: str, found: Change) -> None:
     """Raise LabError, naming the steps, when a change needs a new lab."""
     if found.refused:
         rows = "".join(f"\n    {s}" for s in found.refused)
-        raise LabError(
-            f"lab {name}: this can't be undone in a running lab; `--recreate` takes it down and brings it up again:{rows}"
-        )
+        cure = "`--recreate` takes it down and brings it up again"
+        raise LabError(f"lab {name}: this can't be undone in a running lab; {cure}:{rows}")
 
 
 def change(lab: RunningLab, plan: Plan, found: Change, say: control.Say | None = None) -> None:

@@ -13,7 +13,7 @@ from tests.conftest import ROOT, Need
 from tests.test_docs import blocks, commands, explained, perform
 
 pytestmark = pytest.mark.kernel
-PAGE = (ROOT / "docs/extending.md").read_text()
+WORKLOAD, ROLE = (ROOT / "docs/extending.md").read_text().split("## A role\n")
 PLACES = {"ttl.py": "testbed/drivers/ttl.py", "hops.py": "testbed/workloads/hops.py", "hops.yaml": "hops.yaml"}
 
 
@@ -43,7 +43,7 @@ def test_a_driver_and_a_workload_of_ones_own_are_two_files_and_a_few_lines(
         (tmp_path / name).symlink_to(ROOT / name)
     for name, place in PLACES.items():
         shutil.copy(ROOT / "docs/examples/extending" / name, tmp_path / place)
-    for mark, _, body in blocks(PAGE):
+    for mark, _, body in blocks(WORKLOAD):
         if mark.startswith("change: "):
             file = tmp_path / mark.removeprefix("change: ")
             file.write_text(changed(file.read_text(), body))
@@ -58,7 +58,7 @@ def test_a_driver_and_a_workload_of_ones_own_are_two_files_and_a_few_lines(
     assert differing(ROOT / "tests", tmp_path / "tests") == {"test_layers.py"}
 
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    (shown,) = [body for mark, _, body in blocks(PAGE) if "test_extending" in mark]
+    (shown,) = [body for mark, _, body in blocks(WORKLOAD) if "test_extending" in mark]
     found = list(commands(shown))
     faults = [explained(c, *result) for c, result in zip(found, perform(found, tmp_path), strict=True)]
     assert not any(faults), "\n\n".join(filter(None, faults))

@@ -43,11 +43,14 @@ class Node(Spec):
 
     def roles(self) -> dict[str, Role]:
         """Return the roles that this node has, by field name, in the order of the fields."""
-        return {name: role for name in ROLES if (role := getattr(self, name)) is not None}
+        if not (stated := self.model_fields_set):  # as of most hosts: this is asked many times of each node
+            return {}
+        return {name: role for name in ROLES if name in stated and (role := getattr(self, name)) is not None}
 
     def started(self) -> dict[str, Role]:
         """Return the roles in the order in which they start."""
-        return dict(sorted(self.roles().items(), key=lambda pair: rank(pair[0])))
+        roles = self.roles()
+        return dict(sorted(roles.items(), key=lambda pair: rank(pair[0]))) if len(roles) > 1 else roles
 
     def brought(self) -> Iterator[tuple[str, Brought]]:
         """Yield (role, interface) of every interface that a role brings."""

@@ -137,7 +137,7 @@ def _option(words: str) -> Mark:
 
 
 def _text(path: Path, name: str, mark: Mark, root: Path | None = None) -> str:
-    """Return a file's text; `mark` is blamed when there is none, or when links lead out of `root`."""
+    """Return a file's text; errors are at `mark` if there is no such file or if links lead out of `root`."""
     try:
         raw = content(path, root=root)
         return raw.decode().removeprefix("\ufeff")
@@ -149,7 +149,9 @@ def _text(path: Path, name: str, mark: Mark, root: Path | None = None) -> str:
     except (OSError, ValueError) as e:  # ValueError: a NUL in the name
         why = e.strerror if isinstance(e, OSError) else str(e)
         if mark.source.rows:
-            raise InputError(mark.problem(f"{name!r} can't be read: {why}", "a path counts from this file")) from e
+            raise InputError(
+                mark.problem(f"{name!r} can't be read: {why}", "a path is relative to the folder of this file")
+            ) from e
         raise InputError(mark.problem(f"can't be read: {why}")) from e
 
 
@@ -164,7 +166,7 @@ def _under(document: Document, folder: Path, base: Path | None) -> tuple[str, Do
     text = _text(path, str(path), mark, root)
     under = parse(text, str(path))
     if "topology" in mapping(under):
-        raise InputError(mark.problem(f"{name} is an experiment itself: name the topology that it builds on"))
+        raise InputError(mark.problem(f"{name} is itself an experiment: name the topology that it builds on"))
     return text, under
 
 

@@ -142,9 +142,9 @@ def test_cases_are_judged_as_if_each_was_alone(tmp_path: Path) -> None:
     file = tmp_path / "lab.yaml"
     for path, values, said in (
         ("links.l.rate", "9mbit, 7, 5mbit", "the rate 7 has no unit"),
-        ("links.l.burst", "9kb, 9b", "a burst below one frame"),
-        ("links.l.mtu", "1500, 1000", "IPv6 takes an mtu of at least 1280"),
-        ("links.l.name", "l, 'a:b'", "no name of a link"),
+        ("links.l.burst", "9kb, 9b", "a burst smaller than one frame"),
+        ("links.l.mtu", "1500, 1000", "IPv6 requires an mtu of at least 1280"),
+        ("links.l.name", "l, 'a:b'", "not a valid name of a link"),
         ("nodes.a.sysctl.net.ipv4.tcp_sack", "0, [1]", "must be a list of words"),
         ("nodes.a.router", "'', 5", "must be a mapping"),
         ("families", "ipv4, 5", "must be a list"),
@@ -166,7 +166,7 @@ def test_more_cases_than_can_be_counted_are_too_many(tmp_path: Path) -> None:
     for count, said in ((4, "10000 runs"), (13, "more than 10^12 runs"), (5000, "more than 10^12 runs")):
         values = "".join(f"  links.l.key{n}: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]\n" for n in range(count))
         file.write_text(f"{PAIR}matrix:\n{values}")
-        with pytest.raises(InputError, match=re.escape(said) + ".* and 1000 are the most"):
+        with pytest.raises(InputError, match=re.escape(said) + ".* and at most 1000 are allowed"):
             read(file)
 
 

@@ -27,7 +27,7 @@ class Mark(Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """Return what is written there, "" when it is no single word or not in a file."""
+        """Return the word that is written there, "" if it is not a single word or not in a file."""
         rows = self.source.rows
         width = min(self.width, _SENTENCE)
         return rows[self.line][self.column : self.column + width] if self.line < len(rows) else ""
@@ -44,7 +44,7 @@ class Mark(Struct, frozen=True):
 
 
 class Source(Struct, frozen=True):
-    """A file's name as the user wrote it, and its lines; without any it is no file but an option."""
+    """A file's name as the user wrote it, and its lines; an option has no lines."""
 
     name: str
     rows: tuple[str, ...]
@@ -115,7 +115,7 @@ def inside(data: Any, path: Path = ()) -> Iterator[Path]:
 
 
 def get(data: Any, path: Path) -> Any:
-    """Return the value at a path, None where there is none."""
+    """Return the value at a path, None if there is none."""
     for part in path:
         if isinstance(data, dict):
             data = data.get(part)

@@ -69,7 +69,7 @@ def faults(document: Document, own: dict[str, object]) -> Iterator[Problem]:
             count *= len(values)
     if count > _CASES:
         runs = str(count) if count <= 10**12 else "more than 10^12"  # Python writes no more than 4300 digits
-        what = f"{runs} runs (every combination of the matrix, times `repeat`), and {_CASES} are the most"
+        what = f"{runs} runs (every combination of the matrix, times `repeat`), and at most {_CASES} are allowed"
         yield document.at(("matrix",), key=True).problem(what)
 
 

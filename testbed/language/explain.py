@@ -85,7 +85,7 @@ def _unknown(model: type[BaseModel], path: Path, known: list[str]) -> str:
         return f"it belongs under {' or '.join(f'`{k}`' for k in below)}"
     if here and word in fields_at(model, here[:-1]):
         return "it belongs one level up"
-    return suggest(word, known) or (f"known keys: {', '.join(known)}" if known else "there are no keys here")
+    return suggest(word, known) or (f"known keys: {', '.join(known)}" if known else "no keys are allowed here")
 
 
 def _sentence(error: Any, path: Path, mark: Mark, model: type[BaseModel]) -> tuple[str, str]:
@@ -102,7 +102,7 @@ def _sentence(error: Any, path: Path, mark: Mark, model: type[BaseModel]) -> tup
         key, bound = _BOUNDS[kind]
         return f"{name} must be {bound} {context[key]:g}, not {shown}", ""
     if kind == "too_short":
-        return f"{name} must have at least {context['min_length']} item, and this has none", ""
+        return f"{name} must have at least {context['min_length']} item, and it is empty", ""
     if kind == "too_long":
         count = len(got) if isinstance(got, dict | list) else context["actual_length"]
         return f"{name} has at most {context['max_length']} items, and this has {count}", ""

@@ -2,7 +2,7 @@
 
 Libyaml's C parser gives events with positions; the tree is built here, because its recursive composer
 crashes on deep nesting and forgets duplicate keys. Scalars follow the YAML 1.2 core schema: `no` and
-`on` are strings, and `1:30` is no number.
+`on` are strings, and `1:30` is not a number.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def parse(text: str, name: str) -> Document:
     """Parse one YAML document; raise InputError with every problem that parsing can see."""
     source = Source(name, rows_of(text))
     if bad := _CONTROL.search(text) or _MARK.search(text):
-        message = f"the control character U+{ord(bad[0]):04X} has no place in YAML"
+        message = f"the control character U+{ord(bad[0]):04X} is not allowed in YAML"
         raise InputError(place(source, text, bad.start()).problem(message))
     try:
         return _Builder(source).build(text)
@@ -116,7 +116,7 @@ class _Builder(Struct):
                 if self.roots > 1:
                     raise InputError(
                         *self.problems,
-                        self.mark(event).problem("a second document begins here: put it in a file of its own"),
+                        self.mark(event).problem("a second document begins here: put it in another file"),
                     )
 
     def path(self) -> Path:
@@ -148,7 +148,9 @@ class _Builder(Struct):
         elif top.key == "<<":
             parts = value if isinstance(value, list) else [value]
             if not all(isinstance(p, dict) for p in parts):
-                self.problems.append(self.mark(event).problem("`<<` merges a mapping into this one, and this is none"))
+                self.problems.append(
+                    self.mark(event).problem("`<<` merges a mapping into this one, and its value is not a mapping")
+                )
             top.merges += [p for p in parts if isinstance(p, dict)]
             top.key = None
         else:
@@ -161,12 +163,12 @@ class _Builder(Struct):
             key = event.value
         else:
             begun = self.document.values.get((*top.path, ""), self.mark(event))
-            self.problems.append(begun.problem("a key is a word, and this is a list, a mapping or an alias"))
+            self.problems.append(begun.problem("a key must be a word, not a list, a mapping or an alias"))
             key = f"?{len(top.value)}"
         if key in top.value:
             first = self.document.keys[(*top.path, key)]
             self.problems.append(
-                self.mark(event).problem(f"the key {key!r} is here twice", f"first in line {first.line + 1}")
+                self.mark(event).problem(f"the key {key!r} is given twice", f"first in line {first.line + 1}")
             )
         top.key = key
         self.document.keys.setdefault((*top.path, key), self.mark(event))

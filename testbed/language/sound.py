@@ -29,7 +29,7 @@ class Built(Struct, frozen=True):
 
 
 def mapping(document: Document) -> dict[str, Any]:
-    """Return a document's data, or raise InputError when that is no mapping."""
+    """Return a document's data; raise InputError if it is not a mapping."""
     if isinstance(document.data, dict):
         return document.data
     mark = document.at(())

@@ -13,27 +13,30 @@ _SYNTAX: Mapping[str, tuple[bool, str]] = {
     "could not find expected ':'": (True, "a `:` must follow a key: `key: value`"),
     "mapping values are not allowed in this context": (
         False,
-        "no key can end here: write a space after the colon of every key, and put a text with a colon in quotes",
+        "a key can't end here: write a space after the colon of a key, and put a text that contains a colon in quotes",
     ),
     "did not find expected key": (
         False,
-        "this is no key of the mapping that begins in line {line}: look at the indentation, quotes and brackets",
+        "this is not a key of the mapping that begins in line {line}: check the indentation, quotes and brackets",
     ),
     "did not find expected '-' indicator": (
         False,
-        "this is no item of the list that begins in line {line}: each begins with `- ` in the same column",
+        "this is not an item of the list that begins in line {line}: every item begins with `- ` in the same column",
     ),
     "did not find expected ',' or '}'": (False, "a comma or the `}}` is missing: `{sign}` is open since line {line}"),
     "did not find expected ',' or ']'": (False, "a comma or the `]` is missing: `{sign}` is open since line {line}"),
     "did not find expected node content": (False, "a value is missing here"),
-    "block sequence entries are not allowed in this context": (False, "a list begins in a line of its own"),
+    "block sequence entries are not allowed in this context": (False, "begin the list on a line of its own"),
     "found unexpected end of stream": (True, "this quote is never closed"),
     "found unknown escape character": (False, "write a backslash twice in double quotes, or use single quotes"),
     "did not find expected alphabetic or numeric character": (
         True,
-        "a text that begins with {sign} is put in quotes: here it means an anchor or alias",
+        "put a text that begins with {sign} in quotes: without them it is an anchor or an alias",
     ),
-    "did not find expected <document start>": (False, "this is outside of everything above: one file is one mapping"),
+    "did not find expected <document start>": (
+        False,
+        "this does not belong to the mapping above: a file is a single mapping",
+    ),
 }
 
 

@@ -179,7 +179,7 @@ class Event(Spec):
     mlo_link: int | None = Field(None, description="Link ID of an access point: remove it, let it return, or set freq")
     remove: bool | None = Field(None, description="Announce the end of the mlo_link and end it; false: it returns")
     freq: int | None = Field(None, description="The mlo_link goes to this channel (MHz), announced in its beacons")
-    rejoin: bool | None = Field(None, description="A station leaves and joins anew, with all of its links")
+    rejoin: bool | None = Field(None, description="A station leaves and joins again, with all of its links")
     address: Readdress | None = None
     restart: Literal[RESTARTING] | None = Field(  # type: ignore[valid-type]  # roles say whether they can
         None, description="A role of the node that loses its state and begins again"

@@ -15,7 +15,7 @@ class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[mi
     """Quotes a text that would be read as something else, and writes every alias out."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Say so of everything."""
+        """Return true for everything."""
         return True
 
 

@@ -100,7 +100,7 @@ def _allocator(version: int, used: list[Net]) -> Callable[[int, Path], Net]:
                 break  # the next network in use is further on
             cursor = max(cursor, ahead.pop()[1] + 1)
         if cursor + size - 1 > int(pool.broadcast_address):
-            raise NoRoom(f"the pool {pool} has no network left: state addresses", at)
+            raise NoRoom(f"the pool {pool} has no network left: give addresses", at)
         found = ip_network((cursor, pool.max_prefixlen - bits))
         cursor += size
         return found

@@ -26,7 +26,7 @@ REPORTS = "20"  # ms: a whole number of ticks whatever a kernel has of them (100
 def radios(net: Network) -> Iterator[Step]:
     """Yield radios and their interfaces, and one monitor a channel that counts the frames on the medium.
 
-    Radios are made in the lab's own namespace, for that decides who hears them, and then go to their nodes.
+    Radios are made in the lab's own namespace, which decides which radios hear them, and then moved to their nodes.
     """
     for country in dict.fromkeys(bss.country for bss in net.air):
         yield Configure(LAB, CountrySet(country))
@@ -90,7 +90,7 @@ def bridges(net: Network) -> Iterator[Step]:
 
 
 def _enabled(net: Network, i: Interface) -> Iterator[Step]:
-    """Yield IPv6 for an interface of a bridging node that is no port: there it is off unless said otherwise."""
+    """Yield IPv6 for an interface of a bridging node that is not a port: IPv6 is off there by default."""
     if i.node in net.switches and 6 in net.families:
         yield Configure(i.node, SysctlSet(f"net.ipv6.conf.{i.name.replace('.', '/')}.disable_ipv6", "0"))
 

@@ -117,7 +117,7 @@ def _roles(net: Network, name: str, multicast: bool) -> Iterator[Step]:
     for role in roles:
         yield from role.first(place)
     if 6 in net.families and any(interfaces.crowded(net, i) for i in net.interfaces[name]):
-        # What a node says of its own accord goes to all the others: no question for routers, whose answer nobody
+        # Each message that a node sends unasked goes to all the others: no router solicitations, whose answer nobody
         # needs, and reports of groups (RFC 3810) at once, while the bridge does not pass them on yet.
         yield Configure(name, SysctlSet("net.ipv6.conf.default.router_solicitations", "0"))
         yield Configure(name, SysctlSet("net.ipv6.conf.default.mldv2_unsolicited_report_interval", interfaces.REPORTS))

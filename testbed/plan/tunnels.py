@@ -34,7 +34,7 @@ def relays(net: Network) -> dict[str, Relay]:
 
 
 def planned(net: Network) -> dict[str, tuple[Tunnel, ...]]:
-    """Return the ends of tunnels that each node has, without those that can't be."""
+    """Return the ends of tunnels of each node, without those that can't work."""
     found: dict[str, tuple[Tunnel, ...]] = {}
     for name in net.topology.nodes:
         ends = [gateway(net, name), net.relays[name].end if name in net.relays else None]
@@ -65,7 +65,7 @@ def _relay(net: Network, name: str, role: AmtRelay, gateways: tuple[str, ...], w
             return _end(next(i for i in mine if i.name in names), role.name)
     several = " and ".join(sorted(near or {i.name for i in mine}))
     why = f"{'gateways are behind' if near else 'it has'} {several}, and a relay has one interface for its tunnels"
-    return at, f"{name}: {why}", "state its `interface`"
+    return at, f"{name}: {why}", "give its `interface`"
 
 
 def gateway(net: Network, name: str) -> Tunnel | Fault | None:
@@ -80,9 +80,9 @@ def gateway(net: Network, name: str) -> Tunnel | Fault | None:
         known = f"relays are: {', '.join(relays[:8])}" if relays else "no node has `amt_relay: {}`"
         return (*at, "discovery"), f"there is no node {relay!r}", suggest(relay, net.topology.nodes) or known
     if relay == name:
-        return (*at, "discovery"), f"{name} is this node itself: a gateway finds its relay at another one", ""
+        return (*at, "discovery"), f"{name} is this node itself: the relay of a gateway is another node", ""
     if net.topology.nodes[relay].amt_relay is None:
-        return (*at, "discovery"), f"{relay} is no AMT relay", "give that node `amt_relay: {}`"
+        return (*at, "discovery"), f"{relay} is not an AMT relay", "give that node `amt_relay: {}`"
     there = net.relays[relay]
     end = there.end
     if not isinstance(end, Tunnel):
@@ -108,7 +108,7 @@ def gateway(net: Network, name: str) -> Tunnel | Fault | None:
         return (*at, "discovery"), f"{name} has no way to {relay} ({far.host(4)}): no link and no route leads there", ""
     if len(found) > 1:
         several = " and ".join(i.name for i in found)
-        return at, f"{several} are both on a link to {relay}", "state the `interface` of the tunnel"
+        return at, f"{several} are both on a link to {relay}", "give the `interface` of the tunnel"
     if far.name not in {i.name for i in _towards(net, relay, found, there.ways)}:
         message = f"{relay} has no way back from {far.name} to {name} ({found[0].host(4)})"
         return (*at, "discovery"), message, ""
@@ -135,7 +135,7 @@ def _lacks(net: Network, node: str, ifname: str) -> str:
 
 
 def of(net: Network, node: str, ifname: str) -> list[Interface]:
-    """Return the interfaces of a name, first of all one that is no tunnel."""
+    """Return the interfaces with a name; tunnels only if there is no other."""
     return [i for i in net.interfaces[node] if i.name == ifname and i.kind != "amt"] or [
         i for i in net.interfaces[node] if i.name == ifname
     ]
@@ -184,7 +184,7 @@ def _ways(net: Network, node: str, segments: set[int]) -> dict[int, str]:
 
 
 def _covers(network: str, address: IPv4Address | IPv6Address) -> int:
-    """Return the prefix length of a network that has an address, -1 when it has not (or is none)."""
+    """Return the prefix length of a network that contains an address, -1 if it does not (or is not a network)."""
     try:
         found = ip_network("0.0.0.0/0" if network == "default" else network)
     except ValueError:

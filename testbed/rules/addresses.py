@@ -17,22 +17,22 @@ from testbed.units import interface_of
 
 @lru_cache(maxsize=8192)
 def wrong(text: str) -> str:
-    """Say what is wrong with an address by itself, "" when nothing is."""
+    """Return what is wrong with an address by itself, "" if it is valid."""
     if "/" not in text:
         return f"{text!r} has no prefix length: write it as 192.0.2.1/24"
     try:
         parsed = interface_of(text)
     except ValueError:
-        return f"{text!r} is no IP address"
+        return f"{text!r} is not an IP address"
     if "%" in text:
-        return f"{text!r} names an interface: its place in `addresses` does that"
+        return f"{text!r} names an interface: remove that part, because the position in `addresses` says which it is"
     if parsed.ip.is_multicast or parsed.ip.is_unspecified or parsed.ip.is_loopback:
-        return f"{parsed.ip} is no address of a host (multicast, unspecified or loopback)"
+        return f"{parsed.ip} can't be the address of a host: it is a multicast, unspecified or loopback address"
     short = parsed.network.prefixlen >= parsed.max_prefixlen - 1
     if not short and parsed.ip == parsed.network.network_address:
-        return f"{parsed.ip} is the address of the network {parsed.network} itself: the hosts follow it"
+        return f"{parsed.ip} is the address of the network {parsed.network} itself: hosts have the addresses after it"
     if not short and parsed.version == 4 and parsed.ip == parsed.network.broadcast_address:
-        return f"{parsed.ip} is the broadcast address of {parsed.network}: the hosts precede it"
+        return f"{parsed.ip} is the broadcast address of {parsed.network}: hosts have the addresses before it"
     return ""
 
 
@@ -57,11 +57,19 @@ def faults(net: Network, topology: Topology, links: Sequence[Link]) -> Iterator[
             mine = Stated(parsed.network, text, end.medium, where[: 3 if on_link else 4])
             known = stated.setdefault((interface.segment, parsed.version), [])
             if interface.port:
-                yield where, f"{text} is a port of a bridge, which has no address: give it to the other end", ""
+                yield (
+                    where,
+                    f"{text} is a port of a bridge, and a port has no address: give the address to the other end",
+                    "",
+                )
             elif parsed.version not in net.families:
-                yield where, f"{parsed.ip} is an IPv{parsed.version} address, and `families` leaves these out", ""
+                yield (
+                    where,
+                    f"{parsed.ip} is an IPv{parsed.version} address, and `families` does not include that version",
+                    "",
+                )
             elif (other := owners.setdefault(str(parsed.ip), text)) is not text:
-                yield where, f"{parsed.ip} is the address of {other} already", ""
+                yield where, f"{parsed.ip} is already the address of {other}", ""
             elif known and parsed.version not in firsts and known[0].network != mine.network:
                 joined = f"{known[0].end}, to which a link or bridge joins it, is on {known[0].network}"
                 yield where, f"{text} is on {mine.network}, but {joined}", ""

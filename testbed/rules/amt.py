@@ -40,8 +40,8 @@ def _gateway_faults(net: Network, name: str, role: AmtGateway) -> Iterator[Fault
         yield (*at, "relay_port"), f"relay_port {role.relay_port} is not the port of {tunnels.named(role)}, {port}", ""
     own = net.topology.nodes[name].amt_relay
     if own is not None and own.port == role.relay_port:
-        message = f"the node's gateway has UDP port {own.port} already: an AMT interface has one of its own"
-        yield ("nodes", name, "amt_relay"), message, "state another `port` of this relay"
+        message = f"the node's gateway already uses UDP port {own.port}: every AMT interface needs a port of its own"
+        yield ("nodes", name, "amt_relay"), message, "give this relay another `port`"
 
 
 def _relay_faults(net: Network, name: str) -> Iterator[Fault]:
@@ -49,7 +49,7 @@ def _relay_faults(net: Network, name: str) -> Iterator[Fault]:
     node = net.topology.nodes[name]
     assert node.amt_relay is not None
     if node.router is None:
-        yield at, "a relay is a multicast router", "give the node `router: {multicast: true}`"
+        yield at, "a relay must be a multicast router", "give the node `router: {multicast: true}`"
     gateways, end = net.relays[name].gateways, net.relays[name].end
     if isinstance(end, tuple):
         # Which interface it is, a gateway would tell that names no relay.

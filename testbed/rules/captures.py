@@ -25,7 +25,7 @@ def faults(net: Network, nodes: Names, doubt: set[str]) -> Iterator[Fault]:
         at: Path = ("capture", n, "interfaces")
         if capture.filter is not None and (not capture.filter.isprintable() or len(capture.filter) > _FILTER):
             what = f"at most {_FILTER} printable characters in one line, as in `tcp port 80`"
-            yield ("capture", n, "filter"), f"this is not a filter of packets (pcap-filter(7)): {what}", ""
+            yield ("capture", n, "filter"), f"this is not a valid packet filter (pcap-filter(7)): {what}", ""
         if len(capture.interfaces) > _PATTERN:
             yield (
                 at,
@@ -36,11 +36,11 @@ def faults(net: Network, nodes: Names, doubt: set[str]) -> Iterator[Fault]:
         node, colon, _ = capture.interfaces.partition(":")
         if found := net.captured(capture.interfaces):
             for name in dict.fromkeys(i for _, i in found if _DEVICE.fullmatch(i)):
-                yield at, f"dumpcap(1) takes {name!r} for something else than this interface: rename it", ""
+                yield at, f"dumpcap(1) reads {name!r} as something other than this interface: rename the interface", ""
             continue
         if not colon:
             cure = f"write node:interface, or {node or 'client'}:* for all of a node"
-            yield at, f"{capture.interfaces!r} names no interface: {cure}", ""
+            yield at, f"{capture.interfaces!r} does not name an interface: {cure}", ""
         elif node not in nodes and not (WILD.search(node) and any(fnmatchcase(k, node) for k in nodes)):
             yield at, f"there is no node {node!r}", suggest(node, nodes) or there_are(nodes)
         elif "links" not in doubt and not any(fnmatchcase(d, f"nodes.{node}") for d in doubt):

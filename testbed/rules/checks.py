@@ -35,9 +35,13 @@ def faults(topology: Topology, net: Network, written: Written, doubt: set[str]) 
         if check.min is not None and check.max is not None and check.min > check.max:
             yield (*at, "min"), f"min {check.min:g} is above max {check.max:g}: nothing can pass", ""
         if check.present is not None and bounds:
-            yield (*at, "present"), "min, max and equals need the metric anyway: leave `present` out, or them", ""
+            yield (
+                (*at, "present"),
+                "min, max and equals require the metric anyway: remove `present`, or remove them",
+                "",
+            )
         if check.at is not None and end is not None and check.at > end:
-            yield (*at, "at"), f"at {check.at:g} s the run is over: it ends at {end:g} s", ""
+            yield (*at, "at"), f"the run ends at {end:g} s, and this check is at {check.at:g} s", ""
 
 
 def _metric(net: Network, known: Names, metric: str, at: Path, doubt: set[str]) -> Iterator[Fault]:
@@ -46,7 +50,7 @@ def _metric(net: Network, known: Names, metric: str, at: Path, doubt: set[str]) 
         return
     if not _METRIC.fullmatch(metric):
         example = "bulk.goodput_mbps or client.eth0.tx_mbps"
-        yield at, f"{metric!r} is no metric: write workload.metric or node.interface.counter, such as {example}", ""
+        yield at, f"{metric!r} is not a metric: write workload.metric or node.interface.counter, such as {example}", ""
         return
     # A node's name may have dots, so the longest name that fits is the owner.
     parts = metric.split(".")
@@ -54,7 +58,7 @@ def _metric(net: Network, known: Names, metric: str, at: Path, doubt: set[str]) 
     owner = next((h for h in heads if h in known or h == MACHINE), "")
     if not owner:
         head = parts[0]
-        yield at, f"no workload and no node is called {head!r}", suggest(head, known) or there_are(known)
+        yield at, f"there is no workload or node named {head!r}", suggest(head, known) or there_are(known)
         return
     rest = metric.removeprefix(f"{owner}.")
     work = net.topology.workloads.get(owner)

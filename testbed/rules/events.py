@@ -29,12 +29,12 @@ def faults(topology: Topology, net: Network, nodes: Names, doubt: set[str]) -> I
     for n, event in enumerate(topology.events):
         at: Path = ("events", n)
         if end == 0:
-            yield at, "nothing runs: events need workloads, or a `duration`", ""
+            yield at, "nothing runs: an event needs a workload or a `duration`", ""
         elif end is not None and event.at >= end:
-            message = f"at {event.at:g} s the run is over: it ends at {end:g} s"
-            yield (*at, "at"), message, "state a longer `duration`"
+            message = f"the run ends at {end:g} s, and this event is at {event.at:g} s"
+            yield (*at, "at"), message, "give a longer `duration`"
         if (event.link is None) == (event.node is None):
-            yield at, "an event happens either to a `link` or at a `node`", ""
+            yield at, "an event needs a `link` or a `node`, and not both", ""
         elif event.link is not None:
             yield from _link_event(topology, event, at, doubt)
         else:
@@ -50,12 +50,12 @@ def _link_event(topology: Topology, event: Event, at: Path, doubt: set[str]) -> 
         yield (*at, "link"), f"there is no link {event.link!r}", hint
     if any(getattr(event, key) is not None for key in _AT_NODES):
         *most, last = (f"`{key}`" for key in _AT_NODES)
-        yield at, f"{', '.join(most)} and {last} happen at a `node`", ""
+        yield at, f"{', '.join(most)} and {last} need a `node`, not a `link`", ""
     elif (event.set is None) == (event.down is None):
         example = "`set: {delay: 80ms}`, `down: true` or `down: false`"
         yield at, f"an event of a link needs exactly one of {example}", ""
     elif event.set is not None and not event.set.model_fields_set:
-        yield (*at, "set"), "this sets nothing: state what changes, such as `delay: 80ms`", ""
+        yield (*at, "set"), "this sets nothing: give what changes, such as `delay: 80ms`", ""
     if event.set is not None:
         yield from shaping(event.set, topology.links[n].mtu if n is not None else None, topology, (*at, "set"))
 
@@ -73,7 +73,7 @@ def _node_event(net: Network, event: Event, at: Path, nodes: Names, doubt: set[s
         yield (*at, "node"), f"there is no node {event.node!r}", suggest(event.node, nodes) or there_are(nodes)
         return
     if event.set is not None or event.down is not None:
-        yield at, "`set` and `down` happen to a `link`", ""
+        yield at, "`set` and `down` need a `link`, not a `node`", ""
     elif sum(getattr(event, key) is not None for key in _AT_NODES) != 1:
         keys = ", ".join(f"`{key}`" for key in _AT_NODES)
         yield at, f"an event at a node needs exactly one of {keys}", ""
@@ -89,7 +89,7 @@ def _node_event(net: Network, event: Event, at: Path, nodes: Names, doubt: set[s
     if event.endpoint is None or doubt & {"links", f"nodes.{event.node}"}:
         return
     if role is None:
-        yield (*at, "endpoint"), f"{event.node} is no MPTCP host", "give the node `mptcp: {}`"
+        yield (*at, "endpoint"), f"{event.node} is not an MPTCP host", "give the node `mptcp: {}`"
         return
     changed = role.model_copy(update={"endpoints": (event.endpoint,)})
     for path, message in changed.faults(_during(net, event)):
@@ -112,34 +112,38 @@ def _wlan_event(net: Network, event: Event, node: str, at: Path) -> Iterator[Fau
     if event.mlo_link is None:
         for key in ("remove", "freq"):
             if getattr(event, key) is not None:
-                yield (*at, key), f"`{key}` is about an `mlo_link` of an access point: state which", ""
+                yield (*at, key), f"`{key}` applies to an `mlo_link` of an access point: say which one", ""
     roles = net.topology.nodes[node].roles().values()
     if event.rejoin is not None and not any(role.rejoin(net.place(node)) for role in roles):
         yield (*at, "rejoin"), f"{node} is not a station", ""
     elif event.rejoin is False:
-        yield (*at, "rejoin"), "write `rejoin: true`, or leave the event out", ""
+        yield (*at, "rejoin"), "write `rejoin: true`, or remove the event", ""
     if event.mlo_link is None:
         return
     bss = next((b for b in net.air if b.node == node), None)
     if bss is None:
-        yield (*at, "mlo_link"), f"{node} is no access point", ""
+        yield (*at, "mlo_link"), f"{node} is not an access point", ""
         return
     freqs = dict(bss.freqs)
     if event.mlo_link not in freqs:
         yield (*at, "mlo_link"), f"{node} has no link {event.mlo_link}", there_are(list(freqs))
     elif (event.remove is None) == (event.freq is None):
-        yield (*at, "mlo_link"), "say what happens to the link: `remove: true`, `remove: false` or `freq: 5200`", ""
+        yield (*at, "mlo_link"), "say what happens to the link with `remove: true`, `remove: false` or `freq: 5200`", ""
     elif event.remove is not None and not bss.mlo:
-        yield (*at, "remove"), f"{node} is no AP MLD: its only channel can't be removed", ""
+        yield (*at, "remove"), f"{node} is not an AP MLD: its only channel can't be removed", ""
     elif event.freq is not None:
         old, new = channel(freqs[event.mlo_link]), channel(event.freq)
         if new is None or new.radar:
-            why = "no centre of a 20 MHz channel" if new is None else "a channel with radar detection (DFS)"
+            why = "not the centre of a 20 MHz channel" if new is None else "a channel with radar detection (DFS)"
             yield (*at, "freq"), f"{event.freq} MHz is {why}", ""
         elif old is not None and old.band != new.band:
-            yield (*at, "freq"), f"link {event.mlo_link} is on {old.band}, and {event.freq} MHz is not", ""
+            yield (*at, "freq"), f"link {event.mlo_link} is on {old.band}, and {event.freq} MHz is on another band", ""
         elif (other := next((n for n, f in _moved(net, event, freqs).items() if f == event.freq), None)) is not None:
-            yield (*at, "freq"), f"{event.freq} MHz is the channel of link {other} then: each link has its own", ""
+            yield (
+                (*at, "freq"),
+                f"{event.freq} MHz is then the channel of link {other}: each link needs a channel of its own",
+                "",
+            )
 
 
 def _moved(net: Network, event: Event, freqs: dict[int, int]) -> dict[int, int]:
@@ -159,20 +163,24 @@ def _address_event(net: Network, event: Event, node: str, at: Path) -> Iterator[
         yield (*where, "interface"), place.lacks(change.interface), suggest(change.interface, names)
         return
     if interface.port:
-        yield (*where, "interface"), f"{change.interface} is a port of a bridge, which has no address", ""
+        yield (*where, "interface"), f"{change.interface} is a port of a bridge, and a port has no address", ""
     if change.remove is None and change.add is None:
-        yield where, "state an address to `remove`, one to `add`, or both", ""
+        yield where, "give an address to `remove`, one to `add`, or both", ""
     if change.remove is not None and change.remove not in interface.addresses:
         before = [e.address.add for e in net.happenings[node] if e.address and e.at < event.at]
         if change.remove not in before:
             have = ", ".join(interface.addresses) or "none"
-            yield (*where, "remove"), f"{change.remove} is no address of {node}:{change.interface} ({have})", ""
+            yield (
+                (*where, "remove"),
+                f"{change.remove} is not an address of {node}:{change.interface} (it has {have})",
+                "",
+            )
     if change.add is not None and (problem := wrong(change.add)):
         yield (*where, "add"), problem, ""
     elif change.add is not None:
         other = net.owners.get(change.add.partition("/")[0])
         if other is not None and (other.node, other.name) != (node, change.interface):
-            yield (*where, "add"), f"{change.add} is the address of {other.node}:{other.name} already", ""
+            yield (*where, "add"), f"{change.add} is already the address of {other.node}:{other.name}", ""
 
 
 def end_of_run(topology: Topology, doubt: set[str]) -> float | None:

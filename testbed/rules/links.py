@@ -23,29 +23,33 @@ def faults(topology: Topology, nodes: Names) -> Iterator[Fault]:
         if link.name is not None:
             if link.name in names:
                 other = "-".join(topology.links[names[link.name]].ends)
-                yield (*at, "name"), f"the link {other} is named {link.name!r} already", ""
+                yield (*at, "name"), f"the link {other} already has the name {link.name!r}", ""
             names.setdefault(link.name, n)
             if ":" in link.name or not link.name:
-                yield (*at, "name"), f"{link.name!r} is no name of a link: it is not empty and has no colon", ""
+                yield (
+                    (*at, "name"),
+                    f"{link.name!r} is not a valid name of a link: it must not be empty or contain a colon",
+                    "",
+                )
             elif len(link.name) > _LINK or not link.name.isprintable():
                 what = f"at most {_LINK} characters, all of them printable"
-                yield (*at, "name"), f"{link.name!r} is not a name of a link: {what}", ""
+                yield (*at, "name"), f"{link.name!r} is not a valid name of a link: {what}", ""
         for e, text in enumerate(link.ends):
             where = (*at, "ends", e)
             node, colon, ifname = text.partition(":")
             if not colon:
                 example = f"{text or 'client'}:eth0"
-                yield where, f"{text!r} is no end of a link: write node:interface, such as {example}", ""
+                yield where, f"{text!r} is not an end of a link: write node:interface, such as {example}", ""
                 continue
             if node not in nodes:
                 yield where, f"there is no node {node!r}", suggest(node, nodes) or there_are(nodes)
             if problem := misnamed(ifname):
                 yield where, problem, ""
             elif seen.get(text) == n:
-                yield where, f"{text} is both ends: a link joins two interfaces", ""
+                yield where, f"{text} is both ends: a link needs two different interfaces", ""
             elif text in seen:
                 other = _called(topology.links[seen[text]])
-                yield where, f"{text} is an end of {other} already: an interface has one link", ""
+                yield where, f"{text} is already an end of {other}: an interface belongs to one link", ""
             seen.setdefault(text, n)
             for k, address in enumerate(link.stated(e) or ()):
                 if problem := wrong(address):
@@ -58,11 +62,11 @@ def _called(link: Link) -> str:
 
 
 def shaping(what: Shaping, mtu: int | None, topology: Topology, at: Path) -> Iterator[Fault]:
-    """Yield what can't be: of a link, or of what an event changes of one, whose other values are not known here."""
+    """Yield faults in the shaping of a link, or in an event's part of it, whose other values are unknown here."""
     whole = isinstance(what, Link)
     if what.mtu is not None and what.mtu < 1280 and "ipv6" in topology.families:
         hint = "or `families: [ipv4]`"
-        yield (*at, "mtu"), f"IPv6 takes an mtu of at least 1280 (RFC 8200 section 5), not {what.mtu}", hint
+        yield (*at, "mtu"), f"IPv6 requires an mtu of at least 1280 (RFC 8200 section 5), not {what.mtu}", hint
     parts: tuple[tuple[tuple[Way, ...], Direction | None], ...]
     parts = ((WAYS, what), *(((way,), getattr(what, way)) for way in WAYS))
     for keys, part in parts:
@@ -72,16 +76,20 @@ def shaping(what: Shaping, mtu: int | None, topology: Topology, at: Path) -> Ite
         vague = (part.jitter, part.reorder, part.distribution, part.burst)  # these belong to another key
         ways = [what.shape(key) for key in keys] if any(v is not None for v in vague) else []
         if whole and part.jitter is not None and any(w.delay is None for w in ways):
-            yield (*where, "jitter"), "jitter varies a delay: state `delay` as well", ""
+            yield (*where, "jitter"), "jitter varies a delay: give `delay` as well", ""
         if whole and part.reorder is not None and any(not w.delay for w in ways):
-            yield (*where, "reorder"), "reordering lets packets overtake delayed ones: state `delay` as well", ""
+            yield (*where, "reorder"), "reordered packets overtake delayed ones: give `delay` as well", ""
         if whole and part.distribution is not None and any(w.jitter is None for w in ways):
-            yield (*where, "distribution"), "a distribution is that of the jitter: state `jitter` as well", ""
+            yield (*where, "distribution"), "a distribution describes the jitter: give `jitter` as well", ""
         if whole and part.burst is not None and any(w.rate is None for w in ways):
-            yield (*where, "burst"), "a burst belongs to a rate: state `rate` as well", ""
+            yield (*where, "burst"), "a burst belongs to a rate: give `rate` as well", ""
         frame = (what.mtu or mtu or 1500) + 14
         if part.burst is not None and part.burst < frame:
-            yield (*where, "burst"), f"a burst below one frame lets no packet through: state at least {frame}b", ""
+            yield (
+                (*where, "burst"),
+                f"a burst smaller than one frame lets no packet through: give at least {frame}b",
+                "",
+            )
         if part.queue is not None and part.queue.discipline == "bfifo" and part.queue.packets is not None:
             message = "bfifo counts bytes: write `limit: 64kb`, or choose another discipline"
             yield (*where, "queue", "packets"), message, ""

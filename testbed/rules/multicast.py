@@ -28,25 +28,28 @@ def faults(net: Network, name: str, work: Multicast, nodes: Collection[str], cer
             hint = suggest(receiver.node, nodes) or f"there are: {names}"
             yield _node(where), f"there is no node {receiver.node!r}", hint
         elif receiver.node == work.source:
-            yield _node(where), f"{work.source} is the source: it can't be a receiver as well", ""
+            yield _node(where), f"{work.source} is the source: it can't also be a receiver", ""
         elif receiver.node in seen:
-            yield _node(where), f"{receiver.node} is a receiver already: one process of a node listens", ""
+            yield _node(where), f"{receiver.node} is already a receiver: a node has one receiver for each workload", ""
         seen.add(receiver.node)
         if receiver.seconds is not None and receiver.at is None:
-            yield (*where, "seconds"), "seconds are counted from a join at a time of its own: state `at` as well", ""
+            yield (*where, "seconds"), "`seconds` count from the time of the join: give `at` as well", ""
         if sound and receiver.any_source and source_specific(work.group):
-            what = (
-                f"{work.group} is in the range of source-specific multicast, where nobody joins all sources (RFC 4607)"
-            )
-            yield (*where, "any_source"), what, "take a group outside of 232.0.0.0/8 and ff3x::/32, or leave this out"
+            why = "which a host can't join for all sources (RFC 4607)"
+            what = f"{work.group} is in the range of source-specific multicast, {why}"
+            yield (*where, "any_source"), what, "use a group outside of 232.0.0.0/8 and ff3x::/32, or remove this"
     if sound and work.version not in net.families:
-        yield (*at, "group"), f"{work.group} is an IPv{work.version} group, and `families` leaves these out", ""
+        yield (
+            (*at, "group"),
+            f"{work.group} is an IPv{work.version} group, and `families` does not include that version",
+            "",
+        )
     elif sound and known and certain:
         yield from _ways(net, net.trees.get(name), work, at)
 
 
 def crowded(net: Network) -> Iterator[Fault]:
-    """Yield gateways behind which more is joined than a tunnel keeps: the driver drops the rest without a word.
+    """Yield gateways with more memberships than a tunnel keeps: the driver silently drops the rest.
 
     It counts each group of each host, also those that IPv6 itself joins (RFC 4291 section 2.7.1: one for each address
     but equal ends, here one link-local and one other).
@@ -61,7 +64,7 @@ def crowded(net: Network) -> Iterator[Fault]:
             if (count := len(pairs) + 2 * len(hosts)) > amt.GROUPS:
                 own = f", with {2 * len(hosts)} that IPv6 needs itself" if hosts else ""
                 message = f"{count} memberships are behind this gateway{own}, and a tunnel keeps {amt.GROUPS}"
-                yield at, message, "use more gateways, or fewer groups or receivers"
+                yield at, message, "use more gateways, fewer groups or fewer receivers"
 
 
 def _joined(net: Network) -> dict[int, set[tuple[str, str]]]:
@@ -90,13 +93,13 @@ def _ways(net: Network, tree: Tree | None, work: Multicast, at: Path) -> Iterato
         if receiver.node not in tree.ends and receiver.node != work.source:
             yield from _unreached(net, work, receiver, (*at, "receivers", n))
     if work.ttl <= tree.depth:
-        message = f"a ttl of {work.ttl} passes {work.ttl - 1} routers, and {tree.depth} are on the way"
-        yield (*at, "ttl"), message, f"state at least {tree.depth + 1}"
+        message = f"a ttl of {work.ttl} passes {work.ttl - 1} routers, and the path has {tree.depth}"
+        yield (*at, "ttl"), message, f"give at least {tree.depth + 1}"
     mtu = min(i.mtu for i in _passed(net, tree))
     if work.size + HEADERS[work.version] > mtu:
         most = mtu - HEADERS[work.version]
-        message = f"with the headers of UDP and IPv{work.version} this is more than the mtu of {mtu} on the way"
-        yield (*at, "size"), message, f"state at most {most}b"
+        message = f"with the UDP and IPv{work.version} headers, this is more than the mtu of {mtu} on the path"
+        yield (*at, "size"), message, f"give at most {most}b"
 
 
 def _unreached(net: Network, work: Multicast, receiver: Receiver, where: Path) -> Iterator[Fault]:

@@ -1,4 +1,4 @@
-"""Names that can't be, or that two things would share: of files, of hosts, of metrics (pure).
+"""Names that are invalid or that two things would share: of files, hosts and metrics (pure).
 
 A node has a folder of its name in a run's results, a name in the lab's /etc/hosts (as has each of its interfaces), and
 metrics that begin with its name.
@@ -29,33 +29,37 @@ def faults(topology: Topology, nodes: Collection[str]) -> Iterator[Fault]:
     if not NAME.fullmatch(topology.name):
         slug = re.sub("[^a-z0-9]+", "-", topology.name.lower()).strip("-")
         hint = f"such as {slug}" if NAME.fullmatch(slug) else ""
-        yield ("name",), f"{topology.name!r} is no name of a lab: a-z, then a-z, 0-9 and -, at most 40 in all", hint
+        yield (
+            ("name",),
+            f"{topology.name!r} is not a valid name of a lab: a-z, then a-z, 0-9 and -, at most 40 in all",
+            hint,
+        )
     for name in nodes:
         yield from _node(topology, name)
     for name in topology.workloads:
         if name == MACHINE or name in nodes:
-            owner = "of the whole machine" if name == MACHINE else "of a node"
-            yield ("workloads", name), f"metrics named {name}.* are those {owner}: take another name", ""
+            owner = "to the whole machine" if name == MACHINE else "to a node"
+            yield ("workloads", name), f"metrics named {name}.* belong {owner}: use another name", ""
 
 
 def _node(topology: Topology, name: str) -> Iterator[Fault]:
-    at, cure = ("nodes", name), "take another name"
+    at, cure = ("nodes", name), "use another name"
     if not NODE.fullmatch(name):
         what = "a letter or digit, then letters, digits, _ . and -, at most 32 in all"
-        yield at, f"{name!r} is no name of a node: {what}", ""
+        yield at, f"{name!r} is not a valid name of a node: {what}", ""
     elif name == AIR and any(own.makes for node in topology.nodes.values() for _, own in node.brought()):
         yield at, f"{AIR} is the medium of a lab with Wi-Fi: {cure}", ""
     elif name == MACHINE:
-        yield at, f"metrics named {name}.* are those of the whole machine: {cure}", ""
+        yield at, f"metrics named {name}.* belong to the whole machine: {cure}", ""
     elif name.lower().endswith(FILES):
         ends = f"a run's own files end in {name[name.rindex('.') :]}"
-        yield at, f"{name!r} can't be a node's folder in the results, because {ends}: {cure}", ""
+        yield at, f"{name!r} can't be the name of a node's folder in the results, because {ends}: {cure}", ""
     elif _NUMBER.fullmatch(name.lower()):
-        yield at, f"programs take {name!r} for an IPv4 address (inet_aton(3)): {cure}", "such as h" + name
+        yield at, f"programs read {name!r} as an IPv4 address (inet_aton(3)): {cure}", "such as h" + name
     elif _HOSTS.fullmatch(name.lower()):
-        yield at, f"{name!r} is this machine itself, or all, to other programs (hosts(5)): {cure}", ""
+        yield at, f"other programs know {name!r} as this machine or as all machines (hosts(5)): {cure}", ""
     elif (work := name.partition(".")[0]) != name and work in topology.workloads:
-        yield at, f"metrics named {work}.* are those of a workload: {cure}", ""
+        yield at, f"metrics named {work}.* belong to a workload: {cure}", ""
 
 
 def shared(interfaces: Iterable[Interface], nodes: Iterable[str]) -> Iterator[Fault]:
@@ -69,7 +73,11 @@ def shared(interfaces: Iterable[Interface], nodes: Iterable[str]) -> Iterator[Fa
         yield from _clash(hosts, name.lower(), ("nodes", name), name, "the host")
     for i in interfaces:
         if _HOSTS.fullmatch(host := f"{i.node}-{i.name}".lower()):
-            yield i.at, f"the host name of {i.node}:{i.name} would be {host}, which programs know otherwise", ""
+            yield (
+                i.at,
+                f"the host name of {i.node}:{i.name} would be {host}, which has another meaning (hosts(5))",
+                "",
+            )
         yield from _clash(hosts, host, i.at, f"{i.node}:{i.name}", "the host")
         yield from _clash(metrics, f"{i.node}.{i.name}", i.at, f"{i.node}:{i.name}", "metrics named")
 

@@ -35,7 +35,7 @@ def sysctl(given: Mapping[str, str | int], at: Path) -> Iterator[Fault]:
     """Yield what is wrong with kernel parameters, of a node or of an event."""
     for name, value in given.items():
         if not _SYSCTL.fullmatch(name):
-            yield (*at, name), f"{name!r} is no parameter of a network namespace: these begin with net.", ""
+            yield (*at, name), f"{name!r} is not a parameter of a network namespace: their names begin with net.", ""
         elif len(str(value)) > _VALUE:
             yield (*at, name), f"a value has at most {_VALUE} characters, and this has {len(str(value))}", ""
 
@@ -45,13 +45,13 @@ def _route(to: str, via: str, own: list[IPv4Interface | IPv6Interface] | None) -
     try:
         gateway = ip_address(via)
     except ValueError:
-        return "via", f"{via!r} is no IP address"
+        return "via", f"{via!r} is not an IP address"
     try:
         wanted = None if to == "default" else interface_of(to).network
     except ValueError:
-        return "to", f"{to!r} is no network: write `default`, or one such as 192.0.2.0/24"
+        return "to", f"{to!r} is not a network: write `default`, or a network such as 192.0.2.0/24"
     if wanted is not None and str(wanted) not in (to, f"{to}/{wanted.prefixlen}"):
-        return "to", f"{to} is no network: write {wanted}"
+        return "to", f"{to} is not the address of a network: write {wanted}"
     if wanted is not None and wanted.version != gateway.version:
         return "to", f"{to} and {via} are of different families"
     if own is not None and gateway in [a.ip for a in own]:

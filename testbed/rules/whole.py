@@ -44,7 +44,7 @@ def faults(topology: Topology, written: Written, like: Topology | None = None) -
         net = network(_sound_topology(topology, given))
     except NoRoom as e:
         at = ("links", index[int(e.at[1])], "ends") if e.at[0] == "links" else e.at
-        yield at, str(e), "a shorter prefix length has room for more"
+        yield at, str(e), "a shorter prefix length leaves room for more addresses"
         return
     for path, message, hint in addresses.faults(net, topology, given):
         yield ("links", index[int(path[1])], *path[2:]) if path[0] == "links" else path, message, hint
@@ -58,7 +58,7 @@ def faults(topology: Topology, written: Written, like: Topology | None = None) -
     yield from events.faults(topology, net, known, doubt)
     yield from checks.faults(topology, net, written, doubt)
     if not 0.02 <= topology.samples.every <= 60:
-        yield ("samples", "every"), "counters are read every 20ms to 60s", ""
+        yield ("samples", "every"), "`every` must be between 20ms and 60s", ""
 
 
 def _reshaped(topology: Topology, like: Topology) -> list[int] | None:
@@ -86,7 +86,7 @@ def _same(new: object, old: object) -> bool:
 
 
 def _sound_topology(topology: Topology, links: tuple[Link, ...]) -> Topology:
-    """Return the topology with these links, and without the addresses that are none; itself when there is no such."""
+    """Return the topology with these links and without invalid addresses; itself if nothing changes."""
     sound = tuple(map(_sound, links))
     nodes = {n: _sound_node(x) for n, x in topology.nodes.items()}
     if sound == topology.links and nodes == topology.nodes:
@@ -95,7 +95,7 @@ def _sound_topology(topology: Topology, links: tuple[Link, ...]) -> Topology:
 
 
 def _sound(link: Link) -> Link:
-    """Return the link without the addresses that are none."""
+    """Return the link without invalid addresses."""
     if not any(wrong(a) for e in range(2) for a in link.stated(e) or ()):
         return link
     stated = [[a for a in link.stated(e) or () if not wrong(a)] for e in range(2)]
@@ -103,7 +103,7 @@ def _sound(link: Link) -> Link:
 
 
 def _sound_node(node: Node) -> Node:
-    """Return the node with roles whose interfaces have no addresses that are none."""
+    """Return the node with roles whose interfaces have no invalid addresses."""
     update: dict[str, object] = {}
     for field, role in node.roles().items():
         given: tuple[str, ...] = getattr(role, "addresses", None) or ()

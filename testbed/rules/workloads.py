@@ -18,7 +18,7 @@ def faults(net: Network, nodes: Names, doubt: set[str]) -> Iterator[Fault]:
         at = ("workloads", name)
         if not NODE.fullmatch(name) or "." in name:
             what = "a letter or digit, then letters, digits, _ and -, at most 32 in all"
-            yield at, f"{name!r} is no name of a workload: {what}", ""
+            yield at, f"{name!r} is not a valid name of a workload: {what}", ""
         if not (kind := work.kind()):
             yield at, f"a workload needs exactly one of the keys {', '.join(Work.model_fields)}", ""
             continue
@@ -39,7 +39,7 @@ def _flow(net: Network, work: Work, at: Path) -> Iterator[Fault]:
     workload = work.workload()
     (_, source), (_, target) = workload.ends()
     if source == target:
-        yield (*at, "to"), f"{source} is both ends: a flow goes from one node to another", ""
+        yield (*at, "to"), f"{source} is both ends: a flow needs two different nodes", ""
         return
     ifname = getattr(workload, "to_interface", None)
     place = net.place(target)
@@ -54,7 +54,7 @@ def _flow(net: Network, work: Work, at: Path) -> Iterator[Fault]:
     end = f"{target}:{ifname or ''}"
     if not any(net.address(end, v) and net.address(source, v) for v in wanted):
         lacking = target if not any(net.address(end, v) for v in wanted) else source
-        hint = "it is a bridge, whose ports have none" if lacking in net.switches else ""
+        hint = "it is a bridge, whose ports have no addresses" if lacking in net.switches else ""
         yield (*at, "to"), f"{lacking} has no {' or '.join(f'IPv{v}' for v in wanted)} address", hint
         return
     if not reachable(net, source, target):

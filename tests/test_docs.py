@@ -16,6 +16,7 @@ ends in ` ...` for a line that begins so.
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -23,6 +24,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -157,6 +160,20 @@ def test_topologies_shown_are_right(page: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", sorted((ROOT / "docs/examples").glob("*.yaml")), ids=lambda f: f.stem)
 def test_examples_are_right(file: Path) -> None:
     read(file)
+
+
+def test_examples_of_modules_use_names_that_exist() -> None:
+    files = sorted((ROOT / "docs/examples/extending").glob("*.py"))
+    nodes = [n for f in files for n in ast.walk(ast.parse(f.read_text())) if isinstance(n, ast.ImportFrom)]
+    used = [(str(n.module), name.name) for n in nodes for name in n.names if str(n.module).startswith("testbed")]
+    own = {f.stem for f in files}
+    missing = [
+        (module, name)
+        for module, name in used
+        if not {module.rpartition(".")[2], name} & own
+        and not (hasattr(import_module(module), name) or find_spec(f"{module}.{name}"))
+    ]
+    assert (missing, len(used) > 10) == ([], True)
 
 
 @pytest.mark.parametrize("page", TEXTS)

@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 from typing import ClassVar
 
-from testbed.drivers.tcp_metrics import Forget
-
 from testbed.drivers.sysctl import SysctlSet
+from testbed.drivers.tcp_metrics import Forget
 from testbed.nodes.place import Place
 from testbed.nodes.role import Counter, Role, RoleFault
 from testbed.steps import Configure, Request, Step
@@ -22,21 +21,21 @@ class FastOpen(Role):
     client: bool = True
     server: bool = True
 
-    def faults(self, here: Place) -> Iterator[RoleFault]:
+    def faults(self, place: Place) -> Iterator[RoleFault]:
         """Yield what can't work here."""
-        if not any(i.addresses for i in here.interfaces):
-            yield (), f"{here.node} has no address, so no TCP connection can begin or end there"
+        if not any(i.addresses for i in place.interfaces):
+            yield (), f"{place.node} has no address, so no TCP connection can begin or end there"
 
-    def steps(self, here: Place) -> Iterator[Step]:
+    def steps(self, place: Place) -> Iterator[Step]:
         """Yield the parameter that allows it."""
         allowed = self.client * _CLIENT | self.server * _SERVER
-        yield Configure(here.node, SysctlSet("net.ipv4.tcp_fastopen", str(allowed)))
+        yield Configure(place.node, SysctlSet("net.ipv4.tcp_fastopen", str(allowed)))
 
-    def restart(self, here: Place) -> Iterator[Request]:
+    def restart(self, place: Place) -> Iterator[Request]:
         """Yield what makes a client forget the cookies of all servers."""
         yield Forget()
 
-    def counters(self, here: Place) -> dict[str, Counter]:
+    def counters(self, place: Place) -> dict[str, Counter]:
         """Return what the kernel counts (RFC 7413 section 4)."""
         return {
             "cookies": Counter(_NETSTAT, "TcpExt.TCPFastOpenCookieReqd"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from testbed.linux import uapi
-from testbed.linux.wire import Here, Message
+from testbed.linux.wire import Message, Space
 from testbed.steps import Request
 
 FAMILY = "tcp_metrics"
@@ -16,6 +16,6 @@ class Forget(Request, frozen=True):
     def __str__(self) -> str:
         return "ip tcp_metrics flush all"
 
-    def encode(self, here: Here) -> Message:
+    def encode(self, space: Space) -> Message:
         """Encode: a deletion without an address is one of all of them."""
         return Message(0, 0, uapi.GENLMSGHDR.pack(_DEL, _VERSION, 0), FAMILY)

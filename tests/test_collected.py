@@ -100,7 +100,8 @@ OURS = ("metrics.json", "verdict.json", "junit.xml", "report.html", "manifest.js
 
 
 def test_what_is_derived_or_an_input_is_ours_whatever_a_guest_says(guest: Path, here: Path) -> None:
-    for name in (*OURS, ".metrics.json", "plan.txt", "experiment.yaml", "latest"):
+    planned = ("effective.yaml", "plan.json", "plan.txt", "experiment.yaml")
+    for name in (*OURS, *planned, "summary.json", ".metrics.json", "latest"):
         (guest / name).write_text('{"verdict": "passed"}')
     collect(guest, Taken(here))
     assert found(here) == RAW

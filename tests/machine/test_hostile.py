@@ -27,7 +27,7 @@ mount -o remount,rw /testbed; touch /testbed/evil /testbed/testbed/evil
 mkdir -p /m1 /m2
 mount -t 9p -o trans=virtio,version=9p2000.L code /m1; touch /m1/evil /m1/testbed/cli.py
 mount -t 9p -o trans=virtio,version=9p2000.L results /m2; mkdir /m2/../../evil /m2/../other
-for name in metrics.json verdict.json junit.xml manifest.json report.html; do
+for name in metrics.json verdict.json junit.xml manifest.json effective.yaml plan.json report.html; do
     echo '{"verdict": "passed", "machine": "here"}' >$D/$name
 done
 echo 'name: evil' >$D/topology.yaml

@@ -80,7 +80,7 @@ def test_no_node_can_have_the_name_of_a_file_of_the_run(folder: Path, tmp_path: 
     (tmp_path / "lab.yaml").write_text(f"name: lab\nnodes: {{{', '.join(f'{f}: {{}}' for f in files)}}}\n")
     done = testbed("check", str(tmp_path / "lab.yaml"))
     assert done.returncode == 2
-    assert done.stderr.count("can't be a node's folder in the results") == len(files)
+    assert done.stderr.count("can't be the name of a node's folder in the results") == len(files)
 
 
 def test_what_was_performed_is_what_was_planned(folder: Path) -> None:

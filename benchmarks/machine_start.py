@@ -108,7 +108,7 @@ def vng(program: str, release: Path) -> tuple[str, ...]:
 def answered(argv: tuple[str, ...], tries: int = 3) -> tuple[float, str]:
     """Return after how many seconds a command has answered, and its line; then end it.
 
-    A kernel that panics, which an emulated one does now and then as it patches its code, is started anew, and the time
+    A kernel that panics, which an emulated one does now and then as it patches its code, is started again, and the time
     with it.
     """
     path = os.pathsep.join((str(Path(argv[0]).parent), os.environ["PATH"]))

@@ -116,7 +116,7 @@ class Lab:
     def run(self, file: str | Path | None = None, sets: Sequence[str] = ()) -> Run:
         """Run an experiment, or the lab's own file, in a lab of its own on the same machine; return what came of it.
 
-        A check that failed is no error here; a lab that could not be made is one.
+        A check that failed is not an error here; a lab that could not be made is one.
         """
         __tracebackhide__ = True
         chosen, given = (self._file, (*self._sets, *sets)) if file is None else (self._find(file), tuple(sets))
@@ -235,7 +235,7 @@ def _lacking(names: Sequence[str], machine: str, findings: dict[str, Findings]) 
 
 
 def _known(names: Iterable[str]) -> None:
-    """Fail when a name is no feature's."""
+    """Fail when a name is not that of a feature."""
     __tracebackhide__ = True
     from testbed import features
 

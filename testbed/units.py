@@ -34,7 +34,7 @@ def _quantity(value: Any, units: dict[str, float], what: str, example: str) -> f
     if not unit:
         raise ValueError(f"the {what} {value} has no unit ({known}): write one, as in {example}")
     if unit.lower() not in units:
-        raise ValueError(f"{unit!r} is no unit of a {what} ({known}): write one of these, as in {example}")
+        raise ValueError(f"{unit!r} is not a unit of a {what} ({known}): write one of these, as in {example}")
     return float(number) * units[unit.lower()]
 
 
@@ -85,7 +85,7 @@ def _schema(example: str, units: dict[str, float]) -> WithJsonSchema:
 
 def _word(value: str) -> str:
     if not re.fullmatch(_WORD, value):
-        raise ValueError(f"{value!r} is no name that the kernel knows: these have a-z, 0-9 and _ only")
+        raise ValueError(f"{value!r} is not a name that the kernel knows: these have a-z, 0-9 and _ only")
     return value
 
 

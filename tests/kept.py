@@ -1,4 +1,4 @@
-"""Texts that are kept in files: a test compares, and `TESTBED_REWRITE=1 pytest ...` writes them anew."""
+"""Texts that are kept in files: a test compares, and `TESTBED_REWRITE=1 pytest ...` writes them again."""
 
 from __future__ import annotations
 

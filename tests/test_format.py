@@ -147,7 +147,7 @@ def test_a_folder_of_a_later_format_is_refused_with_a_sentence(current: Path) ->
 def test_a_file_that_a_report_can_not_do_without_is_named(current: Path, name: str) -> None:
     whole = (current / name).read_bytes()
     (current / name).unlink()
-    with pytest.raises(InputError, match=rf"is no results folder: it has no {name}"):
+    with pytest.raises(InputError, match=rf"is not a results folder: it has no {name}"):
         again(current)
     (current / name).symlink_to("/etc/passwd")
     with pytest.raises(InputError, match=rf"{name}: not a regular file"):

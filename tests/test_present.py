@@ -106,7 +106,7 @@ def test_of_many_receivers_those_that_lost_most_are_shown() -> None:
         ({"node": "a", "mlo_link": 1, "freq": 5200}, "a: mlo_link 1 goes to 5200 MHz"),
         ({"node": "a", "mlo_link": 1, "remove": True}, "a: mlo_link 1 is removed"),
         ({"node": "a", "mlo_link": 1, "remove": False}, "a: mlo_link 1 returns"),
-        ({"node": "a", "rejoin": True}, "a: joins anew"),
+        ({"node": "a", "rejoin": True}, "a: joins again"),
         ({"node": "a", "restart": "amt_relay"}, "a: amt_relay restarts"),
         ({"node": "a", "address": {"interface": "e", "add": "10.0.0.1/8"}}, "a: e 10.0.0.1/8"),
         (

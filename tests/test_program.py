@@ -143,7 +143,7 @@ def test_a_working_directory_that_was_removed_is_said_or_does_not_matter(tmp_pat
         (("status",), 0, ""),
         (("plan", TWO), 0, ""),
         (("check", "x.yaml"), 2, "x.yaml: can't be read: No such file or directory"),
-        (("report", "results"), 2, "results: is no results folder"),
+        (("report", "results"), 2, "results: is not a results folder"),
         (("run", TWO), 3, "testbed: the working directory was removed: change to one that exists"),
     ):
         done = run(f'mkdir -p {gone}; cd {gone}; rmdir {gone}; "$@"', *words)

@@ -238,7 +238,7 @@ def assert_sound(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("act", "said"),
     [
-        (exchanged("manifest.json", lambda p: None), "is no results folder: it has no manifest.json"),
+        (exchanged("manifest.json", lambda p: None), "is not a results folder: it has no manifest.json"),
         (edited("manifest.json", lambda s: s[:30]), "manifest.json: not valid JSON"),
         (replaced("manifest.json", b'"overrides": []', b'"overrides": {}'), "manifest.json: not what a run writes"),
         (

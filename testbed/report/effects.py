@@ -73,7 +73,7 @@ def describe(event: Event) -> str:
         what = f"goes to {event.freq} MHz" if event.freq is not None else "is removed" if event.remove else "returns"
         return f"{where}: mlo_link {event.mlo_link} {what}"
     if event.rejoin:
-        return f"{where}: joins anew"
+        return f"{where}: joins again"
     if event.restart is not None:
         return f"{where}: {event.restart} restarts"
     if event.address is not None:

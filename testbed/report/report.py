@@ -172,7 +172,7 @@ def _needed(folder: Recorded, name: str, kind: type[T]) -> T:
 
 def no_results(name: str) -> str:
     """Return what is wrong with a folder that lacks a file which every folder of results has."""
-    return f"is no results folder: it has no {name}"
+    return f"is not a results folder: it has no {name}"
 
 
 def _samples(folder: Recorded, topology: Topology, name: str, planned: int) -> list[Sample]:

@@ -86,7 +86,7 @@ def _borrowed(plan: Plan) -> tuple[int, int] | None:
 
 
 def permitted_name(name: str) -> None:
-    """Raise InputError for what is no name of a lab: before a guest is booted for it, too."""
+    """Raise InputError for an invalid name of a lab, before a guest is booted for it."""
     if not NAME.fullmatch(name):
         raise InputError(
             f"--name: {name!r}: a lab's name has lower-case letters, digits and -, and begins with a letter"

@@ -261,7 +261,7 @@ def test_the_kernel_has_nothing_to_complain_of(mix: Facts) -> None:
     assert "BUG" not in mix["dmesg"]
 
 
-# What is in the air: a run in which the phone joins anew
+# What is in the air: a run in which the phone joins again
 
 REJOIN = f"""
 name: rejoin

@@ -82,7 +82,7 @@ def processor() -> str:
 
 
 def sources(code: Share) -> str:
-    """Return the digest of testbed's sources and of their place: a guest that imported others imports these anew."""
+    """Return the digest of testbed's sources and of their place: a guest that imported others imports these again."""
     return digest(code.folder / "testbed", code.at)
 
 

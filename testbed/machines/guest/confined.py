@@ -108,7 +108,7 @@ def _groups() -> list[int]:
 
 
 def admit(uid: int) -> None:
-    """Let a user who is no member of its group use /dev/kvm in this mount namespace, by a node of his own."""
+    """Let a user who is not a member of its group use /dev/kvm in this mount namespace, by a node of his own."""
     if not uid or not KVM.exists() or _groups() or KVM.stat().st_mode & 0o006 == 0o006:
         return
     number = KVM.stat().st_rdev

@@ -3,7 +3,7 @@
 The folder has QEMU's device state and the guest's memory as a file. A restored guest maps that file privately, so
 nothing is read at the start, and guests share what they do not write. Its `code` is the digest of the sources that its
 command line has imported: with others it serves, but imports them at each start, which takes an emulated processor ten
-seconds. So it is used once with others (somebody edits), and is made anew for those that come again.
+seconds. So it is used once with others (somebody edits), and made again for sources that come back.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def _regulatory_db() -> str:
         with found.open("rb") as file:
             head = file.read(8)
         if head[:4] != regulatory.MAGIC:
-            raise OSError(errno.EPROTO, f"{found} is no regulatory database")
+            raise OSError(errno.EPROTO, f"{found} is not a regulatory database")
         if not found.with_name("regulatory.db.p7s").exists():
             raise OSError(errno.ENOENT, f"{found} has no signature beside it (regulatory.db.p7s)")
         return f"{found} and its signature"

@@ -27,7 +27,7 @@ class Rule(Struct, frozen=True):
 def rules(database: bytes, country: str) -> tuple[Rule, ...] | None:
     """Return the rules of a country (ISO 3166 alpha-2), None when it has none; ValueError for another kind of file."""
     if database[:4] != MAGIC or struct.unpack_from(">I", database, 4)[0] != _VERSION:
-        raise ValueError("this is no regulatory database of version 20")
+        raise ValueError("this is not a regulatory database of version 20")
     at = 8
     while at + 4 <= len(database):
         name, pointer = struct.unpack_from(">2sH", database, at)

@@ -40,7 +40,7 @@ class Known(Struct, frozen=True):
 
 
 def checked(name: str, url: str) -> None:
-    """Raise InputError when this is no name of a machine, or no address that ssh can take."""
+    """Raise InputError when this is not a name of a machine, or not an address that ssh accepts."""
     if not _NAME.fullmatch(name) or name in RESERVED:
         raise InputError(
             f"{name!r} is not a valid name for a machine: lower-case letters, digits and -, a letter first; "
@@ -60,7 +60,7 @@ def machines() -> dict[str, Known]:
     except LabError as e:
         raise InputError(f"{e}") from e
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise InputError(f"{_file()} is no list of machines ({e}): mend or remove it") from e
+        raise InputError(f"{_file()} is not a list of machines ({e}): mend or remove it") from e
 
 
 def find(name: str) -> Known:

@@ -2,7 +2,7 @@
 
     python benchmarks/association.py [COUNT]
 
-Each time the phone leaves and joins again as the plan's own recovery does it, again after 5 s if a link is missing; then
+Each time the phone leaves and joins again as the plan does it, once more after 5 s if a link is missing; then
 a host behind the access point, which has forgotten it, must find it (a frame to a group address) and be answered.
 Prints a line for each association that took more than one try, and the sum.
 """

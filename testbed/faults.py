@@ -1,4 +1,4 @@
-"""What an exception means that is not an error of testbed's own: the machine refused something, or it is a bug."""
+"""What an exception means that is not an error of our own: the machine refused something, or it is a bug."""
 
 from __future__ import annotations
 

@@ -264,7 +264,7 @@ def test_a_topology_outside_of_the_folder_is_not_read(folder: Path) -> None:
     replaced("manifest.json", b'"overrides": []', b'"overrides": ["topology=../other.yaml"]')(folder)
     assert report(folder).verdict == "passed"
     (folder / "topology.yaml").write_text("topology: ../other.yaml\n")
-    with pytest.raises(InputError, match=r"other\.yaml is an experiment itself") as caught:
+    with pytest.raises(InputError, match=r"other\.yaml is itself an experiment") as caught:
         report(folder)
     assert "password" not in str(caught.value)
 

@@ -280,7 +280,7 @@ def test_rules_are_read_as_they_were_written() -> None:
         (5250000, 5350000, True, False),
         (5945000, 6425000, False, False),
     ]
-    with pytest.raises(ValueError, match="no regulatory database"):
+    with pytest.raises(ValueError, match="not a regulatory database"):
         regulatory.rules(b"RGDB" + struct.pack(">I", 19), "DE")
 
 

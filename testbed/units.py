@@ -27,14 +27,14 @@ def _quantity(value: Any, units: dict[str, float], what: str, example: str) -> f
         raise ValueError(f"a {what} is a number with a unit, as in {example}")
     match = _NUMBER.fullmatch(str(value).strip())
     if match is None:
-        raise ValueError(f"{shorten(value)} is no {what}: write a number and a unit ({known}), as in {example}")
+        raise ValueError(f"{shorten(value)} is not a valid {what}: write a number and a unit ({known}), as in {example}")
     sign, number, unit = match.groups()
     if sign:
         raise ValueError(f"the {what} {value} is negative")
     if not unit:
         raise ValueError(f"the {what} {value} has no unit ({known}): write one, as in {example}")
     if unit.lower() not in units:
-        raise ValueError(f"{unit!r} is not a unit of a {what} ({known}): write one of these, as in {example}")
+        raise ValueError(f"{unit!r} is not a unit for a {what} ({known}): write one of these, as in {example}")
     return float(number) * units[unit.lower()]
 
 

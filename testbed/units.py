@@ -27,7 +27,9 @@ def _quantity(value: Any, units: dict[str, float], what: str, example: str) -> f
         raise ValueError(f"a {what} is a number with a unit, as in {example}")
     match = _NUMBER.fullmatch(str(value).strip())
     if match is None:
-        raise ValueError(f"{shorten(value)} is not a valid {what}: write a number and a unit ({known}), as in {example}")
+        raise ValueError(
+            f"{shorten(value)} is not a valid {what}: write a number and a unit ({known}), as in {example}"
+        )
     sign, number, unit = match.groups()
     if sign:
         raise ValueError(f"the {what} {value} is negative")

@@ -39,6 +39,7 @@ DIFFERENT = {
     "test_an_interruption_that_a_library_takes_for_an_error_of_its_own_is_one_all_the_same": "it has no lab",
     "test_a_server_that_is_still_writing_when_its_client_has_ended_is_left_to_end": "a guest has programs of its own",
     "test_figures_that_the_host_limited_are_marked": "an emulated processor limits them all",
+    "test_a_command_has_the_umask_of_its_caller": "in a guest it has that of the guest, as over ssh",
     "test_a_missing_feature_is_named_with_its_cure_and_nothing_is_created": "a guest lacks none",
 }
 SAME = {

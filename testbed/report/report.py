@@ -116,11 +116,11 @@ def report(path: Path, instead: Path | None = None) -> Report:
     machine = folder.rows("machine.jsonl", Machine, every, KIB, "the metrics of the machine are missing")
     metrics |= derive.machine(machine, origin)
     kernel = folder.text("dmesg.log", 8 * MIB, "what the kernel said is missing")
-    # A clock that was set makes ping's times differ, and nothing else.
+    stepped = clock_steps(machine, origin)  # a clock that was set makes ping's times differ, and nothing else
     works = [
         found
         for name, work in topology.workloads.items()
-        if work.ping is None or not clock_steps(machine, origin)
+        if work.ping is None or not stepped
         for found in work.workload().doubts(name, folder)
     ]
     for name in [name for name, m in metrics.items() if not _finite(m)]:

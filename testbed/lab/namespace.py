@@ -26,7 +26,7 @@ class Sockets(Struct):
     opened: dict[str, socket.socket] = field(default_factory=dict)  # in the order in which they were opened
 
     def add(self, name: str, sock: socket.socket, nodes: int) -> socket.socket:
-        """Keep the socket of one of `nodes` nodes; close the oldest ones if there is no descriptor for it."""
+        """Keep a node's socket, of a lab with `nodes` nodes; close the oldest ones if descriptors run out."""
         while len(self.opened) >= max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - nodes - _SPARE):
             self.opened.pop(next(iter(self.opened))).close()
         self.opened[name] = sock

@@ -1,1 +1,1 @@
-"""System calls and netlink bytes: what Linux is asked with, without a word about topologies."""
+"""System calls and netlink bytes: how Linux is asked, independent of topologies."""

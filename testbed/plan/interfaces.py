@@ -79,7 +79,7 @@ def bridges(net: Network) -> Iterator[Step]:
 
     A node reports the groups of its addresses as soon as it is up, a few times, REPORTS and two ticks (20 ms) at
     most apart (net/ipv6/mcast.c: mld_ifc_start_work). A large bridge would copy each report to everybody, and what
-    there is no room for in the processors' backlogs, first packets of others among it, would be lost.
+    the processors' backlogs have no room for would be lost, including the first packets of others.
     """
     found = [(name, switch.name) for name, switch in net.switches.items()]
     for name, bridge in found if 6 in net.families else ():

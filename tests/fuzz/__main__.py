@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
         print("left out, for it takes root to be another user: sockets", flush=True)
         wanted.remove("sockets")
     if image.find() is None and (left := [kind for kind in wanted if kind in IN_GUESTS]):
-        print(f"left out, for there is no image of a guest (`make machine`): {' '.join(left)}", flush=True)
+        print(f"left out, because a guest's image is missing (`make machine` builds it): {' '.join(left)}", flush=True)
         wanted = [kind for kind in wanted if kind not in IN_GUESTS]
     found = [tried(kind, asked.n or COUNTS[kind], asked.seed, asked.workers) for kind in wanted]
     return int(any(found))

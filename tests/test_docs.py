@@ -127,11 +127,9 @@ def explained(command: Command, output: str, status: int) -> str:
 
 
 def measuring(section: str) -> object:
-    """Return a section as a parameter: one that shows rates runs when no other test measures."""
-    group = (
-        [pytest.mark.xdist_group("measure")] if any("iperf3" in a for a, _ in marked(SECTIONS[section], "run")) else []
-    )
-    return pytest.param(section, marks=group, id=section)
+    """Return a section as a parameter: one that shows rates runs when nothing else does."""
+    marks = [pytest.mark.quiet] if any("iperf3" in a for a, _ in marked(SECTIONS[section], "run")) else []
+    return pytest.param(section, marks=marks, id=section)
 
 
 @pytest.mark.kernel

@@ -15,6 +15,7 @@ import pytest
 from testbed import __version__, load, up
 from testbed.errors import LabError
 from testbed.lab import asked, asking, control, messages, reach
+from testbed.linux import calls
 from testbed.linux import unix_diag as names
 from tests.conftest import ROOT, testbed
 from tests.kernel.others import NOBODY, as_other
@@ -61,6 +62,19 @@ def squatting(name: str, *, listening: bool = True, family: str = "testbed", ful
             os.close(fd)
 
 
+@pytest.fixture
+def apart() -> Iterator[None]:
+    """A network namespace for one test: sockets' names are its own, so that `down --all` ends no lab of another test."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    calls.unshare(calls.CLONE_NEWNET)
+    try:
+        yield
+    finally:
+        calls.setns(home, calls.CLONE_NEWNET)
+        os.close(home)
+
+
+@pytest.mark.usefixtures("apart")
 def test_names_that_another_user_has_bound_are_not_listed_and_stop_nobody(name: str) -> None:
     other = f"a{name}"  # before it
     with (

@@ -10,6 +10,7 @@ from testbed.linux.wire import Message, Space, attr, u32
 from testbed.steps import Request
 
 MAIN = uapi.RT_TABLE_MAIN
+_LAST = 2**31 - 1  # a metric above those of all other routes
 
 
 class RouteAdd(Request, frozen=True):
@@ -46,6 +47,33 @@ class RouteAdd(Request, frozen=True):
         table = self.table if self.table < 256 else 0
         scope = uapi.RT_SCOPE_UNIVERSE if self.via else uapi.RT_SCOPE_LINK
         head = uapi.RTMSG.pack(family, length, 0, 0, table, uapi.RTPROT_STATIC, scope, uapi.RTN_UNICAST, 0)
+        return Message(uapi.RTM_NEWROUTE, wire.NLM_F_CREATE | wire.NLM_F_REPLACE, head + body)
+
+
+class Unreachable(Request, frozen=True):
+    """Refuse what no other route of a table leads to: a network, or "default" of an IP version."""
+
+    to: str
+    table: int
+    version: int
+
+    def __str__(self) -> str:
+        to = {4: "0.0.0.0/0", 6: "::/0"}[self.version] if self.to == "default" else self.to
+        return f"ip route add unreachable {to} table {self.table} metric {_LAST}"
+
+    def encode(self, space: Space) -> Message:
+        """Encode."""
+        family = socket.AF_INET6 if self.version == 6 else socket.AF_INET
+        body = u32(uapi.RTA_TABLE, self.table) + u32(uapi.RTA_PRIORITY, _LAST)
+        length = 0
+        if self.to != "default":
+            network, _, text = self.to.partition("/")
+            raw = socket.inet_pton(family, network)
+            length = int(text) if text else 8 * len(raw)
+            body += attr(uapi.RTA_DST, raw)
+        table = self.table if self.table < 256 else 0
+        scope = uapi.RT_SCOPE_UNIVERSE
+        head = uapi.RTMSG.pack(family, length, 0, 0, table, uapi.RTPROT_STATIC, scope, uapi.RTN_UNREACHABLE, 0)
         return Message(uapi.RTM_NEWROUTE, wire.NLM_F_CREATE | wire.NLM_F_REPLACE, head + body)
 
 

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from testbed.drivers.link import MTU, AddressAdd, LinkSet
 from testbed.drivers.mptcp import EndpointAdd
-from testbed.drivers.route import RouteAdd, RuleAdd
+from testbed.drivers.route import RouteAdd, RuleAdd, Unreachable
 from testbed.drivers.tc import Qdisc, QdiscDel
 from testbed.steps import Configure, Delete, Request, Run, Step, Wait
 
@@ -65,7 +65,7 @@ def _inverse(step: Step) -> Step | None:
     if isinstance(step, Run):
         return None
     match step:
-        case Configure(node, AddressAdd() | RouteAdd() | RuleAdd() | EndpointAdd() as request):
+        case Configure(node, AddressAdd() | RouteAdd() | RuleAdd() | Unreachable() | EndpointAdd() as request):
             return Configure(node, Delete(request))
         case Configure(node, LinkSet(name=name, mtu=int())):
             return Configure(node, LinkSet(name, mtu=MTU))

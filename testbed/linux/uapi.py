@@ -27,7 +27,8 @@ IFINFOMSG = Struct("=BxHiII")  # family, type, index, flags, change
 TCMSG = Struct("=BxxxiIII")  # family, index, handle, parent, info
 RTMSG = Struct("=8BI")  # family, destination's and source's length, tos, table, protocol, scope, type, flags
 RTPROT_STATIC, RTN_UNICAST, RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_TABLE_MAIN = 4, 1, 0, 253, 254
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_TABLE = 1, 4, 5, 15
+RTN_UNREACHABLE = 7
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE = 1, 4, 5, 6, 15
 TCA_KIND, TCA_OPTIONS, TCA_STATS2 = 1, 2, 7
 RTEXT_FILTER_SKIP_STATS = 8
 

@@ -16,8 +16,7 @@ from testbed.drivers.sysctl import SysctlSet
 from testbed.features import Feature
 from testbed.language.topology import Topology
 from testbed.nodes.node import rank
-from testbed.plan import interfaces, links, trees
-from testbed.plan import routes as routing
+from testbed.plan import interfaces, links, tables, trees
 from testbed.plan.assemble import network
 from testbed.plan.network import Network
 from testbed.steps import LAB, Configure, Request, Run, Step
@@ -95,7 +94,7 @@ def plan(topology: Topology) -> Plan:
         *interfaces.radios(net),
         *interfaces.configured(net),
         *interfaces.bridges(net),
-        *routing.steps(net),
+        *tables.steps(net),
         *links.shaping(net),
         *late,
         *_multicast(net),
@@ -121,6 +120,10 @@ def _roles(net: Network, name: str, multicast: bool) -> Iterator[Step]:
         # needs, and reports of groups (RFC 3810) at once, while the bridge does not pass them on yet.
         yield Configure(name, SysctlSet("net.ipv6.conf.default.router_solicitations", "0"))
         yield Configure(name, SysctlSet("net.ipv6.conf.default.mldv2_unsolicited_report_interval", interfaces.REPORTS))
+    if tables.shared(net, name):
+        # Each address answers and asks by its own interface only (ip-sysctl), not by any on the segment.
+        yield Configure(name, SysctlSet("net.ipv4.conf.all.arp_ignore", "1"))
+        yield Configure(name, SysctlSet("net.ipv4.conf.all.arp_announce", "2"))
     if multicast or any(role.loose() for role in roles):
         # What comes by another way than it would leave by, as the way of multicast need not be the way back, would be
         # dropped by a strict reverse path filter, which a namespace may inherit from the host.

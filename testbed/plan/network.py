@@ -19,11 +19,20 @@ from testbed.steps import AIR
 WILD = compiled(r"[*?\[]")
 
 
-class Graph(Struct, frozen=True):
+class Graph(Struct, frozen=True, dict=True):
     """The routers of each segment, and the segments of each router, by interfaces that have addresses of a family."""
 
     routers: dict[int, tuple[str, ...]]
     segments: dict[str, tuple[int, ...]]
+
+    @cached_property
+    def parts(self) -> dict[int, int]:
+        """Return for each segment one that stands for all that routers join it to."""
+        found = {s: s for s in self.routers}
+        for mine in self.segments.values():
+            for s in mine[1:]:
+                found[root(found, s)] = root(found, mine[0])
+        return {s: root(found, s) for s in found}
 
 
 class Relay(Struct, frozen=True):

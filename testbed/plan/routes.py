@@ -14,14 +14,11 @@ from itertools import islice
 
 from msgspec import Struct
 
-from testbed.drivers.route import MAIN, RouteAdd, RuleAdd
+from testbed.drivers.route import MAIN, RouteAdd
 from testbed.nodes.place import Interface
 from testbed.plan.network import Graph, Network
-from testbed.plan.prefixes import NONE, Known, known, merged
-from testbed.steps import Configure, Step
+from testbed.plan.prefixes import NONE, Known, merged
 from testbed.units import interface_of
-
-_FIRST_TABLE = 100
 
 
 class Hop(Struct, frozen=True):
@@ -58,14 +55,14 @@ def hops(joined: Graph, interfaces: Iterable[Interface], version: int) -> list[H
     return [Hop(i.name, i.segment, r) for i in mine for r in joined.routers[i.segment] if r != i.node]
 
 
-def search(joined: Graph, first: Sequence[Hop], own: Iterable[int]) -> dict[int, int]:
+def search(joined: Graph, first: Sequence[Hop], own: Iterable[int], without: str = "") -> dict[int, int]:
     """Return the number of the hop that leads to each segment by the fewest routers, of several the first.
 
-    Breadth first from all hops at once, without what lies behind a node's own segments. Routers are found in the
-    order of their hops, so the one that comes to a segment first is of the hop that wins it.
+    Breadth first from all hops at once, without what lies behind a node's own segments, or behind the router `without`.
+    Routers are found in the order of their hops, so the one that comes to a segment first is of the hop that wins it.
     """
     found = dict.fromkeys(own, NONE)
-    by = {hop.router: n for n, hop in reversed(list(enumerate(first)))}
+    by = {without: NONE} | {hop.router: n for n, hop in reversed(list(enumerate(first)))}
     queue = list(dict.fromkeys(hop.router for hop in first))
     routers, segments = joined.routers, joined.segments
     for router in queue:  # which grows meanwhile
@@ -81,19 +78,23 @@ def search(joined: Graph, first: Sequence[Hop], own: Iterable[int]) -> dict[int,
 
 
 def table(
-    net: Network, nets: Known, first: Sequence[Hop], found: dict[int, int], number: int = MAIN
+    net: Network, nets: Known, first: Sequence[Hop], found: dict[int, int], number: int = MAIN, most: int | None = None
 ) -> Iterator[RouteAdd]:
-    """Yield a table: the commonest next hop, of several the one to the first segment, is the default route."""
-    count = Counter(found.values())
-    del count[NONE]
-    if not count:
-        return
-    most = max(count.values())
-    common = {n for n, times in count.items() if times == most}
-    default = common.pop() if len(common) == 1 else next(n for s in net.segments if (n := found.get(s, NONE)) in common)
+    """Yield a table: the commonest next hop, of several the one to the first segment, is the default route.
+
+    It is one of the first `most` hops if these are given, and there is none without one.
+    """
+    count = Counter(n for n in found.values() if n != NONE)
+    able = {n: times for n, times in count.items() if most is None or n < most}
+    highest = max(able.values(), default=0)
+    common = {n for n, times in able.items() if times == highest}
+    if len(common) > 1:
+        common = {next(n for s in net.segments if (n := found.get(s, NONE)) in common)}
+    default = common.pop() if common else NONE
     via = {n: nets.via[first[n].segment, first[n].router] for n in count}
-    yield RouteAdd("default", first[default].dev, via[default], number)
-    if len(count) > 1:
+    if default != NONE:
+        yield RouteAdd("default", first[default].dev, via[default], number)
+    if count.keys() - {default}:
         number_of: dict[int | None, int] = {s: n for s, n in found.items() if n != default}
         for to, n in merged(nets, [number_of.get(s, NONE) for s in nets.segments]):
             yield RouteAdd(to, first[n].dev, via[n], number)
@@ -101,10 +102,10 @@ def table(
 
 def _found(joined: Graph, first: Sequence[Hop], own: set[int]) -> dict[int, int]:
     """Return what `search` finds; by an only router it is enough to know one segment that lies behind it."""
-    return _behind(joined, first, own) if len({hop.router for hop in first}) == 1 else search(joined, first, own)
+    return behind(joined, first, own) if len({hop.router for hop in first}) == 1 else search(joined, first, own)
 
 
-def _behind(joined: Graph, first: Sequence[Hop], own: set[int]) -> dict[int, int]:
+def behind(joined: Graph, first: Sequence[Hop], own: set[int]) -> dict[int, int]:
     """Return a segment, if any, that the router of all hops is on and a node is not."""
     return dict.fromkeys(islice((s for s in joined.segments[first[0].router] if s not in own), 1), 0)
 
@@ -121,62 +122,13 @@ def routes(net: Network, node: str, every: Sequence[Known]) -> Iterator[RouteAdd
         yield from table(net, nets, first, done[2])
 
 
-def source_routes(
-    net: Network, node: str, joins: frozenset[str], every: Sequence[Known]
-) -> Iterator[RuleAdd | RouteAdd]:
-    """Yield, for an MPTCP host, one table an address, so that a subflow leaves by the interface of its address.
-
-    `joins` are the addresses that open subflows. They reach everything by their own interface, also what another
-    interface is connected to: the peer's first address, to which a subflow is joined (RFC 8684 section 3.2), is
-    on the first path, and the join must not take that. The other addresses answer, by the interface that the
-    destination is connected to, so that both directions of a subflow take one path. Without a router on the link
-    the only other host there is the way to everything.
-    """
-    own = [i for i in net.interfaces[node] if i.addresses and not i.port]
-    if len(own) < 2:
-        return
-    near = {i.segment for i in own}
-    for n, interface in enumerate(own):
-        number = _FIRST_TABLE + n
-        for nets in every:
-            version = nets.version
-            hosts = [h for h in interface.hosts() if (":" in h) == (version == 6)]
-            if not hosts:
-                continue
-            for host in hosts:
-                yield RuleAdd(host, number)
-            connected = [interface] if joins & set(hosts) else [interface, *(i for i in own if i != interface)]
-            for i in connected:
-                if i.network(version):
-                    yield RouteAdd(i.network(version), i.name, table=number)
-            joined = net.graphs[version]
-            first = hops(joined, [interface], version)
-            found = _behind(joined, first, near) if len(first) == 1 else {}
-            if not found:  # or what lies behind segments of its own, which others lead to as well
-                found = {s: h for s, h in search(joined, first, ()).items() if s not in near}
-            others = [m for m in net.segments[interface.segment] if m.node != node and m.host(version)]
-            if found:
-                yield from table(net, nets, first, found, number)
-            elif len(others) == 1:
-                yield RouteAdd("default", interface.name, others[0].host(version), number)
-
-
-def steps(net: Network) -> Iterator[Step]:
-    """Yield the routes of every node, stated or planned."""
-    static = net.topology.routing == "static"
-    every = [known(net, version) for version in net.families] if static else []
-    for name, node in net.topology.nodes.items():
-        if node.routes:
-            for route in node.routes:
-                dev = _towards(net, name, route.via)
-                yield Configure(name, RouteAdd(route.to, dev, route.via))
-        else:
-            for request in routes(net, name, every):
-                yield Configure(name, request)
-        for role in node.roles().values() if static else ():
-            if (joins := role.joins(net.place(name))) is not None:
-                for rule_or_route in source_routes(net, name, joins, every):
-                    yield Configure(name, rule_or_route)
+def main(net: Network, node: str, every: Sequence[Known]) -> Iterator[RouteAdd]:
+    """Yield the routes of a node's main table, stated or planned."""
+    if stated := net.topology.nodes[node].routes:
+        for route in stated:
+            yield RouteAdd(route.to, _towards(net, node, route.via), route.via)
+    else:
+        yield from routes(net, node, every)
 
 
 def _towards(net: Network, node: str, via: str) -> str:

@@ -64,7 +64,7 @@ def squatting(name: str, *, listening: bool = True, family: str = "testbed", ful
 
 @pytest.fixture
 def apart() -> Iterator[None]:
-    """A network namespace for one test: sockets' names are its own, so that `down --all` ends no lab of another test."""
+    """A network namespace for one test: sockets have names of its own, so `down --all` ends no lab of another test."""
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     calls.unshare(calls.CLONE_NEWNET)
     try:

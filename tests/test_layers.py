@@ -33,7 +33,7 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"metrics": "bounds measured nodes reception recorded records table wifi"},
     {"workloads": "command iperf3 multicast ping place"},
     {"language": "document effective experiment explain overlay parsing schema sound syntax topology writing"},
-    {"plan": "addresses assemble events interfaces lab links network prefixes routes run tables trees tunnels"},
+    {"plan": "addresses assemble events interfaces lab links network prefixes routes run speed tables trees tunnels"},
     {"rules": "addresses amt captures checks events fault links multicast names nodes whole workloads"},
     {"": "loading"},
     {"": "results"},

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from math import inf
 from typing import Any
 
 from msgspec import Struct
 
 from testbed.metrics.table import PERCENTILES
 
+_ROUND = 1e-3  # seconds by which times that mean the same may differ
+
 
 class Measured(Struct, frozen=True):
-    """A value with its unit; `series` has (seconds on the run's clock, value) pairs; a note qualifies it."""
+    """A value with its unit; `series` has (seconds on the run's clock, value) pairs; a note qualifies it.
+
+    A value of the series is that of the `span` seconds which end at its time, or of a moment where that is 0.
+    """
 
     value: float
     unit: str
     series: tuple[tuple[float, float], ...] = ()
     note: str = ""
+    span: float = 0.0
+
+    def at(self, moment: float) -> float | None:
+        """Return the value of the series at a time, None when there is none.
+
+        A sample holds until the next one. A rate is that of the interval which ends nearest to the time: intervals
+        begin with the flow, a few milliseconds after the second, and the time of none is exact.
+        """
+        if not self.span:
+            n = bisect_right(self.series, moment + _ROUND, key=lambda pair: pair[0])
+            return self.series[n - 1][1] if n else None
+        ended, value = min(self.series, key=lambda pair: abs(pair[0] - moment), default=(inf, 0.0))
+        return value if abs(ended - moment) <= self.span else None
 
     def plain(self) -> dict[str, Any]:
         """Return its entry in metrics.json."""

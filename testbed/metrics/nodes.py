@@ -46,7 +46,11 @@ def interfaces(node: str, rows: Sequence[Sample], origin: float) -> dict[str, Me
             pace = tuple((b[0], (b[1] - a[1]) * 8e-6 / (b[0] - a[0])) for a, b in pairwise(total) if b[0] > a[0])
             if pace:
                 figures[f"{node}.{ifname}.{rate}"] = Measured(
-                    max(v for _, v in pace), unit("interface", rate), pace, "the highest between two samples"
+                    max(v for _, v in pace),
+                    unit("interface", rate),
+                    pace,
+                    "the highest between two samples",
+                    (total[-1][0] - total[0][0]) / (len(total) - 1),
                 )
         if ifname in queued:
             for n, name in enumerate(_QUEUE):

@@ -150,4 +150,4 @@ def goodput(firsts: Sequence[Arrival], window: Window, origin: int) -> Measured 
         if end - start >= _SECOND // 2:  # the first and the last may be shorter
             series.append((end / _SECOND, by_second.get(second, 0) * 8e3 / (end - start)))
     total = sum(a.size for a in firsts)
-    return Measured(total * 8e3 / (until - window.since), "Mbit/s", tuple(series), "UDP payload")
+    return Measured(total * 8e3 / (until - window.since), "Mbit/s", tuple(series), "UDP payload", 1.0)

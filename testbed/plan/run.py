@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from testbed import features
 from testbed.drivers.facts import Capturing, FileHas
 from testbed.features import Feature
-from testbed.plan import trees
+from testbed.plan import speed, trees
 from testbed.plan.events import event_steps
 from testbed.plan.lab import Plan
 from testbed.plan.network import Network
@@ -92,10 +92,11 @@ def _captures(plan: Plan) -> Iterator[Step]:
 
 
 def _workloads(plan: Plan) -> Iterator[Step]:
+    ways = speed.ways(plan.network)
     for n, (name, work) in enumerate(plan.topology.workloads.items()):
         way = trees.way(plan.network.trees[name]) if work.multicast is not None else None
         address = partial(reach, plan.network)
-        task = Task(name, _FIRST_PORT + n, address, way)
+        task = Task(name, _FIRST_PORT + n, address, way, partial(speed.fastest, ways))
         for step in (*work.workload().servers(task), *work.workload().clients(task)):
             # A frame goes its whole way through the simulated radios on the processor that sends it, and a second
             # processor that has one for the same radio spins until that is over (kernel/softirq.c:

@@ -263,10 +263,10 @@ def _value(name: str, at: float | None, metrics: dict[str, Measured]) -> tuple[f
     metric = metrics[name]
     if at is None:
         return metric.value, metric.unit, ""
-    before = [v for t, v in metric.series if t <= at]
-    if not before:
-        return None, metric.unit, f"{name}: no sample at or before {at:g} s"
-    return before[-1], metric.unit, ""
+    if (value := metric.at(at)) is None:
+        what = f"no interval that ends at {at:g} s" if metric.span else f"no sample at or before {at:g} s"
+        return None, metric.unit, f"{name}: {what}"
+    return value, metric.unit, ""
 
 
 def _write(folder: Folder, found: Report) -> None:

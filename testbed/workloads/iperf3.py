@@ -5,6 +5,7 @@ whose control connection dies with its path never ends.
 """
 
 from collections.abc import Iterator, Sequence
+from math import inf
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
@@ -21,6 +22,7 @@ from testbed.units import Rate, Size, Time, Word
 from testbed.workloads.place import STALL, Task
 
 _DATAGRAM, _WRITE = 65507, 1 << 20  # bytes: the largest payload of UDP over IPv4, and MAX_BLOCKSIZE of iperf.h
+_BLOCK, _SMALLEST, _BLOCKS = 128 * KIB, 16, 10  # bytes of iperf3's own block, of our smallest, and blocks an interval
 _INTERVAL = 0.1  # seconds: the shortest interval of iperf3, and the resolution of gap_s
 _Moment = Annotated[float, Meta(ge=0, le=1e6)]  # seconds since the test began
 _Signed = Annotated[int, Meta(ge=-(2**53), le=2**53)]
@@ -90,7 +92,9 @@ class Iperf3(Spec):
     seconds: float = Field(10, gt=0, le=86400)
     at: Time = 0.0
     parallel: int = Field(1, ge=1, le=128, description="Streams; with MPTCP each is a connection of its own")
-    rate: Rate | None = Field(None, description="What the sender offers; needed for udp, a ceiling otherwise")
+    rate: Rate | None = Field(
+        None, description="What the sender offers, all streams together; needed for udp, a ceiling otherwise"
+    )
     length: Size | None = Field(None, description="Bytes of one write or datagram")
     reverse: bool = False
     congestion: Word | None = Field(None, description="TCP congestion control algorithm")
@@ -153,14 +157,27 @@ class Iperf3(Spec):
         ]
         words += ["-P", str(self.parallel)] if self.parallel > 1 else []
         words += ["-u"] if self.protocol == "udp" else []
-        words += ["-b", str(self.rate)] if self.rate is not None else []
-        words += ["-l", str(self.length)] if self.length is not None else []
+        # iperf3's -b is the rate of each stream, and 0 is no limit.
+        words += ["-b", str(max(1, self.rate // self.parallel))] if self.rate is not None else []
+        words += ["-l", str(length)] if (length := self._length(task)) is not None else []
         words += ["-R"] if self.reverse else []
         words += ["-C", self.congestion] if self.congestion else []
         name = f"{task.name}.client"
         out = f"{self.from_}/{name}.json"
         within = self.seconds + 30
         return [Spawn(self.from_, name, self._wrapped(*words), stdout=out, at=self.at, within=within)]
+
+    def _length(self, task: Task) -> int | None:
+        """Return the bytes of a write: iperf3 counts what arrives by whole ones, so an interval has many.
+
+        Without a `rate`, two flows at once still have enough of them.
+        """
+        if self.length is not None or self.protocol == "udp":
+            return self.length
+        ends = (self.to, self.from_) if self.reverse else (self.from_, self.to)
+        rate = min(self.rate or inf, (task.fastest(*ends) or inf) / 2)
+        length = rate * _INTERVAL / (8 * _BLOCKS * self.parallel)
+        return max(_SMALLEST, int(length)) if length < _BLOCK else None
 
     def _said(self, name: str, folder: Recorded) -> tuple[Said | None, Said | None]:
         """Return the reports of the client and the server."""
@@ -196,7 +213,7 @@ class Iperf3(Spec):
         rows = [i.sum for i in receiver.intervals if not i.sum.omitted]
         series = tuple((self.at + end, rate) for end, rate in _by_second(rows))
         received = sum(r.bytes for r in rows)
-        metrics["goodput_mbps"] = Measured(received * 8 / 1e6 / total.seconds, "Mbit/s", series)
+        metrics["goodput_mbps"] = Measured(received * 8 / 1e6 / total.seconds, "Mbit/s", series, span=1.0)
         metrics["received_bytes"] = Measured(received, "byte")
         metrics["seconds"] = Measured(total.seconds, "s")
         length, began = _gap(rows)

@@ -26,13 +26,15 @@ class Way(Struct, frozen=True):
 class Task(Struct, frozen=True):
     """A workload's name, its own port, and the addresses at which nodes reach each other (IP version 4 or 6).
 
-    `way` is set for a multicast workload.
+    `way` is set for a multicast workload. `fastest` is the rate (bit/s) at which packets can get from one node to
+    another, None where nothing limits it.
     """
 
     name: str
     port: int
     reach: Callable[[str, str, int | None], str]
     way: Way | None = None
+    fastest: Callable[[str, str], float | None] = lambda *_: None
 
 
 class Workload(Protocol):

@@ -48,7 +48,8 @@ class Problem(NamedTuple):  # and no Struct: a pytest that uses no lab has this 
     """One thing wrong with the input: its place, what is wrong, the offending line and, if any, a hint.
 
     `line` and `column` count from 1; 0 means that there is no such place (an option of the command line). `text` is the
-    line there, or of a long one the part around the place, which is in column `caret` of it (0: in `column`).
+    line there, or of a long one the part around the place, which is in column `caret` of it (0: in `column`). A warning
+    has a name, by which a file can silence it.
     """
 
     message: str
@@ -59,12 +60,13 @@ class Problem(NamedTuple):  # and no Struct: a pytest that uses no lab has this 
     width: int = 1
     hint: str = ""
     caret: int = 0
+    name: str = ""
 
     def __str__(self) -> str:
         from testbed.plain import line, shown
 
         place = f"{self.file}:{self.line}:{self.column}: " if self.line else f"{self.file}: " if self.file else ""
-        rows = [line(f"{place}{self.message}{self.hint and f' ({self.hint})'}")]
+        rows = [line(f"{place}{self.message}{self.hint and f' ({self.hint})'}{self.name and f' [{self.name}]'}")]
         if self.line:
             start = (self.caret or self.column) - 1
             before, marked, after = (
@@ -75,6 +77,10 @@ class Problem(NamedTuple):  # and no Struct: a pytest that uses no lab has this 
             margin = "".join("\t" if c == "\t" else " " for c in before)
             rows += [f"    {before}{marked}{after}", f"    {margin}{'^' * max(1, len(marked))}"]
         return "\n".join(rows)
+
+    def warning(self) -> str:
+        """Return it as what it is when it is not taken for an error."""
+        return str(self._replace(message=f"warning: {self.message}"))
 
 
 SHOWN = 100  # problems that the text of an error has

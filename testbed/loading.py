@@ -11,15 +11,17 @@ from pydantic import ValidationError
 from testbed.errors import InputError, Problem
 from testbed.files import content, root_of
 from testbed.language.document import Document, Mark, Source, get, place
+from testbed.language.document import Path as Place
 from testbed.language.experiment import EXPERIMENT, Case, Experiment, Settings, faults, label, products, stated
 from testbed.language.explain import problems
 from testbed.language.overlay import merge, override
 from testbed.language.parsing import parse
 from testbed.language.sound import Built, filled, mapping, reused, sound
 from testbed.language.topology import Topology
-from testbed.rules import whole
+from testbed.rules import warnings, whole
 from testbed.rules.fault import Written
 
+_Made = tuple[Topology, dict[str, Any], tuple[Problem, ...]]  # a case, its data and its warnings
 _IDLE = 10  # cases in a row whose faults were all told before: the rest is not looked at
 
 
@@ -62,8 +64,8 @@ def read(
         raise InputError(*dict.fromkeys(found))
     repeat = int(str(own.get("repeat", 1)))
     cases = (
-        Case(label(settings, n, repeat), stated(settings), topology, data, label(settings), n + 1)
-        for settings, (topology, data) in topologies.items()
+        Case(label(settings, n, repeat), stated(settings), topology, data, label(settings), n + 1, warned)
+        for settings, (topology, data, warned) in topologies.items()
         for n in range(repeat)
     )
     named = file.parent / str(own["topology"]) if "topology" in own else None
@@ -97,19 +99,32 @@ def build(document: Document, like: Built | None = None) -> Topology:
     for path, message, hint in whole.faults(topology, Written(nodes, workloads, doubt), before):
         if len(path) > 1 and path[0] in kept:
             path = (path[0], kept[str(path[0])][int(path[1])], *path[2:])
-        # A word is blamed itself; of a mapping or a list, and where the author chose the key, that.
-        key = path[-2:-1] == ("sysctl",) or not isinstance(get(data, path), str | int | float)
-        found.append(document.at(path, key=key).problem(message, hint))
+        found.append(_at(document, data, path).problem(message, hint))
     if found:
         raise InputError(*found)
     return topology
 
 
+def _at(document: Document, data: dict[str, Any], path: Place) -> Mark:
+    """Return what is blamed: a word itself; of a mapping or a list, and where the author chose the key, that."""
+    chosen = path[-2:-1] in (("sysctl",), ("silence",))
+    return document.at(path, key=chosen or not isinstance(get(data, path), str | int | float))
+
+
+def _warned(document: Document, topology: Topology) -> tuple[Problem, ...]:
+    """Return the warnings of a topology that has no faults."""
+    data = filled(mapping(document))
+    return tuple(
+        _at(document, data, path).problem(message, hint)._replace(name=name)
+        for name, path, message, hint in warnings.warnings(topology, data)
+    )
+
+
 def _built(
     document: Document, matrix: dict[str, list[object]], only: tuple[str, ...] | None
-) -> tuple[dict[Settings, tuple[Topology, dict[str, Any]]], list[Problem]]:
+) -> tuple[dict[Settings, _Made], list[Problem]]:
     """Return the topology of each case with its data, and what is wrong with any: the same is said once."""
-    found: dict[Settings, tuple[Topology, dict[str, Any]]] = {}
+    found: dict[Settings, _Made] = {}
     told: dict[Problem, None] = {}
     like: Built | None = None
     idle = 0
@@ -119,7 +134,7 @@ def _built(
         case, wrong = _case(document, settings)
         try:
             topology = build(case, like)
-            found[settings] = (topology, case.data)
+            found[settings] = (topology, case.data, _warned(case, topology))
             like = like or Built(case.data, topology)
         except InputError as e:
             wrong += e.problems

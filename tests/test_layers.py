@@ -34,7 +34,10 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"workloads": "command iperf3 multicast ping place"},
     {"language": "document effective experiment explain overlay parsing schema sound syntax topology writing"},
     {"plan": "addresses assemble events interfaces lab links network prefixes routes run speed tables trees tunnels"},
-    {"rules": "addresses amt captures checks events fault links multicast names nodes whole workloads"},
+    {
+        "rules": "addresses amt captures checks events fault links misread multicast names nodes warnings whole "
+        "workloads"
+    },
     {"": "loading"},
     {"": "results"},
     {

@@ -5,29 +5,28 @@ from __future__ import annotations
 import json
 
 from testbed.cli import present
-from testbed.cli.inputs import planned
-from testbed.cli.options import AsJson, File, Sets
-from testbed.errors import InputError
+from testbed.cli.inputs import checked, planned
+from testbed.cli.options import AsJson, File, Sets, Strict
+from testbed.errors import InputError, Problem
 
 
-def check(file: File, sets: Sets = None, as_json: AsJson = False) -> None:
-    """Check a file and report all of its errors; nothing is created."""
-    from testbed.loading import read
-
+def check(file: File, sets: Sets = None, strict: Strict = False, as_json: AsJson = False) -> None:
+    """Check a file and report all of its errors and warnings; nothing is created."""
     try:
-        cases = read(file, tuple(sets or ())).cases
+        experiment = checked(file, sets, strict, say=not as_json)
     except InputError as e:
         if not as_json:
             raise
-        keys = ("message", "file", "line", "column", "hint")
-        print(json.dumps({"problems": [{k: getattr(p, k) for k in keys} for p in e.problems]}, indent=1))
+        print(json.dumps({"problems": list(map(_told, e.problems)), "warnings": []}, indent=1))
         raise SystemExit(e.exit_status) from e
+    cases = experiment.cases
     top = cases[0].topology
     if as_json:
         print(
             json.dumps(
                 {
                     "problems": [],
+                    "warnings": list(map(_told, experiment.warnings)),
                     "name": top.name,
                     "nodes": len(top.nodes),
                     "links": len(top.links),
@@ -42,7 +41,15 @@ def check(file: File, sets: Sets = None, as_json: AsJson = False) -> None:
             present.count(len(top.workloads), "workload"),
         ]
         size += [present.count(len(cases), "run")] if len(cases) > 1 else []
-        print(f"{file}: {top.name}: {', '.join(size)}: no errors")
+        warned = len(experiment.warnings)
+        told = f", {present.count(warned, 'warning')}" if warned else ""
+        print(f"{file}: {top.name}: {', '.join(size)}: no errors{told}")
+
+
+def _told(problem: Problem) -> dict[str, object]:
+    """Return a problem for scripts; the name is that of a warning."""
+    keys = ("message", "file", "line", "column", "hint", *(("name",) if problem.name else ()))
+    return {key: getattr(problem, key) for key in keys}
 
 
 def plan(file: File, sets: Sets = None, as_json: AsJson = False) -> None:

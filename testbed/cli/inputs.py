@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from testbed import asker
+from testbed.cli.progress import warn
+from testbed.errors import InputError
 
 if TYPE_CHECKING:
+    from testbed.language.experiment import Experiment
     from testbed.plan.lab import Plan
 
 
@@ -18,6 +21,19 @@ def planned(file: Path, sets: list[str] | None) -> Plan:
     from testbed.plan.lab import plan as make
 
     return make(load(file, tuple(sets or ()), under()))
+
+
+def checked(file: Path, sets: list[str] | None, strict: bool, say: bool = True) -> Experiment:
+    """Read a file and say its warnings, unless another machine has; if `strict`, they are errors."""
+    from testbed.loading import read
+
+    found = read(file, tuple(sets or ()), under())
+    if strict and found.warnings:
+        raise InputError(*found.warnings)
+    if say and not asker.read().file:
+        for warning in found.warnings:
+            warn(warning)
+    return found
 
 
 def under() -> Path | None:

@@ -32,6 +32,7 @@ Sets = Annotated[
     list[str] | None,
     Option("--set", metavar="PATH=VALUE", help="Override one value, such as links.cable.loss=5%"),
 ]
+Strict = Annotated[bool, Option("--strict", help="Take warnings of the file for errors")]
 AsJson = Annotated[bool, Option("--json", help="Print JSON")]
 MachineName = Annotated[
     str,

@@ -13,6 +13,7 @@ from testbed import plain
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from testbed.errors import Problem
     from testbed.machines.choose import Choice
 
 
@@ -25,6 +26,11 @@ def tell(choice: Choice, asked: str) -> None:
 def say(text: str) -> None:
     """Say a sentence of the program's own."""
     print(f"testbed: {plain.shown(text)}", file=sys.stderr)  # here, for while progress is drawn that prints
+
+
+def warn(warning: Problem) -> None:
+    """Say a warning of a file, at its place."""
+    print(warning.warning(), file=sys.stderr)
 
 
 @contextmanager

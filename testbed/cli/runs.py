@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from testbed.cli import present
 from testbed.cli.declared import Argument, Option
-from testbed.cli.inputs import assignments, contents, under
-from testbed.cli.options import AsJson, Cpus, File, MachineName, Memory, Name, Sets
+from testbed.cli.inputs import assignments, checked, contents
+from testbed.cli.options import AsJson, Cpus, File, MachineName, Memory, Name, Sets, Strict
 from testbed.cli.progress import fraction, progress, say, tell
 
 if TYPE_CHECKING:
@@ -29,11 +29,11 @@ def run(
     machine: MachineName = "auto",
     cpus: Cpus = None,
     memory: Memory = None,
+    strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
     """Bring a lab up, run its workloads and events, record everything, take it down, and report."""
     from testbed.language.experiment import Case
-    from testbed.loading import read
     from testbed.machines import choose
     from testbed.report import together
     from testbed.runs import bring_up as start
@@ -42,7 +42,7 @@ def run(
     from testbed.runs.invocation import invoked
 
     overrides = tuple(sets or ())
-    experiment = read(file, overrides, under())
+    experiment = checked(file, sets, strict)
     first = experiment.cases[0].topology.name
     start.permitted_name(name or first)
     # Which case lacks what is found out case by case: one that can't be here does not keep the others from it.

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 from testbed import asker
 from testbed.cli import present
 from testbed.cli.declared import Option
-from testbed.cli.inputs import assignments, contents, planned, there
-from testbed.cli.options import AsJson, Cpus, File, MachineName, Memory, Name, Sets
+from testbed.cli.inputs import assignments, checked, contents, there
+from testbed.cli.options import AsJson, Cpus, File, MachineName, Memory, Name, Sets, Strict
 from testbed.cli.progress import fraction, progress, say, tell
 from testbed.errors import LabError
 from testbed.lab import control, ending, reach
@@ -36,6 +36,7 @@ def up(
     machine: MachineName = "auto",
     cpus: Cpus = None,
     memory: Memory = None,
+    strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
     """Bring a lab up, or change a running one in place; return when it is ready."""
@@ -44,9 +45,10 @@ def up(
     from testbed.lab import asking, changes
     from testbed.machines import choose
     from testbed.metrics import bounds
+    from testbed.plan.lab import plan
     from testbed.runs import bring_up as start
 
-    made = planned(file, sets)
+    made = plan(checked(file, sets, strict).cases[0].topology)
     lab_name = name or made.name
     choice = _choice(machine, lab_name, made.requires())
     if choice.machine != choose.HERE:

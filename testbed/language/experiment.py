@@ -34,6 +34,7 @@ class Case(Struct, frozen=True):
     data: dict[str, Any] = {}
     name: str = ""
     number: int = 1
+    warnings: tuple[Problem, ...] = ()
 
 
 class Experiment(Struct, frozen=True):
@@ -44,6 +45,12 @@ class Experiment(Struct, frozen=True):
     seed: int
     texts: dict[str, str]
     under: Path | None = None  # the file that `topology:` names
+
+    @property
+    def warnings(self) -> tuple[Problem, ...]:
+        """Return the warnings of all cases, each once, in the order of the file."""
+        found = dict.fromkeys(w for case in self.cases for w in case.warnings)
+        return tuple(sorted(found, key=lambda w: (w.file, w.line, w.column)))
 
 
 def faults(document: Document, own: dict[str, object]) -> Iterator[Problem]:

@@ -229,6 +229,7 @@ class Topology(Spec):
     events: tuple[Event, ...] = Field((), max_length=10_000)
     checks: tuple[Check, ...] = Field((), max_length=10_000)
     resources: Resources = Resources()
+    silence: dict[str, str] = Field({}, max_length=100, description="Name of a warning of check -> why it is not given")
     duration: Time | None = Field(None, description="Length of a run; otherwise until the last workload ends")
 
     def __hash__(self) -> int:

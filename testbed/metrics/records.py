@@ -30,12 +30,21 @@ class Format(Struct, frozen=True):
     format: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
 
 
+class Warned(Struct, frozen=True):
+    """A warning of the file that was run."""
+
+    name: Word
+    message: _Text
+    figures: _Text = ""  # what it makes doubtful
+
+
 class Manifest(Struct, frozen=True):
     """manifest.json: the facts about a run that its report needs."""
 
     accelerator: str | None = None
     machine: str = "here"
     resources: Annotated[dict[Word, Held], Meta(max_length=10)] = {}
+    warnings: Annotated[list[Warned], _Some] = []
 
 
 class Planned(Struct, frozen=True):

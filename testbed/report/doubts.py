@@ -52,6 +52,7 @@ Ranked = Iterator[tuple[float, str, str]]  # how bad, what it affects, what was 
 def doubts(seen: Seen) -> Iterator[Doubt]:
     """Yield all doubts: first what makes every figure doubtful, of one kind the worst first."""
     kinds: tuple[Iterable[tuple[float, str, str]], ...] = (
+        _warned(seen.manifest),
         _kernel(seen),
         _still(seen),
         _clocks(seen),
@@ -65,6 +66,13 @@ def doubts(seen: Seen) -> Iterator[Doubt]:
     )
     for kind in kinds:
         yield from (Doubt(what, text) for _, what, text in sorted(kind, key=lambda d: -d[0]))
+
+
+def _warned(manifest: Manifest) -> Ranked:
+    """Yield the warnings of the file that make figures doubtful."""
+    for warning in manifest.warnings:
+        if warning.figures:
+            yield 0.0, warning.figures, f"the file: {warning.message} [{warning.name}]"
 
 
 def shared(manifest: Manifest) -> bool:

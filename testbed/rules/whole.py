@@ -14,7 +14,19 @@ from testbed.language.topology import SHAPES, Link, Topology
 from testbed.nodes.node import Node
 from testbed.plan.addresses import NoRoom
 from testbed.plan.assemble import network
-from testbed.rules import addresses, amt, captures, checks, events, links, multicast, names, nodes, workloads
+from testbed.rules import (
+    addresses,
+    amt,
+    captures,
+    checks,
+    events,
+    links,
+    multicast,
+    names,
+    nodes,
+    warnings,
+    workloads,
+)
 from testbed.rules.addresses import wrong
 from testbed.rules.fault import Written
 from testbed.rules.links import shaping
@@ -33,6 +45,7 @@ def faults(topology: Topology, written: Written, like: Topology | None = None) -
         return
     known, doubt = name_set(written.nodes), set(written.doubt)
     yield from names.faults(topology, known)
+    yield from warnings.faults(topology)
     found = list(links.faults(topology, known))
     yield from found
     no_end = {path[1] for path, _, _ in found if path[2:3] == ("ends",)}

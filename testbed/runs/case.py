@@ -24,6 +24,7 @@ from testbed.plan.lab import Plan, outline, plan
 from testbed.report.report import Report, report
 from testbed.report.together import Outcome, Which
 from testbed.results import Folder
+from testbed.rules.warnings import WARNINGS
 from testbed.runs import written
 from testbed.runs.bring_up import up
 from testbed.runs.invocation import Invocation, begin
@@ -140,7 +141,9 @@ def _begin(invocation: Invocation, number: int, texts: Mapping[str, str], facts:
 
 
 def _manifest(invocation: Invocation, case: Case, facts: Mapping[str, Any]) -> dict[str, Any]:
-    return results.manifest(invocation.overrides, case.settings, invocation.experiment.seed, **facts)
+    keys = ("name", "message", "hint", "file", "line", "column")
+    warned = [{**{k: getattr(w, k) for k in keys}, "figures": WARNINGS[w.name].figures} for w in case.warnings]
+    return results.manifest(invocation.overrides, case.settings, invocation.experiment.seed, warnings=warned, **facts)
 
 
 def _failed(case: Which, folder: Folder | None, error: TestbedError) -> Outcome:

@@ -57,7 +57,11 @@ def said(*words: str, status: int = 0) -> Any:
 
 
 def test_check_prints_the_fields_that_are_listed() -> None:
-    values = said("check", str(LAB)), said("check", str(LAB), "--set", "links.cable.rat=1mbit", status=2)
+    values = (
+        said("check", str(LAB)),
+        said("check", str(LAB), "--set", "links.cable.rat=1mbit", status=2),
+        said("check", str(LAB), "--set", "links.cable.rate=1mbps"),
+    )
     assert differences(listed("check"), *values) == []
 
 

@@ -1,0 +1,51 @@
+"""What will work and not do what its words say: the warnings of a file, each with a name that silences it (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from msgspec import Struct
+
+from testbed.language.document import Fault, Path
+from testbed.language.explain import suggest
+from testbed.language.topology import Topology
+from testbed.rules import misread
+from testbed.rules.fault import there_are
+
+Warned = tuple[str, Path, str, str]  # the name of the warning, and a fault
+
+
+class Kind(Struct, frozen=True):
+    """A warning: what it says for the docs, and the figures that it makes doubtful ("" for none)."""
+
+    means: str
+    figures: str = ""
+
+
+WARNINGS: Mapping[str, Kind] = {
+    "rate-in-bytes": Kind(
+        "a rate has a unit in bytes per second, such as `mbps` (tc(8)), which many people read as bits",
+        "every rate that this one limits or sends",
+    ),
+}
+
+
+def warnings(topology: Topology, data: Mapping[str, Any]) -> Iterator[Warned]:
+    """Yield every warning of a topology without faults that the file does not silence; `data` is what it states."""
+    kinds: Mapping[str, Iterator[Fault]] = {
+        "rate-in-bytes": misread.rates_in_bytes(data),
+    }
+    for name, found in kinds.items():
+        if name not in topology.silence:
+            yield from ((name, *fault) for fault in found)
+
+
+def faults(topology: Topology) -> Iterator[Fault]:
+    """Yield what is wrong with the warnings that a file silences."""
+    for name, reason in topology.silence.items():
+        if name not in WARNINGS:
+            yield ("silence", name), f"there is no warning {name!r}", suggest(name, WARNINGS) or there_are(WARNINGS)
+        elif not reason.strip():
+            cure = "write why it does not matter here"
+            yield ("silence", name), f"the reason for silencing {name!r} is empty: {cure}", ""

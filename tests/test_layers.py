@@ -33,7 +33,10 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"metrics": "bounds measured nodes reception recorded records table wifi"},
     {"workloads": "command iperf3 multicast ping place"},
     {"language": "document effective experiment explain overlay parsing schema sound syntax topology writing"},
-    {"plan": "addresses assemble events interfaces lab links network prefixes routes run speed tables trees tunnels"},
+    {
+        "plan": "addresses assemble endpoints events interfaces lab links network prefixes routes run speed tables "
+        "trees tunnels"
+    },
     {
         "rules": "addresses amt captures checks events fault links misread multicast names nodes warnings whole "
         "workloads"
@@ -209,7 +212,7 @@ NAMED = {
     ("rules.amt", "bridge"): "the same: a tunnel is not a port of the bridge that carries it",
     ("rules.amt", "router"): "the same: a relay is a router",
     ("language.topology", "mptcp"): "the key `endpoint` of an event is one of that role",
-    ("plan.events", "mptcp"): "the same",
+    ("plan.endpoints", "mptcp"): "the same",
     ("rules.events", "mptcp"): "the same",
     ("plan.events", "access_point"): "the key `mlo_link` of an event is one of that role",
 }

@@ -17,6 +17,7 @@ from testbed.steps import Configure, Step, Wait
 from testbed.units import Host, Word
 
 Flag = Literal["subflow", "signal", "backup", "fullmesh", "laminar"]
+JOINING: frozenset[Flag] = frozenset({"subflow", "fullmesh", "laminar"})  # these open subflows from the address
 Count = Annotated[int, Field(ge=0, le=LIMIT)]
 
 
@@ -106,7 +107,7 @@ class Mptcp(Role):
 
     def joins(self, place: Place) -> frozenset[str]:
         """Return the addresses of endpoints that open subflows."""
-        return frozenset(e.address for e in planned(self, place) if {"subflow", "fullmesh"} & set(e.flags))
+        return frozenset(e.address for e in planned(self, place) if JOINING & set(e.flags))
 
 
 _SYSCTLS = (

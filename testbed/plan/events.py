@@ -7,11 +7,10 @@ from functools import lru_cache
 
 from testbed.drivers import hostapd, tc
 from testbed.drivers.link import AddressAdd, LinkSet
-from testbed.drivers.mptcp import EndpointAdd, EndpointFlags
 from testbed.drivers.route import RouteAdd, RuleAdd
 from testbed.drivers.sysctl import SysctlSet
 from testbed.language.topology import WAYS, Direction, Event, Link, Readdress, Shaping, Topology
-from testbed.nodes.mptcp import Mptcp, addresses, planned
+from testbed.plan.endpoints import change
 from testbed.plan.interfaces import link_addresses
 from testbed.plan.lab import Plan
 from testbed.plan.network import end_of
@@ -114,22 +113,9 @@ def _node_event(plan: Plan, event: Event) -> Iterator[Step]:
             yield Configure(event.node, request, event.at)
     if event.address is not None:
         yield from _readdressed(plan, event.node, event.address, event.at)
-    if event.endpoint is None:
-        return
-    place = plan.network.place_at(event)
-    role = plan.topology.nodes[event.node].mptcp or Mptcp()
-    known = {e.address: e for e in planned(role, place)}
-    free = iter(range(100, 255))  # beyond every id that the plan gives
-    for address, dev in addresses(event.endpoint, place):
-        planned_id = known[address].id if address in known else next(free)
-        endpoint = EndpointAdd(address, planned_id, event.endpoint.flags, dev, event.endpoint.port or 0)
-        match event.action:
-            case "add":
-                yield Configure(event.node, endpoint, event.at)
-            case "remove":
-                yield Configure(event.node, Delete(endpoint), event.at)
-            case "set":
-                yield Configure(event.node, EndpointFlags(endpoint), event.at)
+    if event.endpoint is not None:
+        for request in change(plan.network, event).requests:
+            yield Configure(event.node, request, event.at)
 
 
 def _of_link(plan: Plan, node: str, link_id: int, event: Event) -> Iterator[Step]:

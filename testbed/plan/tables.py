@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from testbed.drivers.route import RouteAdd, RuleAdd, Unreachable
 from testbed.nodes.place import Interface
+from testbed.plan.endpoints import opening
 from testbed.plan.network import Graph, Network
 from testbed.plan.prefixes import Known, known
 from testbed.plan.routes import Hop, behind, hops, main, search, table
@@ -34,7 +35,7 @@ def steps(net: Network) -> Iterator[Step]:
             yield Configure(name, route)
         for role in node.roles().values() if static else ():
             if (joins := role.joins(net.place(name))) is not None:
-                for request in by_source(net, name, joins, every):
+                for request in by_source(net, name, joins | opening(net, name), every):
                     yield Configure(name, request)
 
 

@@ -13,6 +13,7 @@ from testbed.language.explain import Names, name_set, suggest
 from testbed.language.topology import Event, Topology
 from testbed.nodes.node import called
 from testbed.nodes.place import Place
+from testbed.plan.endpoints import change
 from testbed.plan.events import link_index
 from testbed.plan.network import Network
 from testbed.rules.addresses import wrong
@@ -92,8 +93,12 @@ def _node_event(net: Network, event: Event, at: Path, nodes: Names, doubt: set[s
         yield (*at, "endpoint"), f"{event.node} is not an MPTCP host", "give the node `mptcp: {}`"
         return
     changed = role.model_copy(update={"endpoints": (event.endpoint,)})
-    for path, message in changed.faults(_during(net, event)):
+    found = list(changed.faults(_during(net, event)))
+    for path, message in found:
         yield (*at, "endpoint", *path[2:]), message, ""
+    if not found and (problem := change(net, event).problem):
+        hint = "`action: set` changes its flags" if event.action == "add" and "already" in problem else ""
+        yield (*at, "endpoint"), problem, hint
 
 
 def _during(net: Network, event: Event) -> Place:

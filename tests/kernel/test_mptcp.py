@@ -185,3 +185,42 @@ def test_the_userspace_path_manager_is_unsupported_for_now(tmp_path: Path, name:
     done = testbed("up", file, "--name", name, "--set", "nodes.client.mptcp.path_manager=userspace")
     assert done.returncode == 4
     assert "mptcp-userspace-pm" in done.stderr
+
+
+def test_each_endpoint_of_an_event_has_an_id_of_its_own_and_the_right_one_is_removed(
+    tmp_path: Path, name: str, need: Need
+) -> None:
+    need("mptcp", "mptcp-diag")
+    (tmp_path / "t.yaml").write_text(
+        """
+name: ids
+nodes: {a: {mptcp: {endpoints: [{interface: eth0}]}}, b: {mptcp: {}}}
+links:
+  - {ends: [a:eth0, b:eth0], addresses: [[192.0.2.1/28, "2001:db8:1::1/64"], null]}
+  - {ends: [a:eth1, b:eth1], addresses: [[192.0.2.17/28, "2001:db8:2::1/64"], null]}
+  - {ends: [a:eth2, b:eth2], addresses: [[192.0.2.33/28, "2001:db8:3::1/64"], null]}
+workloads:
+  added: {command: {node: a, argv: [ip, -j, mptcp, endpoint], at: 500ms}}
+  removed: {command: {node: a, argv: [ip, -j, mptcp, endpoint], at: 1s}}
+  again: {command: {node: a, argv: [ip, -j, mptcp, endpoint], at: 1.5s}}
+events:
+  - {at: 100ms, node: a, endpoint: {interface: eth1}}
+  - {at: 200ms, node: a, endpoint: {interface: eth2}}
+  - {at: 700ms, node: a, endpoint: {address: "2001:db8:2::1"}, action: remove}
+  - {at: 800ms, node: a, address: {interface: eth2, remove: 192.0.2.33/28, add: 192.0.2.34/28}}
+  - {at: 900ms, node: a, endpoint: {interface: eth2}, action: remove}
+  - {at: 1.2s, node: a, endpoint: {address: "2001:db8:2::1"}}
+duration: 2s
+"""
+    )
+    done = testbed("run", str(tmp_path / "t.yaml"), "--name", name, "--results", str(tmp_path / "r"))
+    assert done.returncode == 0, done.stderr
+
+    def ids(work: str) -> dict[str, int]:
+        rows = json.loads((tmp_path / f"r/ids/latest/a/{work}.command.out").read_text())
+        return {row["address"]: row["id"] for row in rows}
+
+    planned = {"192.0.2.1": 1, "2001:db8:1::1": 2, "192.0.2.17": 100, "2001:db8:2::1": 101}
+    assert ids("added") == planned | {"192.0.2.33": 102, "2001:db8:3::1": 103}
+    assert ids("removed") == {a: n for a, n in planned.items() if n != 101}
+    assert ids("again") == planned, "an address keeps its ID"

@@ -22,6 +22,7 @@ _ROWS = 30  # nodes that fit on one screen
 _RECEIVERS = 10  # of one multicast workload
 _SHOWN = ("received_packets", "loss_pct", "delay_p50_ms", "delay_max_ms", "gap_s", "goodput_mbps")
 _SCREEN, _EVENTS = 60, 16  # rows of a report that shows every metric of its workloads, and of events
+_DOUBTS = 20  # rows of its validity, the worst first
 _BRIEF = ("goodput_mbps", "loss_pct", "gap_s", "gap_at_s", "rtt_p50_ms", "rtt_p99_ms", "jitter_ms", "retransmits")
 _WIDTH, _PURPOSE = 100, 34  # columns of the table of features, and those of what a feature is for
 
@@ -157,7 +158,9 @@ def _sections(found: Report, place: str, brief: bool = False) -> Iterator[str]:
     if found.outcomes:
         yield f"checks\n{columns([_check(o) for o in found.outcomes])}"
     if found.doubts:
-        yield f"validity\n{columns([(f'  {d.what}', d.seen) for d in found.doubts])}"
+        rest = len(found.doubts) - _DOUBTS
+        more = f"\n  ... and {rest} more (verdict.json has all)" if rest > 0 else ""
+        yield f"validity\n{columns([(f'  {d.what}', d.seen) for d in found.doubts[:_DOUBTS]])}{more}"
     for failure in found.failures:
         yield f"failed: {failure}"
     yield f"results in {place}"

@@ -12,12 +12,18 @@ from testbed.linux.kernel_log import frames_without_channel, kernel_faults
 from testbed.metrics import bounds
 from testbed.metrics.measured import Measured
 from testbed.metrics.records import Air, Happened, Machine, Manifest, Run
+from testbed.nodes.node import Node
 from testbed.workloads.place import STALL
 
 BUSY = 90.0  # per cent of all CPUs: above it a figure may be the host's and not the lab's
 STEP = 0.02  # seconds by which the clocks differ more than before: somebody has set one
-_FAULTS = 20  # lines of the kernel that are shown
-_PLACES = 10  # counters of drops that are shown
+_FAULTS = 3  # lines of the kernel that are shown
+_PLACES = 3  # interfaces that a doubt names
+_DROPS = {
+    "qdisc_drops": " where no shaping was asked for",
+    "rx_dropped": ", and by no queue of the interface",
+    "tx_dropped": ", and by no queue of the interface",
+}
 
 
 class Doubt(Struct, frozen=True):
@@ -162,22 +168,51 @@ def _queues(seen: Seen) -> Ranked:
 
 
 def _dropped(seen: Seen) -> Ranked:
-    """Yield where packets were dropped that the file does not drop: by a queue, or by the interface itself."""
+    """Yield what was dropped that the file does not drop, by a queue or by the interface itself, where flows pass."""
     shaped, down, told = _shaped(seen.topology), _down(seen.topology), _excused(seen.topology)
-    found = []
+    idle = _idle(seen.topology)
+    found: dict[str, list[tuple[float, str]]] = {}
     for name, metric in seen.metrics.items():
         where, _, what = name.rpartition(".")
-        if not metric.value or name in told or where in down:
+        if what not in _DROPS or not metric.value or name in told or where in down:
             continue
-        if what == "qdisc_drops" and where not in shaped:
-            found.append((metric.value, where, "packets dropped (qdisc_drops) where no shaping was asked for"))
-        elif what in ("rx_dropped", "tx_dropped"):
-            found.append((metric.value, where, f"packets dropped ({what}), and by no queue of the interface"))
-    found.sort(reverse=True)
-    yield from ((count, f"flows through {where}", f"{count:.0f} {text}") for count, where, text in found[:_PLACES])
-    if rest := found[_PLACES:]:
-        total = sum(count for count, _, _ in rest)
-        yield -1.0, "flows through other interfaces", f"{total:.0f} packets more dropped, in {len(rest)} counters"
+        if (what == "qdisc_drops" and where in shaped) or any(part in idle for part in _heads(where)):
+            continue
+        found.setdefault(what, []).append((metric.value, where))
+    for what, places in found.items():
+        places.sort(reverse=True)
+        named = ", ".join(where for _, where in places[:_PLACES])
+        rest = len(places) - _PLACES
+        more = f" and {rest} more interface{'s' if rest > 1 else ''}" if rest > 0 else ""
+        count, worst = sum(n for n, _ in places), places[0][0]
+        most = f", most of them, {worst:.0f}, at the first" if places[1:] else ""
+        yield worst, f"flows through {named}{more}", f"{count:.0f} packets dropped ({what}){_DROPS[what]}{most}"
+
+
+def _heads(where: str) -> Iterator[str]:
+    """Yield what may be the name of a node in NODE.INTERFACE, both of which may have dots, and the whole."""
+    yield from (where[:n] for n, c in enumerate(where) if c == ".")
+    yield where
+
+
+def _idle(topology: Topology) -> set[str]:
+    """Return the nodes, and the ends of links (node.interface), that no flow of a workload passes.
+
+    Where no workload is stated, or a command may reach any node, there are none.
+    """
+    commands = (*(w.command for w in topology.workloads.values()), *(e.command for e in topology.events))
+    if not topology.workloads or any(commands):
+        return set()
+    ends = {node for w in topology.workloads.values() for _, node in w.workload().ends()}
+    idle = {name for name, node in topology.nodes.items() if name not in ends and not _forwards(node)}
+    pairs = [(end, other) for link in topology.links for end, other in (link.ends, link.ends[::-1])]
+    return idle | {end.replace(":", ".") for end, other in pairs if other.partition(":")[0] in idle}
+
+
+def _forwards(node: Node) -> bool:
+    """Say whether a node passes on what others send: a router, a bridge, an access point."""
+    routes = any(role.forwards() for role in node.roles().values())
+    return routes or node.switch() is not None or any(own.makes for _, own in node.brought())
 
 
 def _missed(seen: Seen) -> Ranked:

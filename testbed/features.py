@@ -92,10 +92,10 @@ QDISCS = {
     "fq": _module("fq", "queue: fq", "sch_fq", refused=True),
     "cake": _module("cake", "queue: cake", "sch_cake", refused=True),
     "bfifo": _config("bfifo", "queue limits in bytes", "CONFIG_NET_SCHED", refused=True),
+    "htb": _module("htb", "a rate that changes all the time (tc-htb(8))", "sch_htb", refused=True),
     "plug": _module("plug", "a link of an access point returns", "sch_plug", refused=True),
     "pfifo": _config("pfifo", "queue limits in packets", "CONFIG_NET_SCHED", refused=True),
 }
-HTB = _module("htb", "classes of one link's rate (tc-htb(8))", "sch_htb", refused=True)
 
 MPTCP = _config("mptcp", "role mptcp", "CONFIG_MPTCP (5.6 or later) and net.mptcp.enabled=1", "MPTCP")
 MPTCP_DIAG = _module("mptcp-diag", "subflows in the samples", "mptcp_diag", "MPTCP")
@@ -140,7 +140,7 @@ PING = _tool("ping", "workload ping", "iputils-ping")
 SMCROUTE = _tool("smcroute", "router: {multicast: true}", "smcroute", "multicast", "smcrouted")
 
 ALL = (
-    *(USERNS, VETH, BRIDGE, IPV6, TUN, TAP, *QDISCS.values(), HTB, NFT_MPTCP),
+    *(USERNS, VETH, BRIDGE, IPV6, TUN, TAP, *QDISCS.values(), NFT_MPTCP),
     *(MPTCP, MPTCP_DIAG, MPTCP_KERNEL_PM, MPTCP_USERSPACE_PM, MPTCP_SCHEDULER),
     *(MROUTE, MROUTE6, SMCROUTE, AMT),
     *(HWSIM, HWSIM_MLO, HOSTAPD, HOSTAPD_BE, WPA_SUPPLICANT, WPA_SUPPLICANT_MLO, REGDB),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -15,8 +16,10 @@ from testbed.steps import Request
 
 ROOT = 0xFFFFFFFF
 FRAME = 1514  # bytes of an Ethernet frame of MTU 1500 in a qdisc: without preamble and FCS
-_NETEM, _TBF, _LEAF, _GATE = 0x10000, 0x20000, 0x30000, 0x40000  # handles 1:, 2:, 3:, 4:; a kind keeps its handle
+# handles 1: to 5:; a kind keeps its handle
+_NETEM, _TBF, _LEAF, _GATE, _HTB = 0x10000, 0x20000, 0x30000, 0x40000, 0x50000
 _LIMITS = {"fq": uapi.TCA_FQ_PLIMIT, "fq_codel": uapi.TCA_FQ_CODEL_LIMIT, "codel": uapi.TCA_CODEL_LIMIT}
+_UNLIMITED = 10**12  # bit/s
 DISTRIBUTIONS = ("uniform", "normal", "pareto", "paretonormal")
 
 
@@ -43,6 +46,7 @@ class Shape(Struct, frozen=True):
     reorder: float | None = None
     queue: str | None = None
     limit: int | None = None  # bytes for a fifo, packets for any other discipline
+    frame: int = 0  # bytes of the longest frame, 0 for one of MTU 1500
 
     def netem(self) -> bool:
         """Return whether this needs the netem qdisc."""
@@ -66,7 +70,7 @@ class Qdisc(Request, frozen=True):
     options: Options | None = None
 
     def __str__(self) -> str:
-        where = "root" if self.parent == ROOT else f"parent {self.parent >> 16:x}:{self.parent & 0xFFFF:x}"
+        where = "root" if self.parent == ROOT else f"parent {_id(self.parent)}"
         words = f" {self.options}" if self.options is not None else ""
         return f"tc qdisc replace dev {self.dev} {where} handle {self.handle >> 16:x}: {self.kind}{words}"
 
@@ -200,17 +204,54 @@ class Plug(Struct, frozen=True, tag=True):
 
 
 class Htb(Struct, frozen=True, tag=True):
-    """A hierarchy of token buckets without a class (struct tc_htb_glob): a kernel that takes it has htb."""
+    """A hierarchy of token buckets (struct tc_htb_glob), whose packets are those of its class `default`."""
+
+    default: int = 0
 
     def __str__(self) -> str:
-        return "default 0"
+        return f"default {self.default}"
 
     def encode(self) -> bytes:
         """Encode: version 3, a quantum of rate / 10."""
-        return attr(uapi.TCA_HTB_INIT, struct.pack("=IIIII", 3, 10, 0, 0, 0))
+        return attr(uapi.TCA_HTB_INIT, struct.pack("=IIIII", 3, 10, self.default, 0, 0))
+
+
+class HtbClass(Request, frozen=True):
+    """Add the class of an htb qdisc, or change its rate in place, which leaves its bucket as full as it was.
+
+    tbf refills its bucket with each change (net/sched/sch_tbf.c: tbf_change); htb counts tokens in time, and keeps them
+    (sch_htb.c: htb_change_class). A frame is sent while the bucket is not in debt, and its time is then taken out.
+    """
+
+    dev: str
+    rate: int
+    parent: int = _HTB
+    handle: int = _HTB | 1
+
+    def __str__(self) -> str:
+        burst = _debt(self.rate)
+        words = f"rate {self.rate}bit burst {burst}b cburst {burst}b quantum {FRAME}"
+        return f"tc class replace dev {self.dev} parent {self.parent >> 16:x}: classid {_id(self.handle)} htb {words}"
+
+    def key(self) -> tuple[str, ...]:
+        """Identify what this request overwrites."""
+        return (self.dev, str(self.handle))
+
+    def encode(self, space: Space) -> Message:
+        """Encode struct tc_htb_opt: rate and ceiling, buffers in ticks of 64 ns, quantum, level, priority."""
+        rate = max(1, self.rate // 8)
+        spec = struct.pack("=BBHhHI", 0, uapi.TC_LINKLAYER_ETHERNET, 0, -1, 0, min(rate, 0xFFFFFFFF))
+        ticks = min(_debt(self.rate) * 10**9 // rate // 64, 0xFFFFFFFF)
+        options = attr(uapi.TCA_HTB_PARMS, spec + spec + struct.pack("=IIIII", ticks, ticks, FRAME, 0, 0))
+        if rate >> 32:
+            options += u64(uapi.TCA_HTB_RATE64, rate) + u64(uapi.TCA_HTB_CEIL64, rate)
+        head = uapi.TCMSG.pack(0, space.index(self.dev), self.handle, self.parent, 0)
+        body = head + text(uapi.TCA_KIND, "htb") + attr(uapi.TCA_OPTIONS, options)
+        return Message(uapi.RTM_NEWTCLASS, wire.NLM_F_CREATE, body)
 
 
 Options: TypeAlias = Tbf | Netem | Limit | Plug | Htb
+Shaper: TypeAlias = Qdisc | HtbClass  # what shapes a direction: a chain, the outermost first
 
 
 def gate(dev: str, closed: bool) -> Qdisc:
@@ -242,7 +283,8 @@ def shape(dev: str, want: Shape) -> tuple[Qdisc, ...]:
     bytewise = want.queue in (None, "bfifo")
     if want.rate is not None:
         limit = want.limit if bytewise and want.limit is not None else depth(want.rate)
-        qdiscs.append(Qdisc(dev, "tbf", _TBF, parent, Tbf(want.rate, want.burst or burst(want.rate), limit)))
+        bucket = want.burst or max(burst(want.rate), want.frame)
+        qdiscs.append(Qdisc(dev, "tbf", _TBF, parent, Tbf(want.rate, bucket, limit)))
         parent = _TBF | 1
     if want.queue is not None and not (bytewise and want.rate is not None):
         qdiscs.append(Qdisc(dev, want.queue, _LEAF, parent, Limit(want.queue, want.limit)))
@@ -251,8 +293,53 @@ def shape(dev: str, want: Shape) -> tuple[Qdisc, ...]:
     return tuple(qdiscs)
 
 
+def driven(dev: str, want: Shape) -> tuple[Shaper, ...]:
+    """Return the same for a direction whose rate changes all the time: a class of htb (5:1) holds it.
+
+    tbf stays below it for what htb does not do: it splits GSO packets, and counts its queue in bytes of frames. So TCP
+    gets through a short queue, and a limit is the same under both.
+    """
+    found: list[Shaper] = []
+    for q in shape(dev, want):
+        if isinstance(q.options, Tbf):
+            split = Tbf(_UNLIMITED, max(FRAME, want.frame), q.options.limit)
+            found += [Qdisc(dev, "htb", _HTB, q.parent, Htb(1)), HtbClass(dev, q.options.rate)]
+            found.append(replace(q, parent=_HTB | 1, options=split))
+        else:
+            found.append(q)
+    return tuple(found)
+
+
+def reshaped(before: Sequence[Shaper], after: Sequence[Shaper]) -> tuple[Request, ...]:
+    """Return the requests that turn one chain of qdiscs into another: what is gone is deleted, what stays is changed.
+
+    The queues of what stays keep their packets. A handle that moves within the chain is free again once the qdisc
+    above its old place is gone.
+    """
+    places = [[(type(s), s.handle, s.parent) for s in chain] for chain in (before, after)]
+    kept = next((n for n, (old, new) in enumerate(zip(*places, strict=False)) if old != new), min(map(len, places)))
+    requests: list[Request] = []
+    gone = before[kept] if kept < len(before) else None
+    if isinstance(gone, Qdisc) and (kept == len(after) or after[kept].handle in {s.handle for s in before}):
+        requests.append(QdiscDel(gone))
+    stated = [new for old, new in zip(before[:kept], after[:kept], strict=True) if old != new]
+    if gone is not None and kept == len(after) and after and isinstance(after[-1], Qdisc) and after[-1].kind == "tbf":
+        # A tbf without its discipline drops everything (sch_tbf.c: tbf_graft), until its limit is stated again.
+        stated = [*(s for s in stated if s != after[-1]), after[-1]]
+    return (*requests, *stated, *after[kept:])
+
+
 def _only_netem(want: Shape) -> Shape:
-    return replace(want, rate=None, burst=None, queue=None, limit=None)
+    return replace(want, rate=None, burst=None, queue=None, limit=None, frame=0)
+
+
+def _id(number: int) -> str:
+    return f"{number >> 16:x}:{number & 0xFFFF:x}"
+
+
+def _debt(rate: int) -> int:
+    """Return the bucket of an htb class in bytes: 1 ms of the rate, to cover late timers, but at least two frames."""
+    return max(2 * FRAME, rate // 8 // 1000)
 
 
 def _probability(value: float | None) -> int:

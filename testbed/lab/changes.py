@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 from msgspec import Struct
@@ -10,7 +10,7 @@ from msgspec import Struct
 from testbed.drivers.link import MTU, AddressAdd, LinkSet
 from testbed.drivers.mptcp import EndpointAdd
 from testbed.drivers.route import RouteAdd, RuleAdd, Unreachable
-from testbed.drivers.tc import Qdisc, QdiscDel
+from testbed.drivers.tc import QdiscDel, Shaper, reshaped
 from testbed.steps import Configure, Delete, Request, Run, Step, Wait
 
 
@@ -38,7 +38,7 @@ def compare(done: Sequence[Step], wanted: Sequence[Step]) -> Change:
     overwritten = {k for s in added if (k := _key(s))}
     undo: list[Step] = []
     refused: list[Step] = []
-    for step in reversed(removed):
+    for step in reversed([s for s in removed if not _shapes(s)]):
         if _key(step) in overwritten:
             continue
         inverse = _inverse(step)
@@ -47,7 +47,29 @@ def compare(done: Sequence[Step], wanted: Sequence[Step]) -> Change:
         else:
             undo.append(inverse)
     waits = [s for s in wanted if isinstance(s, Wait)]
-    return Change(tuple(removed), tuple(added), (*undo, *_healed(after, removed, added), *waits), tuple(refused))
+    others = _healed(after, removed, [s for s in added if not _shapes(s)])
+    perform = (*undo, *others, *_reshaped(before, after), *waits)
+    return Change(tuple(removed), tuple(added), perform, tuple(refused))
+
+
+def _shapes(step: Step) -> bool:
+    return isinstance(step, Configure) and isinstance(step.request, Shaper)
+
+
+def _reshaped(before: Iterable[Step], after: Iterable[Step]) -> Iterator[Step]:
+    """Yield what changes the shaping of each interface: its qdiscs are a chain, in which each rests on another."""
+    old, new = _chains(before), _chains(after)
+    for node, dev in {**old, **new}:
+        for request in reshaped(old.get((node, dev), ()), new.get((node, dev), ())):
+            yield Configure(node, request)
+
+
+def _chains(steps: Iterable[Step]) -> dict[tuple[str, str], list[Shaper]]:
+    found: dict[tuple[str, str], list[Shaper]] = {}
+    for step in steps:
+        if isinstance(step, Configure) and isinstance(step.request, Shaper):
+            found.setdefault((step.node, step.request.dev), []).append(step.request)
+    return found
 
 
 def _lasting(steps: Sequence[Step]) -> list[Step]:
@@ -69,8 +91,6 @@ def _inverse(step: Step) -> Step | None:
             return Configure(node, Delete(request))
         case Configure(node, LinkSet(name=name, mtu=int())):
             return Configure(node, LinkSet(name, mtu=MTU))
-        case Configure(node, Qdisc() as request):
-            return Configure(node, QdiscDel(request))
     return None
 
 

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from testbed.drivers.tc import DISCIPLINES, DISTRIBUTIONS, GilbertElliott, Shape
+from testbed.drivers.link import MTU
+from testbed.drivers.tc import DISCIPLINES, DISTRIBUTIONS, FRAME, GilbertElliott, Shape
 from testbed.nodes.mptcp import Endpoint
 from testbed.nodes.node import RESTARTING, Node
 from testbed.spec import Spec
@@ -75,6 +76,15 @@ class Direction(Spec):
     reorder: Percentage | None = None
     queue: Annotated[Queue, BeforeValidator(_queue, json_schema_input_type=Discipline | Queue)] | None = None
 
+    def __eq__(self, other: object) -> bool:
+        """Say whether both state the same: null removes what a link had, and what is left out does not."""
+        return (
+            super().__eq__(other) and isinstance(other, Direction) and self.model_fields_set == other.model_fields_set
+        )
+
+    def __hash__(self) -> int:
+        return hash((type(self), *(getattr(self, k) for k in type(self).model_fields), *sorted(self.model_fields_set)))
+
 
 class Shaping(Direction):
     """Both directions at once, with what differs under `forward` (first end to second) and `reverse`."""
@@ -89,14 +99,14 @@ class Shaping(Direction):
         if own is None and self.model_fields_set.isdisjoint(Direction.model_fields):
             return Shape()
         own = own or Direction()
-        found = {
-            k: getattr(self if getattr(own, k) is None else own, k) for k in Direction.model_fields if k != "queue"
-        }
+        # What a direction states is its own, also null: nothing of what holds for both.
+        found = {k: getattr(own if k in own.model_fields_set else self, k) for k in Direction.model_fields}
+        queue: Queue | None = found.pop("queue")
         if isinstance(found["loss"], Bursts):
             found["loss"] = GilbertElliott(**dict(found["loss"]))
-        queue = own.queue or self.queue
         limit = (queue.limit if queue.discipline == "bfifo" else queue.packets) if queue else None
-        return Shape(**found, queue=queue.discipline if queue else None, limit=limit)
+        frame = self.mtu + FRAME - MTU if self.mtu is not None else 0
+        return Shape(**found, queue=queue.discipline if queue else None, limit=limit, frame=frame)
 
     def shapes(self) -> tuple[Shape, Shape]:
         """Return the shapes of both directions, forward first."""
@@ -168,10 +178,14 @@ class Event(Spec):
     """Something that happens at a time of the run: to a link (`set`, `down`) or at a node."""
 
     at: Time
-    link: str | None = None
-    set: Shaping | None = None
-    down: bool | None = None
-    node: str | None = None
+    every: Time | None = Field(None, description="It happens again after each such time, as often as `times` says")
+    times: int | None = Field(None, ge=1, le=10_000, description="How often it happens; until the run ends if left out")
+    for_: Time | None = Field(None, alias="for", description="After this time, `down`, `set` or `remove` is undone")
+    ramp: Time | None = Field(None, description="What `set` changes reaches its value gradually, within this time")
+    link: str | None = Field(None, description="The link that it happens to: its name, or one of its ends")
+    set: Shaping | None = Field(None, description="What changes of the link; null removes it")
+    down: bool | None = Field(None, description="The link goes down, or up again")
+    node: str | None = Field(None, description="The node that it happens at")
     command: Argv | None = None
     sysctl: dict[str, str | int] | None = None
     endpoint: Endpoint | None = Field(None, description="An MPTCP endpoint to add, remove or change (see action)")

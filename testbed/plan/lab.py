@@ -18,6 +18,7 @@ from testbed.language.topology import Topology
 from testbed.nodes.node import rank
 from testbed.plan import interfaces, links, tables, trees
 from testbed.plan.assemble import network
+from testbed.plan.moments import driven, moments
 from testbed.plan.network import Network
 from testbed.steps import LAB, Configure, Request, Run, Step
 
@@ -58,10 +59,11 @@ class Plan(Struct, frozen=True, dict=True):
                 where = ".".join(map(str, own.at)) + (f".mlo_links[{n}]" if bss.mlo else "")
                 found.append(features.channel(bss.country, freq, where))
         kinds = {k for link in self.topology.links for shape in link.shapes() for k in shape.kinds()}
-        for event in self.topology.events:
-            if event.set is not None:
-                kinds |= {k for shape in event.set.shapes() for k in shape.kinds()}
-            kinds |= {"plug"} if event.remove is False else set()
+        for m in moments(self.topology) if self.topology.events else ():
+            if m.new is not None and m.new is not m.old:
+                kinds |= {k for shape in m.new.shapes() for k in shape.kinds()}
+            kinds |= {"plug"} if m.event.remove is False else set()
+        kinds |= {"htb"} if driven(self.topology) else set()
         found += [features.QDISCS[k] for k in sorted(kinds)]
         versions = {features.MROUTE: 4, features.MROUTE6: 6}
         return tuple(f for f in dict.fromkeys(found) if f not in versions or versions[f] in self.network.families)

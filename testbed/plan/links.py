@@ -11,9 +11,10 @@ from testbed.drivers.link import (
     PortAdd,
     VethAdd,
 )
-from testbed.language.topology import Link
+from testbed.language.topology import WAYS, Link
 from testbed.nodes.place import Interface
 from testbed.plan.addresses import mac
+from testbed.plan.moments import driven
 from testbed.plan.network import Network, end_of
 from testbed.steps import Configure, Step, Wait
 
@@ -50,16 +51,12 @@ def _master(net: Network, interface: Interface) -> str:
 
 def shaping(net: Network) -> Iterator[Step]:
     """Yield the queue disciplines of every link."""
-    for link in net.topology.links:
-        yield from shape(link)
-
-
-def shape(link: Link) -> Iterator[Step]:
-    """Yield both directions of a link as qdiscs, each at the end that sends."""
-    for end, shape in link.directions():
-        node, ifname = end_of(end)
-        for qdisc in tc.shape(ifname, shape):
-            yield Configure(node, qdisc)
+    fast = driven(net.topology)
+    for n, link in enumerate(net.topology.links):
+        for way, (end, shape) in zip(WAYS, link.directions(), strict=True):
+            node, ifname = end_of(end)
+            for shaper in tc.driven(ifname, shape) if (n, way) in fast else tc.shape(ifname, shape):
+                yield Configure(node, shaper)
 
 
 def waits(net: Network) -> Iterator[Step]:

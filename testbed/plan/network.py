@@ -14,6 +14,7 @@ from testbed.language.document import Fault
 from testbed.language.topology import Event, Topology
 from testbed.nodes.place import Bss, Interface, Place, Tunnel
 from testbed.nodes.role import Switch
+from testbed.plan.moments import moments
 from testbed.steps import AIR
 
 WILD = compiled(r"[*?\[]")
@@ -164,7 +165,7 @@ class Network(Struct, frozen=True, dict=True):
     def happenings(self) -> dict[str, list[Event]]:
         """Return the events of each node in the order of time."""
         found: dict[str, list[Event]] = {name: [] for name in self.interfaces}
-        for event in sorted(self.topology.events, key=lambda e: e.at):
+        for event in (m.event for m in moments(self.topology)) if self.topology.events else ():
             if event.node in found:
                 found[event.node].append(event)
         return found

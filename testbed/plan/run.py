@@ -38,9 +38,9 @@ def numbered(plan: Plan) -> tuple[tuple[Step, ...], tuple[range, ...]]:
     """Return the steps of a run, and for each event of the file the numbers of its steps among them."""
     steps: list[Step] = [*_sampler(plan), *_captures(plan), *_workloads(plan)]
     events: list[range] = []
-    for event in plan.topology.events:
+    for n in range(len(plan.topology.events)):
         began = len(steps)
-        steps += event_steps(plan, event)
+        steps += event_steps(plan, n)
         events.append(range(began, len(steps)))
     return tuple(steps), tuple(events)
 

@@ -8,7 +8,8 @@ from msgspec import Struct
 
 from testbed.language.topology import Event, Topology
 from testbed.metrics.measured import Measured
-from testbed.metrics.records import Happened, Planned, Told
+from testbed.metrics.records import Happened, Planned, Run, Told
+from testbed.plan.moments import of_event
 
 
 class Effect(Struct, frozen=True):
@@ -36,12 +37,25 @@ def effects(
     for row in done:
         times.setdefault(row.n, []).append(row.t)
     heard = [(node, row.t - origin, row) for node, rows in told.items() for row in rows]
-    for event, steps in sorted(zip(topology.events, planned.events, strict=True), key=lambda e: e[0].at):
-        performed = max((t for n in steps for t in times.get(n, ())), default=None)
-        seen = performed
-        if performed is not None and (event.mlo_link is not None or event.rejoin):
-            seen = min(_seen(event, heard, metrics, performed), default=None)
-        yield Effect(event.at, describe(event), performed, seen)
+    found: list[Effect] = []
+    of = of_event(topology)
+    for n, (event, steps) in enumerate(zip(topology.events, planned.events, strict=True)):
+        for part in [event] if event.ramp is not None or len(of[n]) == 1 else [m.event for m in of[n]]:
+            own = [k for k in steps if part is event or planned.steps.get(k) == part.at]
+            # What changes nothing, such as a rate that the link has already, has no steps.
+            performed = max((t for k in own for t in times.get(k, ())), default=None if own else part.at)
+            seen = performed
+            if performed is not None and (part.mlo_link is not None or part.rejoin):
+                seen = min(_seen(part, heard, metrics, performed), default=None)
+            found.append(Effect(part.at, describe(part), performed, seen))
+    yield from sorted(found, key=lambda e: e.at)
+
+
+def missed(events: Sequence[Effect], run: Run) -> Iterator[str]:
+    """Yield what was to happen in a run that came to its end, and did not."""
+    for event in events:
+        if event.performed is None and run.monotonic and event.at <= run.seconds and not run.failures:
+            yield f"the event at {event.at:g} s ({event.what}) was not performed"
 
 
 def _seen(

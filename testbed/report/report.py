@@ -23,7 +23,7 @@ from testbed.metrics.recorded import KIB, MIB, Recorded
 from testbed.metrics.records import Air, Format, Machine, Manifest, Planned, Run, Sample, Told
 from testbed.plain import shown
 from testbed.report.doubts import Doubt, Seen, clock_steps, doubts, shared
-from testbed.report.effects import Effect, effects
+from testbed.report.effects import Effect, effects, missed
 from testbed.results import FORMAT, Folder
 from testbed.steps import AIR
 
@@ -132,6 +132,7 @@ def report(path: Path, instead: Path | None = None) -> Report:
     outcomes = tuple(_judge(check, metrics) for check in topology.checks)
     seen = Seen(topology, metrics, manifest, run, machine, air, udp, works, kernel, planned.steps)
     happened = tuple(effects(topology, planned, run.events, told, metrics, origin))
+    failures += missed(happened, run)
     whole = Report(path, topology, metrics, outcomes, tuple(doubts(seen)), tuple(failures), happened, run.seconds)
     _write(Folder(path), whole)
     return whole

@@ -10,11 +10,11 @@ from msgspec.structs import replace
 from testbed.drivers.channels import channel
 from testbed.language.document import Fault, Path
 from testbed.language.explain import Names, name_set, suggest
-from testbed.language.topology import Event, Topology
+from testbed.language.topology import WAYS, Event, Topology
 from testbed.nodes.node import called
 from testbed.nodes.place import Place
 from testbed.plan.endpoints import change
-from testbed.plan.events import link_index
+from testbed.plan.moments import GRADUAL, MOST, SHORTEST, link_index, moments, times
 from testbed.plan.network import Network
 from testbed.rules.addresses import wrong
 from testbed.rules.fault import there_are
@@ -34,12 +34,66 @@ def faults(topology: Topology, net: Network, nodes: Names, doubt: set[str]) -> I
         elif end is not None and event.at >= end:
             message = f"the run ends at {end:g} s, and this event is at {event.at:g} s"
             yield (*at, "at"), message, "give a longer `duration`"
+        elif end is not None:
+            yield from _repeated(event, end, at)
+        yield from _lasting(event, at)
         if (event.link is None) == (event.node is None):
             yield at, "an event needs a `link` or a `node`, and not both", ""
         elif event.link is not None:
             yield from _link_event(topology, event, at, doubt)
         else:
             yield from _node_event(net, event, at, nodes, doubt)
+
+
+def _repeated(event: Event, end: float, at: Path) -> Iterator[Fault]:
+    """Yield what is wrong with `every` and `times`."""
+    if event.every is None:
+        if event.times is not None:
+            yield (*at, "times"), "`times` says how often an event is repeated: give the interval, as `every: 2s`", ""
+        return
+    if event.every < SHORTEST:
+        yield (*at, "every"), f"an event is repeated every {SHORTEST * 1e3:g}ms at most", ""
+        return
+    count = sum(1 for _ in times(event, end))
+    last = event.at + (count - 1) * event.every
+    if event.times is not None and last >= end:
+        message = f"the run ends at {end:g} s, and the last of {event.times} times is at {last:g} s"
+        yield (*at, "times"), message, "leave `times` out to repeat it until the run ends, or give a longer `duration`"
+    elif event.times is None and count == MOST:
+        yield (*at, "every"), f"it would happen more than {MOST} times in {end:g} s", "say how often, as `times: 100`"
+
+
+def _lasting(event: Event, at: Path) -> Iterator[Fault]:
+    """Yield what is wrong with `for` and `ramp`."""
+    if event.for_ is not None:
+        if event.down is None and event.set is None and event.remove is None:
+            yield (
+                (*at, "for"),
+                "`for` undoes `down`, `set` or `remove` after a time, and this event has none of them",
+                "",
+            )
+        elif not event.for_:
+            yield (*at, "for"), "it would be undone at once: give the time that it lasts, such as `for: 500ms`", ""
+        elif event.every is not None and event.for_ >= event.every:
+            message = f"it lasts {event.for_:g} s and happens again after {event.every:g} s, before it was undone"
+            yield (*at, "for"), message, "give a shorter `for`, or a longer `every`"
+    if event.ramp is None:
+        return
+    where = (*at, "ramp")
+    if event.set is None:
+        yield where, "`ramp` changes a value of `set` gradually, and this event has no `set`", ""
+        return
+    for span, key in ((event.for_, "for"), (event.every, "every")):
+        if span is not None and event.ramp > span:
+            yield where, f"it takes {event.ramp:g} s, longer than `{key}: {span:g}s`: give a shorter `ramp`", ""
+    if not event.ramp:
+        yield where, "a change that takes no time is one without `ramp`: leave it out", ""
+    for path, part in (((), event.set), *(((way,), getattr(event.set, way)) for way in WAYS)):
+        for key in part.model_fields_set - set(WAYS) if part is not None else ():
+            value = getattr(part, key)
+            if key not in GRADUAL or not isinstance(value, int | float):
+                hint = f"these can: {', '.join(GRADUAL)}"
+                yield (*at, "set", *path, key), f"`{key}` can't change gradually to this value", hint
 
 
 def _link_event(topology: Topology, event: Event, at: Path, doubt: set[str]) -> Iterator[Fault]:
@@ -57,8 +111,22 @@ def _link_event(topology: Topology, event: Event, at: Path, doubt: set[str]) -> 
         yield at, f"an event of a link needs exactly one of {example}", ""
     elif event.set is not None and not event.set.model_fields_set:
         yield (*at, "set"), "this sets nothing: give what changes, such as `delay: 80ms`", ""
+    elif event.ramp is not None and event.set is not None and n is not None and "links" not in doubt:
+        yield from _ramped(topology, event, at)
     if event.set is not None:
         yield from shaping(event.set, topology.links[n].mtu if n is not None else None, topology, (*at, "set"))
+
+
+def _ramped(topology: Topology, event: Event, at: Path) -> Iterator[Fault]:
+    """Yield a rate that has no value to begin from."""
+    begin = next((m for m in moments(topology) if topology.events[m.n] is event), None)
+    if begin is None or begin.old is None or begin.new is None:
+        return
+    for way in WAYS:
+        if begin.old.shape(way).rate is None and begin.new.shape(way).rate is not None:
+            message = "a rate changes gradually from the one before, and there the link has none"
+            yield (*at, "set", "rate"), message, "give the link a `rate`"
+            return
 
 
 @lru_cache(maxsize=1)

@@ -63,7 +63,7 @@ def bring(path: Path, into: Path) -> None:
     events: list[list[int]] = [[] for _ in topology.events]
     if topology.events:  # a plan may take a while
         made = plan(topology)
-        events = [[texts[t] for s in event_steps(made, e) if (t := str(s)) in texts] for e in made.topology.events]
+        events = [[texts[t] for s in event_steps(made, n) if (t := str(s)) in texts] for n in range(len(events))]
     planned = written.planned(topology, network(topology), times, events)
     results.put(into / "effective.yaml", written.resolved(case, 0).encode())
     results.put(into / "plan.json", written.json(planned).encode())

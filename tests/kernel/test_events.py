@@ -1,0 +1,94 @@
+"""Events of links, by what the kernel itself says of qdiscs, carriers and bytes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.conftest import Need, testbed
+
+pytestmark = pytest.mark.kernel
+
+
+def run(tmp_path: Path, text: str, name: str) -> Path:
+    """Run a topology named `events` and return its folder."""
+    file = tmp_path / "topology.yaml"
+    file.write_text(text)
+    done = testbed("run", str(file), "--name", name, "--results", str(tmp_path / "results"))
+    assert done.returncode == 0, done.stderr + done.stdout
+    return (tmp_path / "results/events/latest").resolve()
+
+
+REMOVED = """
+name: events
+families: [ipv4]
+nodes: {a: {}, b: {}}
+links: [{name: l, ends: [a:eth0, b:eth0], rate: 5mbit}]
+duration: 900ms
+workloads:
+  one: {command: {node: a, argv: [tc, qdisc, show, dev, eth0]}}
+  both: {command: {node: a, argv: [tc, qdisc, show, dev, eth0], at: 400ms}}
+  back: {command: {node: a, argv: [tc, qdisc, show, dev, eth0], at: 800ms}}
+  other: {command: {node: b, argv: [tc, qdisc, show, dev, eth0], at: 400ms}}
+events:
+  - {at: 200ms, link: l, set: {forward: {rate: null}}, for: 400ms}
+  - {at: 300ms, link: l, set: {reverse: {rate: 3mbit}}}
+"""
+
+
+def test_a_rate_that_is_set_to_null_is_removed_and_one_of_a_while_comes_back(
+    tmp_path: Path, name: str, need: Need
+) -> None:
+    need("tbf")
+    folder = run(tmp_path, REMOVED, name)
+    seen = {w: (folder / f"{w}.command.out").read_text() for w in ("a/one", "a/both", "a/back", "b/other")}
+    assert "tbf 2: root refcnt 2 rate 5Mbit" in seen["a/one"]
+    assert "tbf" not in seen["a/both"]
+    assert "tbf 2: root refcnt 2 rate 5Mbit" in seen["a/back"]
+    assert "tbf 2: root refcnt 2 rate 3Mbit" in seen["b/other"]
+    events = json.loads((folder / "verdict.json").read_text())["events"]
+    assert [e["at"] for e in events] == [0.2, 0.3, 0.6]
+    assert all(e["performed"] is not None for e in events)
+
+
+FLAP = """
+name: events
+nodes: {a: {}, b: {}}
+links: [{name: l, ends: [a:eth0, b:eth0]}]
+duration: 1s
+workloads:
+  before: {command: {node: a, argv: [cat, /sys/class/net/eth0/carrier_down_count]}}
+  after: {command: {node: a, argv: [cat, /sys/class/net/eth0/carrier_down_count], at: 950ms}}
+events: [{at: 100ms, every: 200ms, times: 4, link: l, down: true, for: 100ms}]
+"""
+
+
+def test_a_link_that_flaps_four_times_loses_its_carrier_four_times(tmp_path: Path, name: str) -> None:
+    folder = run(tmp_path, FLAP, name)
+    before, after = (int((folder / f"a/{when}.command.out").read_text()) for when in ("before", "after"))
+    assert after - before == 4
+
+
+@pytest.mark.quiet
+def test_a_rate_that_changes_every_10_ms_lets_through_what_these_rates_make(
+    tmp_path: Path, name: str, need: Need
+) -> None:
+    need("htb", "iperf3")
+    draw, rates = Random(2), [20.0]
+    for _ in range(399):
+        rates.append(min(60.0, max(2.0, rates[-1] * draw.lognormvariate(0, 0.25))))
+    events = "".join(f"  - {{at: {10 * n}ms, link: l, set: {{rate: {rates[n]:.3f}mbit}}}}\n" for n in range(1, 400))
+    text = (
+        "name: events\nfamilies: [ipv4]\nnodes: {a: {}, r: {router: {}}, b: {}}\n"
+        "links:\n  - {ends: [a:eth0, r:eth0]}\n  - {name: l, ends: [r:eth1, b:eth0], rate: 20mbit}\n"
+        "workloads:\n  u: {iperf3: {from: a, to: b, protocol: udp, rate: 70mbit, length: 1400b, seconds: 5}}\n"
+    )
+    folder = run(tmp_path, f"{text}events:\n{events}", name)
+    found = json.loads((folder / "metrics.json").read_text())["b.eth0.rx_bytes"]["series"]
+    seen = [(t, v) for t, v in found if 0.5 <= t <= 4]
+    (first, before), (last, after) = seen[0], seen[-1]
+    wanted = sum(rates[int(n / 10)] * 1e6 / 8 / 1000 for n in range(int(first * 1000), int(last * 1000)))
+    assert after - before == pytest.approx(wanted, rel=0.01)

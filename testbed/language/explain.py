@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from itertools import islice
@@ -35,6 +35,16 @@ _WANTED = {
     "dict_type": "a mapping (`key: value`)",
     "model_type": "a mapping (`key: value`)",
 }
+# Keys of other tools, for what this language does not have.
+_VLANS = "there are no VLANs: make them with `commands`, as in `ip link add link eth0 name eth0.3 type vlan id 3`"
+_OUTSIDE = "a lab has no way out of it: a program inside it is the server that the file needs"
+_AIR = "stations join an access point: there are no mesh or ad-hoc networks"
+_ABSENT: Mapping[str, str] = {
+    **dict.fromkeys(("vlan", "vlans", "vlan_filtering", "trunk"), _VLANS),
+    **dict.fromkeys(("uplink", "internet", "nat", "external"), _OUTSIDE),
+    **dict.fromkeys(("mesh", "adhoc", "ad_hoc", "ibss"), _AIR),
+    **dict.fromkeys(("roam", "roaming"), "a station does not roam: an access point has an SSID of its own"),
+}
 _BOUNDS = {
     "greater_than": ("gt", "more than"),
     "greater_than_equal": ("ge", "at least"),
@@ -58,6 +68,8 @@ def problems(document: Document, model: type[BaseModel], errors: Iterable[Any], 
         kind, last = error["type"], error["loc"][-1]
         if kind == "extra_forbidden":
             hint = "" if len(found) > SHOWN else _unknown(model, path, fields_at(model, path[:-1], extra))
+            if hint in _ABSENT.values() and any(p.hint == hint for p in found.values()):
+                continue  # what the language does not have is said once
             problem = document.at(path, key=True).problem(f"unknown key {path[-1]!r}", hint)
         elif kind == "missing":
             path = (*path, last)
@@ -80,6 +92,8 @@ def problems(document: Document, model: type[BaseModel], errors: Iterable[Any], 
 def _unknown(model: type[BaseModel], path: Path, known: list[str]) -> str:
     """Say where an unknown key belongs, what it may have meant, or which keys there are."""
     word, here = str(path[-1]), path[:-1]
+    if (sentence := _ABSENT.get(word)) is not None:
+        return sentence
     below = [k for k in known if word in fields_at(model, (*here, k))]
     if below:
         return f"it belongs under {' or '.join(f'`{k}`' for k in below)}"

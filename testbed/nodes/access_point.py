@@ -109,11 +109,10 @@ class AccessPoint(Role):
         yield from _wrong_security(self)
         if len(self.ssid.encode()) > 32 or not self.ssid.isprintable() or '"' in self.ssid:
             yield ("ssid",), f"{self.ssid!r} is not a valid SSID: use 1 to 32 printable bytes without quotation marks"
-        if others := [b for b in place.air if b.ssid == self.ssid and b.node != place.node]:
-            yield (
-                ("ssid",),
-                f"{others[0].node} has the SSID {self.ssid!r} as well: each access point of a lab needs its own",
-            )
+        same = [b.node for b in place.air if b.ssid == self.ssid]
+        if same[:1] not in ([], [place.node]):
+            what = f"{same[0]} has the SSID {self.ssid!r} as well: each access point of a lab needs its own"
+            yield ("ssid",), f"{what}, because stations do not roam between access points"
         own = next((b for b in place.air if b.node == place.node), None)
         if own is not None and own.stations > _STATIONS:
             what = f"{own.stations} stations have this SSID, and an access point takes at most {_STATIONS} of them"

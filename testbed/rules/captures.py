@@ -16,6 +16,12 @@ _PATTERN = 200  # characters of a pattern: a name of each has 32 and 15, and a s
 # What libpcap and dumpcap take for another source than an interface of that name: its number in their list, standard
 # input, all interfaces, and sources that are told by how their names begin (libpcap: pcap.c, capture_source_types).
 _DEVICE = re.compile("-|[0-9]+|any|(usbmon|bluetooth|bluetooth-monitor|nflog|nfqueue|dbus-|rdmasniff|netmap).*")
+# A field of a protocol that is compared, or words that compare: no capture filter has them.
+_DISPLAY = re.compile(
+    r"(?:^|[\s(!])(?:[a-z][a-z0-9_]*(?:\.[a-z0-9_]+)+\s*(?:==|!=|~|[<>]=?|eq\b|ne\b|contains\b|matches\b|in\b)"
+    r"|(?:http|dns|tls|ssl|mptcp|frame|eth)(?:\.[a-z0-9_.]+)?\s*(?:$|[)&|]|==|and\b|or\b))",
+    re.IGNORECASE,
+)
 
 
 def faults(net: Network, nodes: Names, doubt: set[str]) -> Iterator[Fault]:
@@ -26,6 +32,9 @@ def faults(net: Network, nodes: Names, doubt: set[str]) -> Iterator[Fault]:
         if capture.filter is not None and (not capture.filter.isprintable() or len(capture.filter) > _FILTER):
             what = f"at most {_FILTER} printable characters in one line, as in `tcp port 80`"
             yield ("capture", n, "filter"), f"this is not a valid packet filter (pcap-filter(7)): {what}", ""
+        elif capture.filter is not None and (match := _DISPLAY.search(capture.filter)) is not None:
+            what = f"{match[0].strip()!r} belongs to a display filter of Wireshark: `filter` takes a capture filter"
+            yield ("capture", n, "filter"), what, "see pcap-filter(7), such as `host 10.0.1.1 and tcp port 80`"
         if len(capture.interfaces) > _PATTERN:
             yield (
                 at,

@@ -111,8 +111,23 @@ def _unreached(net: Network, work: Multicast, receiver: Receiver, where: Path) -
         yield _node(where), f"{receiver.node} has no IPv{work.version} address", ""
     else:
         by = f"{receiver.node}:{receiver.interface}" if receiver.interface else receiver.node
-        message = f"multicast from {work.source} has no way to {by}: no path of links, bridges and multicast routers"
-        yield _node(where), message, "the routers on the way need `router: {multicast: true}`"
+        yield (_node(where), f"multicast from {work.source} has no way to {by}: {_why(net, work)}", _cure(net, work))
+
+
+def _why(net: Network, work: Multicast) -> str:
+    if work.source in net.multicast_routers:
+        return "a router does not forward what it sends itself, so its packets stay on one link"
+    return "no path of links, bridges and multicast routers"
+
+
+def _cure(net: Network, work: Multicast) -> str:
+    if work.source in net.multicast_routers:
+        return f"let a host of its own, behind {work.source}, be the source"
+    lacking = sorted(net.routers - net.multicast_routers)
+    if not lacking:
+        return ""
+    few = ", ".join(lacking[:4]) + (", ..." if lacking[4:] else "")
+    return f"routers on the way need `router: {{multicast: true}}`, also if other daemons route; without it: {few}"
 
 
 def _passed(net: Network, tree: Tree) -> Iterator[Interface]:

@@ -16,11 +16,15 @@ _VALUE = 4096  # characters of a kernel parameter: no more is read back
 
 def faults(net: Network, doubt: set[str]) -> Iterator[Fault]:
     """Yield (path, sentence, hint) for each fault."""
+    media = {own.medium for node in net.topology.nodes.values() for _, own in node.brought() if own.makes}
     for name, node in net.topology.nodes.items():
         place = net.place(name)
         for field, role in node.roles().items():
             # A role of this node that is faulty may be what brings a port of its bridge.
             unsure = "links" in doubt or (role.switch() is not None and f"nodes.{name}" in doubt)
+            # A faulty node may be what makes the medium that this one joins.
+            joins = {own.medium for own in role.interfaces(False) if own.medium and not own.makes}
+            unsure = unsure or (not joins <= media and any(d.startswith("nodes.") for d in doubt))
             for path, message in role.faults(place) if not unsure else ():
                 yield ("nodes", name, field, *path), message, ""
         yield from sysctl(node.sysctl, ("nodes", name, "sysctl"))

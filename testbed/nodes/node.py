@@ -1,8 +1,8 @@
 """Node: a network namespace. The fields of `Node` are the registry of roles."""
 
-from collections.abc import Iterator
-from functools import cache
-from typing import get_args
+from collections.abc import Iterator, Mapping
+from functools import cache, cached_property
+from typing import Self, get_args
 
 from pydantic import Field
 
@@ -41,13 +41,23 @@ class Node(Spec):
     )
     commands: tuple[Argv, ...] = Field((), description="Programs run once the node is configured, as argv lists")
 
-    def roles(self) -> dict[str, Role]:
-        """Return the roles that this node has, by field name, in the order of the fields."""
-        if not (stated := self.model_fields_set):  # as of most hosts: this is asked many times of each node
+    @cached_property
+    def _roles(self) -> Mapping[str, Role]:
+        if not (stated := self.model_fields_set):  # as of most hosts
             return {}
         return {name: role for name in ROLES if name in stated and (role := getattr(self, name)) is not None}
 
-    def started(self) -> dict[str, Role]:
+    def __copy__(self) -> Self:
+        """Return a copy, whose roles may become others (`model_copy(update=...)`)."""
+        made = super().__copy__()
+        made.__dict__.pop("_roles", None)
+        return made
+
+    def roles(self) -> Mapping[str, Role]:
+        """Return the roles that this node has, by field name, in the order of the fields."""
+        return self._roles  # kept: planning asks this many times of each node
+
+    def started(self) -> Mapping[str, Role]:
         """Return the roles in the order in which they start."""
         roles = self.roles()
         return dict(sorted(roles.items(), key=lambda pair: rank(pair[0]))) if len(roles) > 1 else roles

@@ -9,11 +9,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from testbed.errors import InputError, Problem
-from testbed.files import content, root_of
 from testbed.language.document import Document, Mark, Source, get, place
 from testbed.language.document import Path as Place
 from testbed.language.experiment import EXPERIMENT, Case, Experiment, Settings, faults, label, products, stated
 from testbed.language.explain import problems
+from testbed.language.files import content, root_of
 from testbed.language.overlay import merge, override
 from testbed.language.parsing import parse
 from testbed.language.sound import Built, filled, mapping, reused, sound

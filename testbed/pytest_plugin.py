@@ -19,7 +19,7 @@ from typing import Any, NoReturn, Protocol
 
 import pytest
 
-from testbed.called import (
+from testbed.cli.called import (
     call,
     guests,
     is_up,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.files import MOST, content, root_of
+from testbed.language.files import MOST, content, root_of
 from tests.kept import Say, say
 
 __all__ = ["say"]

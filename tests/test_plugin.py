@@ -20,9 +20,11 @@ def test_a_pytest_that_uses_no_lab_imports_nothing_of_it() -> None:
     done = subprocess.run((sys.executable, "-c", code), capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) == {
         "testbed",
-        "testbed.asker",
-        "testbed.called",
+        "testbed.cli",
+        "testbed.cli.called",
         "testbed.errors",
+        "testbed.lab",
+        "testbed.lab.asker",
         "testbed.pytest_plugin",
     }
 

@@ -13,7 +13,7 @@ import pytest
 
 from testbed import __version__
 from testbed.errors import BugError, LabError
-from testbed.faults import foreseen, known
+from testbed.linux.faults import foreseen, known
 from tests.conftest import ROOT
 
 TWO = str(ROOT / "topologies/two-hosts.yaml")

@@ -6,7 +6,8 @@ import shutil
 import time
 from pathlib import Path
 
-from testbed import __version__, sources
+from testbed import __version__
+from testbed.lab import sources
 
 
 def test_the_same_sources_are_the_same_version_wherever_they_are(tmp_path: Path) -> None:

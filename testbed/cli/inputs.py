@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from testbed import asker
 from testbed.cli.progress import warn
 from testbed.errors import InputError
+from testbed.lab import asker
 
 if TYPE_CHECKING:
     from testbed.language.experiment import Experiment

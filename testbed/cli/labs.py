@@ -8,13 +8,12 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-from testbed import asker
 from testbed.cli import present
 from testbed.cli.declared import Argument, Option
 from testbed.cli.options import AsJson, LabName, NodeName, lab_names, node_names
 from testbed.cli.process import execute, place_of
 from testbed.errors import InputError, LabError, TestbedError
-from testbed.lab import control, reach
+from testbed.lab import asker, control, reach
 from testbed.lab.enter import enter
 
 

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
-from testbed import asker, faults
 from testbed.cli.screen import screens
 from testbed.errors import BugError, InputError, LabError, TestbedError
+from testbed.lab import asker
+from testbed.linux import faults
 
 # Everything else is imported where an error is told as one: what a library can't be loaded for, for example.
 if TYPE_CHECKING:

@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from testbed import asker
 from testbed.cli import present
 from testbed.cli.declared import Option
 from testbed.cli.inputs import assignments, checked, contents, there
 from testbed.cli.options import AsJson, Cpus, File, MachineName, Memory, Name, Sets, Strict
 from testbed.cli.progress import fraction, progress, say, tell
 from testbed.errors import LabError
-from testbed.lab import control, ending, reach
+from testbed.lab import asker, control, ending, reach
 
 if TYPE_CHECKING:
     from testbed.features import Feature

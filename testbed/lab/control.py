@@ -14,9 +14,8 @@ from typing import Any
 
 from msgspec import Struct, convert
 
-from testbed import sources
 from testbed.errors import LabError
-from testbed.lab import answers, asked, asking, ending, reach
+from testbed.lab import answers, asked, asking, ending, reach, sources
 from testbed.lab.answers import Done, Failed, NotUnderstoodError, Progress
 from testbed.lab.asked import Asked
 from testbed.lab.ending import PATIENCE

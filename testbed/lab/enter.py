@@ -18,9 +18,9 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
 
-from testbed import __version__, asker
+from testbed import __version__
 from testbed.errors import LabError, TestbedError
-from testbed.lab import furniture, reach
+from testbed.lab import asker, furniture, reach
 from testbed.lab.messages import receive, send
 from testbed.linux import calls as linux
 from testbed.linux import cgroups, unix
@@ -77,7 +77,7 @@ def _ask(lab: str, connection: socket.socket, question: dict[str, object], fds: 
 
 
 def _this() -> str:
-    from testbed import sources  # reading all of them takes longer than most commands
+    from testbed.lab import sources  # reading all of them takes longer than most commands
 
     return f"this is testbed {sources.version()}"
 

@@ -10,14 +10,15 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 
-from testbed import __version__, faults, sources
+from testbed import __version__
 from testbed.errors import LabError, TestbedError
-from testbed.lab import answers, asking, furniture, perform, processes, sandbox, stopping
+from testbed.lab import answers, asking, furniture, perform, processes, sandbox, sources, stopping
 from testbed.lab.answers import NotUnderstoodError
 from testbed.lab.jobs import ODD, Holder, Job, advance, cancel, tell
 from testbed.lab.listening import Listening
 from testbed.lab.messages import LONGEST, Line, close
 from testbed.lab.verbs import LATER, NEVER, do, end_marked, up, watch
+from testbed.linux import faults
 from testbed.steps import Step
 
 

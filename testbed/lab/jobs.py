@@ -9,12 +9,12 @@ from contextlib import contextmanager, suppress
 
 from msgspec import Struct, field
 
-from testbed import faults
 from testbed.errors import LabError, TestbedError
 from testbed.lab import answers
 from testbed.lab.answers import Answer, Progress
 from testbed.lab.messages import Line
 from testbed.lab.state import Lab, Process
+from testbed.linux import faults
 
 # Errors of code for unforeseen values of the right type: they fail the request and not the lab.
 ODD = (ValueError, TypeError, LookupError, OverflowError, struct.error)

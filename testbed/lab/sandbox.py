@@ -21,13 +21,13 @@ from io import FileIO
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from testbed import faults
 from testbed.errors import LabError, TestbedError, Unsupported
 from testbed.lab.ending import PATIENCE, await_end
 from testbed.lab.furniture import SYSTEM_PATH, furnish
 from testbed.lab.messages import Line, send
 from testbed.lab.reach import FAMILY, WHAT, address, foreign, owner
 from testbed.linux import calls as linux
+from testbed.linux import faults
 from testbed.linux.signals import signals_wait
 
 T = TypeVar("T")

@@ -1,1 +1,1 @@
-"""System calls and netlink bytes: how Linux is asked, independent of topologies."""
+"""System calls, what their refusals mean, and netlink bytes: how Linux is asked, independent of topologies."""

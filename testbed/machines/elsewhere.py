@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from testbed import __version__, sources
+from testbed import __version__
 from testbed.errors import LabError, Unsupported
+from testbed.lab import sources
 from testbed.machines.case import Told
 from testbed.machines.choose import MICROVM
 from testbed.machines.errands import Errand, Place, asked, enter, perform, target_of

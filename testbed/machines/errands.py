@@ -9,9 +9,10 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from testbed import __version__, sources
-from testbed.asker import Asker
+from testbed import __version__
 from testbed.errors import LabError
+from testbed.lab import sources
+from testbed.lab.asker import Asker
 from testbed.linux.kernel_log import kernel_faults
 from testbed.machines.choose import Choice
 from testbed.machines.guest import command, console

@@ -12,11 +12,11 @@ from msgspec import to_builtins
 
 from testbed import results
 from testbed.errors import TestbedError
-from testbed.faults import foreseen
 from testbed.features import Feature
 from testbed.lab import asking, travel
 from testbed.lab.control import RunningLab, Say
 from testbed.language.experiment import Case, Experiment
+from testbed.linux.faults import foreseen
 from testbed.machines.probe import here
 from testbed.metrics.records import Held
 from testbed.plan import run as schedule

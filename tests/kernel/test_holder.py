@@ -17,14 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from testbed import __version__, load, sources, up
+from testbed import __version__, load, up
 from testbed.drivers.facts import Listening
 from testbed.drivers.link import AddressAdd, LinkSet, LinksUp, VethAdd
 from testbed.drivers.route import RouteAdd
 from testbed.drivers.sysctl import SysctlSet
 from testbed.drivers.tc import Qdisc, Tbf
 from testbed.errors import BugError, InputError, LabError
-from testbed.lab import asked, asking, control, listening, messages, reach, travel
+from testbed.lab import asked, asking, control, listening, messages, reach, sources, travel
 from testbed.lab.control import RunningLab
 from testbed.steps import Configure, Run, Spawn, Step, Wait, Write
 from tests.conftest import ROOT

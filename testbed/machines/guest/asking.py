@@ -10,9 +10,8 @@ from typing import Annotated, TypeAlias
 from msgspec import Meta, Raw, Struct, field
 from msgspec.json import Decoder
 
-from testbed import sources
 from testbed.errors import LabError, TestbedError
-from testbed.lab import answers, messages
+from testbed.lab import answers, messages, sources
 from testbed.lab.answers import Dead, Done, Failed, NotUnderstoodError
 from testbed.lab.asked import Asked, Keep, Status, encode, understood
 from testbed.lab.messages import BROKEN, Line

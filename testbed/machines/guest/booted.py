@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Protocol
 
 from testbed.errors import LabError, Unsupported
+from testbed.lab.sources import digest
 from testbed.machines import trusted
 from testbed.machines.guest.qemu import Boot, Share
-from testbed.sources import digest
 
 _TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "ssh": "openssh-client", "ssh-keygen": "openssh-client"}
 
 
 class Image(Protocol):
-    """What is booted (machines/image.py)."""
+    """What is booted (machines/guest/image)."""
 
     @property
     def folder(self) -> Path:

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from testbed import sources
 from testbed.errors import LabError
+from testbed.lab import sources
 from testbed.lab.answers import Dead, NotUnderstoodError
 from testbed.lab.asked import Keep, Status
 from testbed.lab.listening import Listening

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from testbed import faults, features
+from testbed import features
 from testbed.errors import LabError
 from testbed.features import Feature
 from testbed.lab import sandbox
 from testbed.linux import calls as linux
+from testbed.linux import faults
 from testbed.machines.probe import kernel
 
 _SHORT = ""  # the name of no feature: nothing could be found out

@@ -17,8 +17,8 @@ from typing import IO, NoReturn
 
 from msgspec import Struct
 
-from testbed.asker import Asker
 from testbed.errors import LabError, Unsupported
+from testbed.lab.asker import Asker
 from testbed.linux import calls as linux
 from testbed.machines import collected
 from testbed.machines.collected import Taken

@@ -24,8 +24,9 @@ from typing import IO, NoReturn
 from msgspec import Struct, convert, field
 from msgspec.structs import asdict
 
-from testbed import __version__, asker, sources
+from testbed import __version__
 from testbed.errors import InputError, LabError, Unsupported
+from testbed.lab import asker, sources
 from testbed.lab.messages import BROKEN, LONGEST
 from testbed.linux import calls as linux
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from testbed import __version__
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parent.parent
 
 
 def digest(package: Path = PACKAGE, salt: str = "") -> str:

@@ -12,7 +12,7 @@ from subprocess import CompletedProcess
 from tempfile import TemporaryFile
 from uuid import uuid4
 
-from testbed.asker import Asker
+from testbed.lab.asker import Asker
 
 PATIENCE = 30.0  # seconds in which a command line that was told to end may take its lab along
 _ROWS = 20  # of what the command line said, in the report of a test that failed

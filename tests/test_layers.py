@@ -27,11 +27,11 @@ FLOORS: tuple[dict[str, str], ...] = (
     {
         "programs": "",
         "programs.multicast": "packets receiver sender",
-        "programs.sampler": "air counters main wlans",
+        "programs.sampler": "air counters main neighbours taps wlans",
         "nodes": "access_point amt_gateway amt_relay bridge mptcp node place role router station",
     },
     {"metrics": "bounds measured nodes reception recorded records table wifi"},
-    {"workloads": "command iperf3 multicast ping place"},
+    {"workloads": "command iperf3 iperf3_report multicast ping place"},
     {"language": "document effective experiment explain files overlay parsing schema sound syntax topology writing"},
     {
         "plan": "addresses assemble endpoints events interfaces lab links moments network prefixes routes run speed "

@@ -48,7 +48,7 @@ def test_a_row_belongs_to_an_owner_and_there_are_no_two_of_a_name() -> None:
     ],
 )
 def test_a_flow_has_the_figures_of_its_protocol(protocol: str, only: set[str]) -> None:
-    common = {"goodput_mbps", "received_bytes", "seconds", "gap_s", "gap_at_s"}
+    common = {"goodput_mbps", "received_bytes", "seconds", "start_s", "gap_s", "gap_at_s"}
     assert set(table.names("iperf3", protocol)) == common | only
 
 

@@ -17,7 +17,8 @@ from testbed.programs.multicast.packets import PACKET
 from testbed.programs.sampler import main as sampler
 from testbed.report import doubts as validity
 from testbed.report.doubts import Seen
-from testbed.workloads.iperf3 import Part, _gap
+from testbed.workloads.iperf3_report import Part
+from testbed.workloads.iperf3_report import gap as longest
 from testbed.workloads.ping import Ping
 
 ORIGIN = 1000.0
@@ -196,7 +197,7 @@ def test_datagrams_that_found_a_buffer_full_are_counted_in_both_families() -> No
 def test_a_gap_of_iperf3_counts_the_time_in_which_it_did_not_run(
     rows: list[tuple[float, float, int]], gap: tuple[float, float]
 ) -> None:
-    assert _gap([Part(*row) for row in rows]) == pytest.approx(gap)
+    assert longest([Part(*row) for row in rows], 0.1) == pytest.approx(gap)
 
 
 def test_a_ping_that_did_not_run_is_told_from_one_whose_answers_were_lost(tmp_path: Path) -> None:

@@ -13,7 +13,16 @@ from typing import Any
 
 _READ = (
     *("manifest.json", "effective.yaml", "plan.json", "run.json", "dmesg.log", "experiment.yaml", "topology.yaml"),
-    *("machine.jsonl", "air.jsonl", "samples.jsonl", "wlan-events.jsonl", ".dumpcap.log", ".ping.txt", ".ping.log"),
+    *(
+        "machine.jsonl",
+        "air.jsonl",
+        "samples.jsonl",
+        "flows.jsonl",
+        "wlan-events.jsonl",
+        ".dumpcap.log",
+        ".ping.txt",
+        ".ping.log",
+    ),
     *(".client.json", ".server.json", ".sender.json", ".receiver.json", ".packets", ".sent"),
 )
 _LONG = 10_000  # bytes of an iperf3 report whose white space is left out

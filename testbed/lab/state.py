@@ -32,6 +32,7 @@ class Process(Struct):
     status: int | None = None
     ended: float = 0.0
     stopped: int = 0  # the signal that told it to end
+    overdue: float = 0.0  # when it was told to end because it took too long
 
 
 class Lab(Struct):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from testbed.results import Folder
 from testbed.steps import Configure, Spawn, Step
 
 _TICK, _LATE = 0.25, 0.1  # seconds: how often a run looks at the clock, and the delay that counts as late
+_GRACE = 2.0  # seconds in which a process that took too long may write what it has
 
 
 def play(lab: Lab, steps: Sequence[Step], folder: Path, seconds: float, say: Say) -> Waiting:
@@ -136,14 +138,26 @@ def _bounded(process: Process) -> bool:
 
 
 def _patience(processes: Sequence[Process]) -> float:
-    ends = [p.began + p.step.within for p in processes if p.status is None and p.step and p.step.within is not None]
+    ends = [
+        p.overdue + _GRACE if p.overdue else p.began + p.step.within
+        for p in processes
+        if p.status is None and p.step and p.step.within is not None
+    ]
     return max(0.0, min(ends, default=time.monotonic() + 1.0) - time.monotonic())
 
 
 def _overdue(processes: Sequence[Process]) -> None:
+    """Tell processes that take too long to end, by the signal at which they write what they have, then kill them."""
+    now = time.monotonic()
     for p in processes:
-        if p.status is None and p.step and p.step.within is not None and time.monotonic() > p.began + p.step.within:
-            kill(p, 9)
+        if p.status is not None or p.step is None or p.step.within is None:
+            continue
+        if not p.overdue and now > p.began + p.step.within:
+            p.overdue = now
+            kill(p, p.step.stop)
+            kill(p, signal.SIGCONT)  # one that somebody stopped takes no other signal
+        elif p.overdue and now > p.overdue + _GRACE:
+            kill(p, signal.SIGKILL)
 
 
 def _lost(processes: Sequence[Process]) -> bool:
@@ -158,11 +172,13 @@ def _fault(process: Process) -> str:
     """
     if process.step is None or process.status is None:
         return ""
+    late = process.step.within is not None and process.ended - process.began >= process.step.within
+    if process.overdue:
+        return f"[{process.node}] {process.name} did not end within {process.step.within:g} s{tail(process.log)}"
     if process.stopped and (process.status >= 0 or -process.status == process.stopped):
         return ""
     if process.status >= 0 and (process.step.may_end or (process.status == 0 and _bounded(process))):
         return ""
-    late = process.step.within is not None and process.ended - process.began >= process.step.within
     why = f"did not end within {process.step.within:g} s" if late else f"ended with {describe(process.status)}"
     return f"[{process.node}] {process.name} {why}{tail(process.log)}"
 

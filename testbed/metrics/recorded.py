@@ -25,6 +25,7 @@ Word = Annotated[str, Meta(pattern=r"\A[\x21-\x7e]{1,64}\Z")]
 KIB, MIB = 1 << 10, 1 << 20
 BEFORE, AFTER = 600.0, 60.0  # seconds that a time may be before t = 0, and after the end of the run
 _SHORTEST = 1e-3  # seconds: the shortest interval of our programs
+_RARE, MANY = 1e6, 20_000  # seconds between the lines of a file that has few, and how many it may have
 LINE = 1000  # characters of a line of text: our programs write no longer ones
 
 T = TypeVar("T")
@@ -39,6 +40,13 @@ class Stamped(Protocol):
 
 
 S = TypeVar("S", bound=Stamped)
+
+
+class Begun(Struct, frozen=True):
+    """A line of NODE/flows.jsonl: when the test of a flow of iperf3 began at this node."""
+
+    t: Seconds
+    flow: Word
 
 
 class BrokenError(Exception):
@@ -73,7 +81,7 @@ class Recorded(Struct, frozen=True):
         """Record why a file was not read; a missing one is a fault only if the run came to its end."""
         if not isinstance(why, FileNotFoundError):
             self.note(place, why.strerror if isinstance(why, OSError) else why, lost)
-        elif self.complete:
+        elif self.complete and lost:
             self.note(place, "it is not there", lost)
 
     def _opened(self, name: str) -> BinaryIO:
@@ -103,7 +111,7 @@ class Recorded(Struct, frozen=True):
         if (data := self.data(name, most, lost)) is None:
             return None
         if not data.strip():  # its writer was killed before it wrote anything
-            if self.complete:
+            if self.complete and lost:
                 self.note(name, "it is empty", lost)
             return None
         try:
@@ -112,12 +120,18 @@ class Recorded(Struct, frozen=True):
             self.note(name, e, lost)
             return None
 
+    def began(self, node: str, flow: str) -> float | None:
+        """Return when a flow began at one of its nodes, in seconds of the run; None if nobody saw it."""
+        found = self.rows(f"{node}/flows.jsonl", Begun, _RARE, KIB, "", MANY)
+        return next((row.t - (self.origin or 0.0) for row in found if row.flow == flow), None)
+
     def rows(self, name: str, kind: type[S], every: float, line: int, lost: str, burst: int = 16) -> list[S]:
         """Return the records of a .jsonl file, one each `every` seconds; none if it is missing or broken.
 
-        `burst` is how many may come at once. A line has at most MIB + `line` bytes, and the file 4 MIB plus `line`
-        bytes for each record of the run. Times must be within the run and must not go back; of records before t = 0
-        only the last is kept. An unfinished last line, which a killed process left, is ignored.
+        `burst` is how many may come at once. Without `lost` the file need not be there. A line has at most MIB + `line`
+        bytes, and the file 4 MIB plus `line` bytes for each record of the run. Times must be within the run and must
+        not go back; of records before t = 0 only the last is kept. An unfinished last line, which a killed process
+        left, is ignored.
         """
         if self.origin is None:  # the times of the run are unknown
             return []

@@ -67,6 +67,14 @@ TABLE = (
     Metric("iperf3", "seconds", "s", "the receiver's time"),
     Metric(
         "iperf3",
+        "start_s",
+        "s",
+        "when its first data left the sender: the packet that starts iperf3's test, as the kernel stamped it, and the "
+        "first interval of the sender's report that has a byte",
+        "lower",
+    ),
+    Metric(
+        "iperf3",
         "gap_s",
         "s",
         "longest time in which the receiver got nothing. The resolution is 0.1 s, the interval of iperf3's report. A "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from msgspec.structs import replace
@@ -11,15 +11,21 @@ from msgspec.structs import replace
 from testbed import features
 from testbed.drivers.facts import Capturing, FileHas
 from testbed.features import Feature
+from testbed.language.topology import Topology
 from testbed.plan import speed, trees
 from testbed.plan.events import event_steps
 from testbed.plan.lab import Plan
 from testbed.plan.network import Network
 from testbed.steps import AIR, LAB, START, Spawn, Step, Wait, Write
-from testbed.workloads.place import Task
+from testbed.workloads.iperf3 import Iperf3
+from testbed.workloads.ping import Ping
+from testbed.workloads.place import Task, Workload
 
 _FIRST_PORT = 5201  # iperf3(1)
+_LEAST, _MOST = 1.0, 10.0  # seconds for neighbours to be found
 _SIGINT = 2
+
+Works = Sequence[tuple[str, Task, Workload]]  # the name of each, what it may know, and itself
 
 
 def requires(plan: Plan) -> tuple[Feature, ...]:
@@ -36,7 +42,8 @@ def run_steps(plan: Plan) -> tuple[Step, ...]:
 
 def numbered(plan: Plan) -> tuple[tuple[Step, ...], tuple[range, ...]]:
     """Return the steps of a run, and for each event of the file the numbers of its steps among them."""
-    steps: list[Step] = [*_sampler(plan), *_captures(plan), *_workloads(plan)]
+    works = list(tasks(plan))
+    steps: list[Step] = [*_sampler(plan, works), *_captures(plan), *_workloads(plan, works)]
     events: list[range] = []
     for n in range(len(plan.topology.events)):
         began = len(steps)
@@ -45,7 +52,7 @@ def numbered(plan: Plan) -> tuple[tuple[Step, ...], tuple[range, ...]]:
     return tuple(steps), tuple(events)
 
 
-def _sampler(plan: Plan) -> Iterator[Step]:
+def _sampler(plan: Plan, works: Works) -> Iterator[Step]:
     flows = [w.iperf3 for w in plan.topology.workloads.values() if w.iperf3 is not None and w.iperf3.protocol == "udp"]
     udp = {f.from_ if f.reverse else f.to for f in flows}
     nodes = {
@@ -57,10 +64,43 @@ def _sampler(plan: Plan) -> Iterator[Step]:
         for name, node in plan.topology.nodes.items()
     }
     counters = {name: found for name in plan.topology.nodes if (found := _counters(plan, name))}
-    asked = {"every": plan.topology.samples.every, "nodes": nodes, "air": plan.network.ears, "counters": counters}
+    asked = {
+        "every": plan.topology.samples.every,
+        "nodes": nodes,
+        "air": plan.network.ears,
+        "counters": counters,
+        "flows": _flows(works),
+        "neighbours": _pinged(works),
+        "patience": _patience(plan.topology),
+    }
     yield Write("sampler.json", json.dumps(asked) + "\n")
     yield Spawn(LAB, "sampler", ("testbed.sampler", "sampler.json"), forked=True)
     yield Wait(LAB, FileHas("machine.jsonl"), START, "sampler")
+
+
+def _flows(works: Works) -> dict[str, dict[int, str]]:
+    """Return the flows whose first packet is awaited at each node, by the port of their server."""
+    found: dict[str, dict[int, str]] = {}
+    for name, task, flow in works:
+        if isinstance(flow, Iperf3):
+            for _, node in flow.ends():
+                found.setdefault(node, {})[flow.listens(task)] = name
+    return found
+
+
+def _pinged(works: Works) -> dict[str, dict[str, str]]:
+    """Return the address that each ping asks, by the node that sends it."""
+    found: dict[str, dict[str, str]] = {}
+    for name, task, ping in works:
+        if isinstance(ping, Ping):
+            found.setdefault(ping.from_, {})[name] = ping.target(task)
+    return found
+
+
+def _patience(topology: Topology) -> float:
+    """Return how long (s) neighbours may take to be found: some round trips over all links, one after another."""
+    delays = sum(shape.delay or 0.0 for link in topology.links for shape in link.shapes())
+    return min(_MOST, _LEAST + 3 * delays)
 
 
 def _counters(plan: Plan, name: str) -> dict[str, dict[str, tuple[str, str]]]:
@@ -91,18 +131,23 @@ def _captures(plan: Plan) -> Iterator[Step]:
             yield Wait(where, Capturing(ifname, log), START, name)
 
 
-def _workloads(plan: Plan) -> Iterator[Step]:
-    ways = speed.ways(plan.network)
-    for n, (name, work) in enumerate(plan.topology.workloads.items()):
-        way = trees.way(plan.network.trees[name]) if work.multicast is not None else None
-        address = partial(reach, plan.network)
-        task = Task(name, _FIRST_PORT + n, address, way, partial(speed.fastest, ways))
-        for step in (*work.workload().servers(task), *work.workload().clients(task)):
+def _workloads(plan: Plan, works: Works) -> Iterator[Step]:
+    for _, task, work in works:
+        for step in (*work.servers(task), *work.clients(task)):
             # A frame goes its whole way through the simulated radios on the processor that sends it, and a second
             # processor that has one for the same radio spins until that is over (kernel/softirq.c:
             # tasklet_action_common). What fills links keeps to one: daemons, whose timers else come late, have others.
-            pinned = bool(plan.network.air) and work.iperf3 is not None
+            pinned = bool(plan.network.air) and isinstance(work, Iperf3)
             yield replace(step, pinned=pinned) if isinstance(step, Spawn) else step
+
+
+def tasks(plan: Plan) -> Iterator[tuple[str, Task, Workload]]:
+    """Yield the name of each workload, what it may know, and itself."""
+    ways = speed.ways(plan.network)
+    for n, (name, work) in enumerate(plan.topology.workloads.items()):
+        way = trees.way(plan.network.trees[name]) if work.multicast is not None else None
+        task = Task(name, _FIRST_PORT + n, partial(reach, plan.network), way, partial(speed.fastest, ways))
+        yield name, task, work.workload()
 
 
 def reach(net: Network, source: str, target: str, family: int | None) -> str:

@@ -10,7 +10,7 @@ from pydantic import Field
 from testbed import features
 from testbed.metrics import table
 from testbed.metrics.measured import Measured, latencies
-from testbed.metrics.recorded import KIB, Recorded
+from testbed.metrics.recorded import KIB, MIB, Recorded
 from testbed.spec import Spec
 from testbed.steps import Spawn, Step
 from testbed.units import Size, Time
@@ -63,10 +63,14 @@ class Ping(Spec):
         """Return no servers: the kernel answers."""
         return []
 
+    def target(self, task: Task) -> str:
+        """Return the address that is pinged."""
+        family = {"ipv4": 4, "ipv6": 6, None: None}[self.family]
+        return task.reach(self.from_, f"{self.to}:{self.to_interface}" if self.to_interface else self.to, family)
+
     def clients(self, task: Task) -> list[Step]:
         """Return the ping process: it waits a second for the last answers; lost ones do not fail it."""
-        family = {"ipv4": 4, "ipv6": 6, None: None}[self.family]
-        target = task.reach(self.from_, f"{self.to}:{self.to_interface}" if self.to_interface else self.to, family)
+        target = self.target(task)
         count = max(1, round(self.seconds / self.interval))
         words = ["ping", "-n", "-D", "-c", str(count), "-i", f"{self.interval:g}", "-W", "1"]
         words += ["-s", str(self.size)] if self.size is not None else []
@@ -123,6 +127,10 @@ class Ping(Spec):
     def doubts(self, name: str, folder: Recorded) -> Iterator[tuple[float, str, str]]:
         """Yield a doubt if ping did not run for a while: requests then leave late."""
         replies = [r for r in map(_REPLY.match, self._said(name, folder)) if r is not None and not r["dup"]]
+        silent = folder.value("neighbours.json", list[str], MIB, "")
+        if replies and silent and name in silent:
+            seen = "no packet had come to the target and back before t = 0: the first RTTs contain what ARP or ND took"
+            yield 0.0, f"the highest RTT of {name}", seen
         sent = [(int(r["seq"]), float(r["when"]) - float(r["ms"]) / 1e3) for r in replies]
         late = [b - a - (n - m) * self.interval for (m, a), (n, b) in pairwise(sent) if n > m]
         if late and max(late) >= STALL:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +44,105 @@ def test_a_flow_offers_its_rate_whatever_its_protocol_and_streams(tmp_path: Path
         wire, packets = (found[f"{flow}b.eth0.rx_{what}"]["value"] for what in ("bytes", "packets"))
         payload = wire - packets * headers[flow]
         assert payload == pytest.approx(found[f"{flow}.received_bytes"]["value"], rel=0.03, abs=3000), flow
+
+
+def first_data(file: Path, port: int) -> float:
+    """Return when (CLOCK_REALTIME, seconds) the first packet with data of a flow passed: after iperf3's cookie."""
+    shown = f"(tcp.port == {port} && tcp.len > 300) || (udp.port == {port} && udp.length > 100)"
+    words = ("tshark", "-r", str(file), "-Y", shown, "-T", "fields", "-e", "frame.time_epoch")
+    return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()[0])
+
+
+LATE = """
+nodes: {a: {}, r: {router: {}}, b: {}}
+links:
+  - {ends: [a:eth0, r:a], rate: 10mbit}
+  - {ends: [r:b, b:eth0]}
+workloads:
+  late: {iperf3: {from: a, to: b, seconds: 2, at: 500ms, congestion: cubic}}
+  datagrams: {iperf3: {from: a, to: b, seconds: 1, at: 6s, protocol: udp, rate: 1mbit}}
+  back: {iperf3: {from: a, to: b, seconds: 1, at: 6s, reverse: true, congestion: cubic}}
+events:
+  - {at: 400ms, node: r, sysctl: {net.ipv4.ip_forward: 0}}
+  - {at: 2s, node: r, sysctl: {net.ipv4.ip_forward: 1}}
+capture: ["a:eth0", "b:eth0"]
+"""
+
+
+def test_a_flow_begins_with_its_first_data_and_not_when_it_was_to(tmp_path: Path, name: str, need: Need) -> None:
+    need("iperf3", "tbf", "dumpcap")
+    if not shutil.which("tshark"):
+        pytest.skip("tshark is not here")
+    found, folder = ran(tmp_path, LATE, name)
+    origin = json.loads((folder / "run.json").read_text())["time"]
+    for n, (flow, sender) in enumerate({"late": "a", "datagrams": "a", "back": "b"}.items()):
+        began = first_data(folder / sender / "eth0.pcapng", 5201 + n) - origin
+        assert found[f"{flow}.start_s"]["value"] == pytest.approx(began, abs=0.1), flow
+        (first, *_) = found[f"{flow}.goodput_mbps"]["series"]
+        assert first[0] == pytest.approx(began + 1, abs=0.15), f"{flow}: the end of its first second"
+    assert found["late.start_s"]["value"] > 2, "its first packets were not forwarded"
+    seen = json.loads((folder / "verdict.json").read_text())["validity"]
+    assert [d for d in seen if d["what"] == "what late was to measure at a time"]
+
+
+def test_what_was_measured_until_a_client_was_killed_is_kept(tmp_path: Path, name: str, need: Need) -> None:
+    need("iperf3", "tbf")
+    text = """
+nodes: {a: {}, b: {}}
+links:
+  - {ends: [a:eth0, b:eth0], rate: 8mbit}
+workloads:
+  stream: {iperf3: {from: a, to: b, seconds: 4, congestion: cubic}}
+  datagrams: {iperf3: {from: a, to: b, seconds: 4, protocol: udp, rate: 1mbit}}
+events:
+  - {at: 2s, node: a, command: [pkill, -KILL, -f, "iperf3 -c"]}
+"""
+    found, folder = ran(tmp_path, text, name, status=3)
+    failures = json.loads((folder / "verdict.json").read_text())["failures"]
+    assert [f for f in failures if "stream.client ended with signal SIGKILL" in f]
+    for flow, rate in {"stream": 6.5, "datagrams": 1.0}.items():
+        assert found[f"{flow}.seconds"]["value"] == pytest.approx(2, abs=0.4), flow
+        assert found[f"{flow}.goodput_mbps"]["value"] == pytest.approx(rate, rel=0.2), flow
+    assert found["datagrams.loss_pct"]["value"] < 5
+
+
+def test_a_program_that_takes_too_long_may_write_what_it_has_even_if_it_was_stopped(tmp_path: Path, name: str) -> None:
+    text = """
+nodes: {a: {}}
+workloads:
+  slow:
+    command:
+      node: a
+      argv: [bash, -c, "trap 'echo what it has; exit 0' TERM; kill -STOP $$; while :; do read -t 9 <> <(:); done"]
+      seconds: 1
+"""
+    _, folder = ran(tmp_path, text, name, status=3)
+    assert (folder / "a/slow.command.out").read_text() == "what it has\n"
+    (failure,) = json.loads((folder / "verdict.json").read_text())["failures"]
+    assert failure.startswith("[a] slow.command did not end within 1 s")
+
+
+def test_the_first_ping_waits_for_no_neighbour(tmp_path: Path, name: str, need: Need) -> None:
+    need("ping", "dumpcap")
+    if not shutil.which("tshark"):
+        pytest.skip("tshark is not here")
+    text = """
+nodes: {a: {}, r: {router: {}}, b: {}}
+links: [{ends: [a:eth0, r:a]}, {ends: [r:b, b:eth0]}]
+workloads:
+  four: {ping: {from: a, to: b, seconds: 1}}
+  six: {ping: {from: b, to: a, seconds: 1, family: ipv6}}
+capture: ["*:*"]
+"""
+    file = tmp_path / "topology.yaml"
+    file.write_text(f"name: flows\n{text}")
+    done = testbed("run", str(file), "--name", name, "--results", str(tmp_path / "results"))
+    assert done.returncode == 0, done.stderr + done.stdout
+    folder = tmp_path / "results/flows/latest"
+    assert json.loads((folder / "neighbours.json").read_text()) == []
+    origin = json.loads((folder / "run.json").read_text())["time"]
+    # requests for neighbours that nobody knows go to all; those that confirm one, seconds later, do not
+    shown = f"frame.time_epoch > {origin} && eth.dst.ig == 1 && (arp.opcode == 1 || icmpv6.type == 135)"
+    for capture in folder.rglob("*.pcapng"):
+        asked = subprocess.run(["tshark", "-r", str(capture), "-Y", shown], capture_output=True, text=True, check=True)
+        assert not asked.stdout, capture

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from msgspec import Struct
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from testbed.drivers import nl80211
 from testbed.linux import calls as linux
 from testbed.linux import netlink, uapi, wire
 from testbed.linux.inet_diag import subflows
-from testbed.programs.sampler import air, counters
+from testbed.programs.sampler import air, counters, neighbours, taps
 from testbed.programs.sampler import wlans as state
 
 _STATS = struct.Struct("=8Q")  # the head of struct rtnl_link_stats64 (if_link.h)
@@ -55,28 +55,37 @@ class Node(Struct, frozen=True):
     events: TextIO | None = None
     udp: tuple[int, ...] = ()  # /proc/net/snmp and snmp6
     roles: counters.Counters = {}
+    tap: taps.Tap | None = None
+    begun: TextIO | None = None  # flows that the tap has seen
+    asking: neighbours.Asking | None = None
 
 
 def main(words: Sequence[str]) -> None:
     """Sample until SIGTERM.
 
     The argument is a JSON file {"every": seconds, "nodes": {name: ["mptcp", "wlan", "udp"]}, "air": {interface: MHz},
-    "counters": {name: {role: {figure: [file, field]}}}}.
+    "counters": {name: {role: {figure: [file, field]}}}, "flows": {name: {port: flow}}, "patience": seconds,
+    "neighbours": {name: {ping: address}}}.
     """
     asked = json.loads(Path(words[0]).read_text())
     ended, end = os.pipe2(os.O_NONBLOCK)
     signal.set_wakeup_fd(end)
     signal.signal(signal.SIGTERM, lambda *_: None)
     ears = [air.hear(ifname, freq) for ifname, freq in asked["air"].items()]
-    nodes = [_open(name, extras, asked["counters"].get(name, {})) for name, extras in asked["nodes"].items()]
-    told = {n.told: n for n in nodes if n.told is not None}
+    nodes = {name: _open(name, extras, asked) for name, extras in asked["nodes"].items()}
+    if asking := {name: n.asking for name, n in nodes.items() if n.asking is not None}:
+        mute = neighbours.find(asking, asked["patience"])
+        silent = [ping for name, mine in asked["neighbours"].items() for ping in mine if mine[ping] in mute[name]]
+        Path("neighbours.json").write_text(f"{json.dumps(silent)}\n")
+    told = {n.told: n for n in nodes.values() if n.told is not None}
+    told |= {n.tap.sock: n for n in nodes.values() if n.tap is not None}
     heard = Path("air.jsonl").open("a") if ears else None  # noqa: SIM115 (open for the whole life of this process)
     machine = Path("machine.jsonl").open("a")  # noqa: SIM115 (the same)
     backlog = os.open("/proc/self/net/softnet_stat", os.O_RDONLY)
 
     def tick(before: list[int]) -> list[int]:
         moment = _moment()
-        for node in nodes:
+        for node in nodes.values():
             _write(node.out, moment | _sample(node))
         if heard is not None:
             _write(heard, moment | _heard(ears))
@@ -119,18 +128,35 @@ def _read(fd: int) -> str:
 
 def _pause(ended: int, told: dict[socket.socket, Node], due: float) -> bool:
     """Wait for the next tick, and record events of nl80211 meanwhile; return False when this is to end."""
+    waiting = select.poll()  # select() knows no descriptor above 1023
+    waiting.register(ended, select.POLLIN)
+    sources = {sock.fileno(): sock for sock in told}
+    for fd in sources:
+        waiting.register(fd, select.POLLIN)
     while True:
-        sources: list[int | socket.socket] = [ended, *told]
-        ready = select.select(sources, [], [], max(0.0, due - time.monotonic()))[0]
+        ready = [fd for fd, _ in waiting.poll(max(0.0, due - time.monotonic()) * 1000)]
         moment = _moment()
-        for sock in (s for s in ready if isinstance(s, socket.socket)):
-            out = told[sock].events
-            assert out is not None
-            for event in state.events(sock):
-                out.write(json.dumps(moment | event) + "\n")
-            out.flush()
+        for fd in ready:
+            if (sock := sources.get(fd)) in told and sock is not None:
+                _record(told, sock, moment)
+                if sock not in told:
+                    waiting.unregister(fd)
+                    sock.close()
         if ended in ready or not ready:
             return ended not in ready
+
+
+def _record(told: dict[socket.socket, Node], sock: socket.socket, moment: dict[str, float]) -> None:
+    """Write what a socket has heard."""
+    node = told[sock]
+    if node.tap is not None and node.begun is not None and sock is node.tap.sock:
+        for t, flow in taps.begun(node.tap):
+            _write(node.begun, {"t": t, "flow": flow})
+        if not node.tap.flows:  # the node need not copy its packets any more
+            del told[sock]
+    elif node.events is not None:
+        for event in state.events(sock):
+            _write(node.events, moment | event)
 
 
 def _heard(ears: list[air.Ear]) -> dict[str, Any]:
@@ -139,7 +165,7 @@ def _heard(ears: list[air.Ear]) -> dict[str, Any]:
     return {"frames": [row for ear in ears for row in ear.rows()], "drops": sum(ear.drops for ear in ears)}
 
 
-def _open(name: str, extras: list[str], wanted: counters.Wanted) -> Node:
+def _open(name: str, extras: list[str], asked: dict[str, Any]) -> Node:
     fd = os.open(f"/run/netns/{name}", os.O_RDONLY)
     linux.setns(fd, linux.CLONE_NEWNET)
     os.close(fd)
@@ -151,13 +177,18 @@ def _open(name: str, extras: list[str], wanted: counters.Wanted) -> Node:
     route = netlink.connect(wire.NETLINK_ROUTE)
     names = ("snmp", "snmp6") if "udp" in extras else ()
     udp = tuple(os.open(f"/proc/self/net/{n}", os.O_RDONLY) for n in names if os.path.exists(f"/proc/self/net/{n}"))
-    roles = counters.opened(wanted)
+    roles = counters.opened(asked["counters"].get(name, {}))
+    flows = {int(port): flow for port, flow in asked["flows"].get(name, {}).items()}
+    tap = taps.listen(flows) if flows else None
+    begun = Path(name, "flows.jsonl").open("a") if flows else None  # noqa: SIM115 (the same)
+    asking = neighbours.opened(asked["neighbours"][name].values()) if name in asked["neighbours"] else None
+    node = Node(route, diag, netstat, out, udp=udp, roles=roles, tap=tap, begun=begun, asking=asking)
     if "wlan" not in extras:
-        return Node(route, diag, netstat, out, udp=udp, roles=roles)
+        return node
     events = Path(name, "wlan-events.jsonl").open("a")  # noqa: SIM115 (the same)
     wlan = netlink.connect(wire.NETLINK_GENERIC)
     family = netlink.family(wlan, nl80211.FAMILY)
-    return Node(route, diag, netstat, out, wlan, family, state.listen(), events, udp, roles)
+    return replace(node, wlan=wlan, family=family, told=state.listen(), events=events)
 
 
 def _sample(node: Node) -> dict[str, Any]:

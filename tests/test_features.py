@@ -8,6 +8,8 @@ from testbed import features
 from testbed.cli import present
 from testbed.features import Feature
 from testbed.machines import choose
+from testbed.machines.guest.ready import Fact
+from testbed.machines.probe import here
 from testbed.machines.probe.here import Finding, refusal
 
 NETEM, VETH, IPERF3 = features.QDISCS["netem"], features.VETH, features.IPERF3
@@ -47,8 +49,48 @@ def test_a_lab_runs_in_the_microvm_when_the_kernel_lacks_something_and_the_reaso
     assert [f.feature for f in choice.missing] == [NETEM]
 
 
-def test_a_missing_program_is_not_blamed_on_the_kernel() -> None:
-    assert choose.pick(found(IPERF3)).why == "this machine lacks iperf3 (workload iperf3)"
+def test_a_missing_program_is_not_blamed_on_the_kernel_and_sends_no_lab_away() -> None:
+    choice = choose.pick(found(IPERF3, features.PING))
+    assert str(choice) == "machine here: this machine lacks iperf3 (workload iperf3), ping (workload ping)"
+    assert refusal(choice.missing).args[0].count("apt-get install") == 2
+    assert choose.pick(found(IPERF3, NETEM)).machine == "microvm", "the kernel lacks something as well"
+    assert choose.pick(found(features.IPERF3_MPTCP)).machine == "microvm", "no package of Debian 12 has it"
+
+
+def test_what_only_a_database_could_allow_is_cured_by_the_database() -> None:
+    channel = features.channel("DE", 5975, "nodes.ap")
+    lacking = here.cured(found(channel, features.REGDB, among=(channel, features.REGDB)))
+    assert [f.feature.cure for f in lacking] == [features.REGDB.cure] * 2
+    refused = here.cured(found(channel, among=(channel, features.REGDB)))
+    assert refused[0].feature.cure == "choose another frequency or country"
+
+
+def test_what_a_guest_needs_is_told_apart_from_what_makes_it_faster() -> None:
+    facts = (
+        Fact("qemu", False, "qemu-system-x86_64, which is not in PATH", "apt-get install qemu-system-x86"),
+        Fact("kvm", False, "there is no /dev/kvm", "without it QEMU emulates the processor", needed=False),
+        Fact("disk", True, "70.1 GiB free at /root/.cache"),
+    )
+    assert present.guests(facts, 60).splitlines() == [
+        "microVM",
+        "  NO   qemu   qemu-system-x86_64, which is not in PATH",
+        "                apt-get install qemu-system-x86",
+        "  no   kvm    there is no /dev/kvm",
+        "                without it QEMU emulates the processor",
+        "  yes  disk   70.1 GiB free at /root/.cache",
+    ]
+
+
+def test_a_summary_counts_and_names_what_is_missing() -> None:
+    assert present.summary(found(NETEM, among=(VETH, NETEM)), "here") == "machine here: 1 of 2 features; without netem"
+    assert present.summary(found(among=(VETH,)), "server") == "machine server: 1 of 1 feature"
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_the_table_is_as_wide_as_the_terminal(width: int) -> None:
+    rows = present.features(found(NETEM, features.HOSTAPD_BE), width).splitlines()
+    assert max(map(len, rows)) <= width
+    assert max(map(len, rows)) > width - 20
 
 
 def test_a_lab_stays_here_when_that_is_asked_for() -> None:

@@ -53,7 +53,7 @@ FLOORS: tuple[dict[str, str], ...] = (
         "machines": "case cases choose collected country elsewhere errands home lab_guest trusted",
         "machines.probe": "here kernel programs radios regulatory remembered scratch",
         "machines.guest": "asking booted building command confined console image keeper kvm lent microvm qemu recipe "
-        "running saved shared shell staging starting",
+        "ready running saved shared shell staging starting",
         "machines.ssh": "known relayed remote request",
     },
     {"runs": "again bring_up case cases invocation older written"},

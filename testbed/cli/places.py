@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from testbed.cli.inputs import assignments, contents, planned
 from testbed.cli.options import AsJson, Sets
 from testbed.cli.progress import fraction, say
 from testbed.errors import InputError
+from testbed.lab import asker
 
 
 def doctor(
@@ -32,8 +34,12 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Show which features a machine has, how to get those that are missing, and where a topology would run."""
+    from msgspec import to_builtins
+    from msgspec.structs import replace
+
     from testbed import features
     from testbed.machines import choose
+    from testbed.machines.guest.ready import facts as guest_facts
     from testbed.machines.probe import here
 
     if machine not in (choose.AUTO, choose.HERE):
@@ -53,10 +59,11 @@ def doctor(
 
         made = planned(file, sets)
         wanted = (features.USERNS, *made.requires(), *schedule.requires(made))
-    found = here.probe(wanted, fresh)
-    choice = (
-        choose.pick(found, machine) if file is not None else choose.Choice(choose.HERE, "no topology is asked about")
-    )
+    found = here.cured(here.probe(wanted, fresh))
+    own = asker.read().machine or choose.HERE
+    choice = choose.pick(found, machine) if file is not None else choose.Choice(own, "no topology is asked about")
+    choice = replace(choice, machine=own) if choice.machine == choose.HERE else choice
+    facts = guest_facts() if machine == choose.AUTO and (file is None or choice.machine == choose.MICROVM) else ()
     if as_json:
         rows = [
             {
@@ -70,15 +77,27 @@ def doctor(
             }
             for f in found
         ]
-        print(json.dumps({"machine": choice.machine, "why": choice.why, "features": rows}, indent=1))
+        told = {"machine": choice.machine, "why": choice.why, "features": rows, "microvm": to_builtins(facts)}
+        print(json.dumps(told, indent=1))
     else:
-        print(present.features(found))
+        width = _width()
+        print(present.features(found, width))
+        if facts:
+            print(present.guests(facts, width))
         if any(f.remembered for f in found):
             print("partly remembered of this boot: `testbed doctor --fresh` probes all again")
-        if file is not None:
-            print(present.paragraph(str(choice)))
-    if file is not None and choice.missing and choice.machine == choose.HERE:
+        print(present.paragraph(present.summary(found, own) if file is None else str(choice), width))
+    unready = [f for f in facts if f.needed and not f.present]
+    if file is not None and choice.machine == choose.MICROVM and unready and not as_json:
+        why = "; ".join(f"{f.name}: {f.known}" + (f" ({f.cure})" if f.cure else "") for f in unready)
+        print(present.paragraph(f"but no microVM can start on this machine: {why}", width))
+    if file is not None and choice.missing and (choice.machine != choose.MICROVM or unready or own == choice.machine):
         raise SystemExit(4)
+
+
+def _width() -> int:
+    """Return how wide a table may be on this terminal; elsewhere it is 100 columns."""
+    return min(140, max(80, shutil.get_terminal_size((100, 24)).columns))
 
 
 def machine_add(

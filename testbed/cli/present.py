@@ -11,6 +11,7 @@ from testbed.plain import line
 if TYPE_CHECKING:
     from testbed.lab.look import Seen
     from testbed.machines.guest.image import Image
+    from testbed.machines.guest.ready import Fact
     from testbed.machines.probe.here import Finding
     from testbed.report.effects import Effect
     from testbed.report.report import Outcome as Judged
@@ -63,7 +64,7 @@ def links(seen: Iterable[Seen]) -> str:
     return f"{columns(rows)}\n" if rows else ""
 
 
-def features(found: Iterable[Finding]) -> str:
+def features(found: Iterable[Finding], width: int = _WIDTH) -> str:
     """Return a table of features in groups: there or not, what for, how that is known; and the cure of what is not."""
     groups: dict[str, list[Finding]] = {}
     for f in found:
@@ -74,25 +75,44 @@ def features(found: Iterable[Finding]) -> str:
     rows = []
     for group, members in groups.items():
         rows.append(group)
-        rows += [row for f in members for row in _feature(f, name, purpose)]
+        rows += [row for f in members for row in _feature(f, name, purpose, width)]
     return "\n".join(rows)
 
 
-def _feature(found: Finding, name: int, purpose: int) -> Iterator[str]:
+def _feature(found: Finding, name: int, purpose: int, width: int) -> Iterator[str]:
     indent = f"  {'':3}  {'':{name}}  "
-    rest = _WIDTH - len(indent) - purpose - 2
+    rest = width - len(indent) - purpose - 2
     what = _wrapped(found.feature.purpose, purpose)
     first = f"  {'yes' if found.present else 'NO':3}  {found.feature.name:{name}}  "
     for n, (left, right) in enumerate(zip_longest(what, _wrapped(found.known, rest), fillvalue="")):
         yield f"{indent if n else first}{left:{purpose}}  {right}".rstrip()
     if not found.present:
-        cure = _wrapped(f"to get it: {found.feature.cure}", _WIDTH - len(indent) - 2)
+        cure = _wrapped(f"to get it: {found.feature.cure}", width - len(indent) - 2)
         yield from (f"{indent}  {row}" for row in cure)
 
 
-def paragraph(text: str) -> str:
+def guests(found: Iterable[Fact], width: int = _WIDTH) -> str:
+    """Return a table of what a microVM needs."""
+    rows = ["microVM"]
+    for f in found:
+        head = f"  {'yes' if f.present else 'NO' if f.needed else 'no':3}  {f.name:5}  "
+        first, *rest = _wrapped(f.known, width - len(head)) or [""]
+        rows += [f"{head}{first}", *(f"{'':{len(head)}}{row}" for row in rest)]
+        if not f.present and f.cure:
+            rows += [f"{'':{len(head)}}  {row}" for row in _wrapped(f.cure, width - len(head) - 2)]
+    return "\n".join(rows)
+
+
+def summary(found: Sequence[Finding], machine: str) -> str:
+    """Return how many features a machine has, and the names of those that it lacks."""
+    lacking = [f.feature.name for f in found if not f.present]
+    without = f"; without {', '.join(lacking)}" if lacking else ""
+    return f"machine {machine}: {len(found) - len(lacking)} of {count(len(found), 'feature')}{without}"
+
+
+def paragraph(text: str, width: int = _WIDTH) -> str:
     """Return a sentence in lines as wide as the table."""
-    return "\n".join(_wrapped(text, _WIDTH))
+    return "\n".join(_wrapped(text, width))
 
 
 def _wrapped(text: str, width: int) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import MutableMapping
 from typing import NamedTuple
 
 _TIED, _AT, _FILE, _UNDER = "TESTBED_TIED", "TESTBED_AT", "TESTBED_FILE", "TESTBED_UNDER"
+_MACHINE = "TESTBED_MACHINE"
 
 
 class Asker(NamedTuple):  # and no Struct: `testbed exec` reads it, and imports the standard library alone
@@ -16,17 +17,19 @@ class Asker(NamedTuple):  # and no Struct: `testbed exec` reads it, and imports 
     at: str = ""  # what the asker adds to the name of a lab: @MACHINE
     file: str = ""  # how the asker calls the file that a lab is made from
     under: str = ""  # where the file is, here, that `topology:` of an experiment names
+    machine: str = ""  # how the asker calls this machine
 
     def variables(self) -> dict[str, str]:
         """Return the variables that tell this."""
         told = {_TIED: "1" if self.tied else "", _AT: self.at, _FILE: self.file, _UNDER: self.under}
+        told[_MACHINE] = self.machine
         return {name: value for name, value in told.items() if value}
 
 
 def read() -> Asker:
     """Return what this process was told."""
     told = os.environ.get
-    return Asker(bool(told(_TIED)), told(_AT, ""), told(_FILE, ""), told(_UNDER, ""))
+    return Asker(bool(told(_TIED)), told(_AT, ""), told(_FILE, ""), told(_UNDER, ""), told(_MACHINE, ""))
 
 
 def untie(env: MutableMapping[str, str]) -> None:

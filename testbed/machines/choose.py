@@ -45,7 +45,9 @@ def pick(found: Sequence[Finding], machine: str = AUTO) -> Choice:
         return Choice(
             HERE, "as asked for" if machine == HERE else "this kernel and its tools offer all that is required"
         )
-    return Choice(HERE if machine == HERE else MICROVM, lacking(missing), missing)
+    # A package gives what is only a program: a guest would be slower, and is not what its user means.
+    programs = all(f.feature.group == "tools" and not f.feature.program for f in missing)
+    return Choice(HERE if machine == HERE or programs else MICROVM, lacking(missing), missing)
 
 
 def lacking(missing: Sequence[Finding]) -> str:

@@ -92,7 +92,7 @@ def asked(place: Place, errand: Errand, results: str = "", case: int = -1) -> Re
     words += ["--results", results, "--case", str(case)] if results else []
     file = os.path.abspath(next(iter(errand.files))) if errand.files else ""
     under = list(there.values())[1][0] if len(errand.files) > 1 else ""
-    env = Asker(file=file, under=under).variables()
+    env = Asker(file=file, under=under, machine=errand.choice.machine).variables()
     tied = isinstance(place, Target)
     # A guest has our own sources, of which an emulated processor need not compute the digest.
     version = sources.version() if tied else __version__

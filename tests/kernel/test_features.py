@@ -193,6 +193,27 @@ def test_doctor_says_which_machine_a_topology_would_take_and_why() -> None:
     assert json.loads(testbed("doctor", TWO, *DELAY, "--json", "--machine", "here").stdout)["machine"] == "here"
 
 
+def test_a_lab_that_needs_a_guest_where_none_can_start_has_no_machine(tmp_path: Path) -> None:
+    (netem,) = here.probe([features.QDISCS["netem"]])
+    tools = [p for tool in ("ip", "iperf3", "ping", "python3") if (p := shutil.which(tool))]
+    for tool in tools:
+        (tmp_path / Path(tool).name).symlink_to(tool)
+    env = {**os.environ, "PATH": str(tmp_path)}
+    done = testbed("doctor", TWO, *DELAY, env=env)
+    assert done.returncode == (0 if netem.present else 4), done.stdout + done.stderr
+    assert ("no microVM can start on this machine: qemu" in " ".join(done.stdout.split())) is not netem.present
+    assert testbed("doctor", TWO, env=env).returncode == 0
+
+
+def test_a_missing_program_is_named_and_no_guest_is_started_for_it(tmp_path: Path) -> None:
+    for tool in ("ip", "ping"):
+        (tmp_path / tool).symlink_to(str(shutil.which(tool)))
+    env = {**os.environ, "PATH": str(tmp_path)}
+    done = testbed("run", TWO, "--results", str(tmp_path / "results"), env=env)
+    assert done.returncode == 4
+    assert "feature iperf3 (workload iperf3): not in PATH; apt-get install iperf3, or --machine microvm" in done.stderr
+
+
 def test_doctor_asks_no_machine_that_it_can_not_reach() -> None:
     done = testbed("doctor", "--machine", "nowhere")
     assert done.returncode == 2

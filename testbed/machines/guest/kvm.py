@@ -28,18 +28,28 @@ def works(boot: Boot, version: str, remembered: Path) -> tuple[bool, str]:
         return False, f"there is no {DEVICE}"
     if not os.access(DEVICE, os.R_OK | os.W_OK):
         return False, f"this user may not open {DEVICE} (group kvm)"
-    key = {"host": Path("/proc/sys/kernel/random/boot_id").read_text().strip(), "qemu": version}
-    with suppress(OSError, ValueError, KeyError):
-        known = json.loads(trusted.read(remembered))
-        if all(known[k] == v for k, v in key.items()):
-            return bool(known["works"]), str(known["why"])
+    if (told := known(remembered, version)) is not None:
+        return told
     found, why = _boots(boot)
     with suppress(OSError):  # an image that belongs to somebody else: then it is asked each time
         part = remembered.with_name(f".{remembered.name}-{os.getpid()}")
         with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644), "w") as file:
-            json.dump({**key, "works": found, "why": why}, file)
+            json.dump({**_key(version), "works": found, "why": why}, file)
         part.rename(remembered)
     return found, why
+
+
+def known(remembered: Path, version: str) -> tuple[bool, str] | None:
+    """Return what was found out in this boot of the host with this QEMU, None when nothing was."""
+    with suppress(OSError, ValueError, KeyError):
+        told = json.loads(trusted.read(remembered))
+        if all(told[k] == v for k, v in _key(version).items()):
+            return bool(told["works"]), str(told["why"])
+    return None
+
+
+def _key(version: str) -> dict[str, str]:
+    return {"host": Path("/proc/sys/kernel/random/boot_id").read_text().strip(), "qemu": version}
 
 
 def _boots(boot: Boot) -> tuple[bool, str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from testbed import features
 from testbed.errors import Unsupported
@@ -76,6 +77,15 @@ def causes(missing: Iterable[Finding]) -> tuple[Finding, ...]:
     missing = tuple(missing)
     unknown = any(f.feature == features.REGDB for f in missing)
     return tuple(f for f in missing if f.feature.channel is None or not unknown)
+
+
+def cured(found: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Return findings, each with the cure of what it really lacks: of a channel without the database, the database."""
+    found = tuple(found)
+    if not any(f.feature == features.REGDB and not f.present for f in found):
+        return found
+    cure = features.REGDB.cure
+    return tuple(replace(f, feature=replace(f.feature, cure=cure)) if f.feature.channel else f for f in found)
 
 
 def versions(tools: Iterable[Feature]) -> dict[str, str]:

@@ -26,6 +26,7 @@ REQUIRED = frozenset(filter(None, os.environ.get("TESTBED_REQUIRE", "").split(",
 RACE = "unable to receive parameters from client"
 
 
+SUITE = "TESTS_SUITE"  # in the environment of all that this run of the suite starts: which one it is
 MACHINE = "TESTS_MACHINE"  # in the environment of tests whose labs are elsewhere (tests/machine/test_the_same.py)
 
 
@@ -84,22 +85,30 @@ def need() -> Need:
     return check
 
 
-def traces() -> dict[str, frozenset[str]]:
-    """Everything that a lab could leave on this machine, by kind."""
-    processes, spaces = set(), set()
+def traces(suite: str) -> dict[str, frozenset[str]]:
+    """Everything that a lab of this suite could leave on this machine, by kind.
+
+    Others have labs as well: a process is ours if it has the suite's mark in its environment, as a namespace is that
+    it lives in, and a socket that it has open.
+    """
+    processes, spaces, opened = set(), set(), set()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
             comm = (entry / "comm").read_text().strip()
             state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-            if comm.startswith("testbed:") and state != "Z":
+            if state == "Z" or f"{SUITE}={suite}".encode() not in (entry / "environ").read_bytes().split(b"\0"):
+                continue
+            if comm.startswith("testbed:"):
                 processes.add(f"{entry.name} {comm}")
             spaces.add(os.readlink(entry / "ns/net"))
+            opened |= {os.readlink(fd) for fd in (entry / "fd").iterdir()}
         except OSError:
             continue
     mounts = {row.split()[4] for row in Path("/proc/self/mountinfo").read_text().splitlines()}
-    sockets = {r.split()[7] for r in Path("/proc/net/unix").read_text().splitlines() if "@testbed/" in r}
+    rows = [r.split() for r in Path("/proc/net/unix").read_text().splitlines() if "@testbed/" in r]
+    sockets = {r[7] for r in rows if f"socket:[{r[6]}]" in opened}
     folders = [Path("/run/netns"), Path("/run/testbed"), Path("/dev/shm"), Path("/sys/class/net")]
     files = {str(f) for folder in folders if folder.is_dir() for f in folder.iterdir()}
     return {
@@ -114,11 +123,11 @@ def traces() -> dict[str, frozenset[str]]:
     }
 
 
-def left(before: dict[str, frozenset[str]], patience: float = 5.0) -> dict[str, list[str]]:
+def left(before: dict[str, frozenset[str]], suite: str, patience: float = 5.0) -> dict[str, list[str]]:
     """What is there now and was not before; what is on its way out is given some time."""
     deadline = time.monotonic() + patience
     while True:
-        found = {kind: sorted(now - before[kind]) for kind, now in traces().items() if now - before[kind]}
+        found = {kind: sorted(now - before[kind]) for kind, now in traces(suite).items() if now - before[kind]}
         if not found or time.monotonic() > deadline:
             return found
         time.sleep(0.05)
@@ -145,11 +154,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_sessionstart(session: pytest.Session) -> None:
     # In the process that starts the workers, and in no worker: the others are busy while one ends.
     if not hasattr(session.config, "workerinput"):
-        session.config.stash[_BEFORE] = traces()
+        os.environ[SUITE] = uuid4().hex
+        session.config.stash[_BEFORE] = traces(os.environ[SUITE])
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if not hasattr(session.config, "workerinput") and (found := left(session.config.stash[_BEFORE])):
+    if not hasattr(session.config, "workerinput") and (found := left(session.config.stash[_BEFORE], os.environ[SUITE])):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         sys.stderr.write(f"\nERROR: the suite left something behind: {found}\n")
 

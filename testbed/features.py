@@ -97,6 +97,13 @@ QDISCS = {
     "pfifo": _config("pfifo", "queue limits in packets", "CONFIG_NET_SCHED", refused=True),
 }
 
+MULTIPATH_SEED = Feature(
+    "multipath-seed",
+    "several next hops that spread the flows of a file in the same way each time",
+    f"a kernel of 6.11 or later, or {MICROVM}",
+    rests_on=("/proc/sys/net/ipv4/fib_multipath_hash_seed",),
+)
+
 MPTCP = _config("mptcp", "role mptcp", "CONFIG_MPTCP (5.6 or later) and net.mptcp.enabled=1", "MPTCP")
 MPTCP_DIAG = _module("mptcp-diag", "subflows in the samples", "mptcp_diag", "MPTCP")
 MPTCP_KERNEL_PM = _config("mptcp-kernel-pm", "path_manager: kernel", "CONFIG_MPTCP (5.6 or later)", "MPTCP")
@@ -140,7 +147,7 @@ PING = _tool("ping", "workload ping", "iputils-ping")
 SMCROUTE = _tool("smcroute", "router: {multicast: true}", "smcroute", "multicast", "smcrouted")
 
 ALL = (
-    *(USERNS, VETH, BRIDGE, IPV6, TUN, TAP, *QDISCS.values(), NFT_MPTCP),
+    *(USERNS, VETH, BRIDGE, IPV6, TUN, TAP, *QDISCS.values(), MULTIPATH_SEED, NFT_MPTCP),
     *(MPTCP, MPTCP_DIAG, MPTCP_KERNEL_PM, MPTCP_USERSPACE_PM, MPTCP_SCHEDULER),
     *(MROUTE, MROUTE6, SMCROUTE, AMT),
     *(HWSIM, HWSIM_MLO, HOSTAPD, HOSTAPD_BE, WPA_SUPPLICANT, WPA_SUPPLICANT_MLO, REGDB),

@@ -34,8 +34,8 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"workloads": "command iperf3 iperf3_report multicast ping place"},
     {"language": "document effective experiment explain files overlay parsing schema sound syntax topology writing"},
     {
-        "plan": "addresses assemble endpoints events interfaces lab links moments network prefixes routes run speed "
-        "tables trees tunnels"
+        "plan": "addresses assemble endpoints events interfaces lab links moments multipath network prefixes routes "
+        "run speed tables trees tunnels"
     },
     {
         "rules": "addresses amt captures checks events fault links misread multicast names nodes warnings whole "

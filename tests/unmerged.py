@@ -29,10 +29,11 @@ def table(net: Network, node: str, version: int) -> Table:
     mine = [i for i in net.interfaces[node] if not i.port and i.host(version)]
     connected = {str(ip_interface(a).network): ("", i.name) for i in mine for a in i.addresses if _is(a, version)}
     if net.topology.nodes[node].routes:
-        stated = [r for r in net.topology.nodes[node].routes if ip_address(r.via).version == version]
+        every = [(r.to, r.via[0]) for r in net.topology.nodes[node].routes or ()]
+        stated = [(to, via) for to, via in every if ip_address(via).version == version]
         everything = "0.0.0.0/0" if version == 4 else "::/0"
-        by = {r.to: next(i.name for i in mine if ip_address(r.via) in ip_network(i.network(version))) for r in stated}
-        return {everything if r.to == "default" else r.to: (r.via, by[r.to]) for r in stated} | connected
+        by = {to: next(i.name for i in mine if ip_address(via) in ip_network(i.network(version))) for to, via in stated}
+        return {everything if to == "default" else to: (via, by[to]) for to, via in stated} | connected
     ways: dict[int, Way] = {}
     for target in net.segments:
         far = distances(net, target, version)

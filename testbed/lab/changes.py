@@ -104,7 +104,11 @@ def _healed(after: Mapping[Step, None], removed: Sequence[Step], added: Sequence
         s
         for s in after
         if s in new
-        or (isinstance(s, Configure) and isinstance(s.request, RouteAdd) and (s.node, s.request.dev) in touched)
+        or (
+            isinstance(s, Configure)
+            and isinstance(s.request, RouteAdd)
+            and any((s.node, hop.dev) in touched for hop in s.request.hops())
+        )
     ]
 
 

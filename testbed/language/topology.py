@@ -232,7 +232,9 @@ class Topology(Spec):
     name: str
     description: str = ""
     families: tuple[Family, ...] = Field(("ipv4", "ipv6"), min_length=1)
-    routing: Literal["static", "none"] = Field("static", description="Plan shortest-path routes, or none")
+    routing: Literal["static", "ecmp", "none"] = Field(
+        "static", description="Plan shortest-path routes: one (static) or all of the same length (ecmp); or none"
+    )
     nodes: dict[str, Node] = Field(max_length=20_000)
     links: tuple[Link, ...] = Field((), max_length=50_000)
     workloads: dict[str, Work] = Field({}, max_length=10_000)

@@ -28,7 +28,8 @@ TCMSG = Struct("=BxxxiIII")  # family, index, handle, parent, info
 RTMSG = Struct("=8BI")  # family, destination's and source's length, tos, table, protocol, scope, type, flags
 RTPROT_STATIC, RTN_UNICAST, RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_TABLE_MAIN = 4, 1, 0, 253, 254
 RTN_UNREACHABLE = 7
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE = 1, 4, 5, 6, 15
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_MULTIPATH, RTA_TABLE = 1, 4, 5, 6, 9, 15
+RTNEXTHOP = Struct("=HBBi")  # length, flags, hops, index
 TCA_KIND, TCA_OPTIONS, TCA_STATS2 = 1, 2, 7
 RTEXT_FILTER_SKIP_STATS = 8
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 from functools import cache, cached_property
-from typing import Self, get_args
+from typing import Annotated, Any, Self, get_args
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from testbed.nodes.access_point import AccessPoint
 from testbed.nodes.amt_gateway import AmtGateway
@@ -18,11 +18,23 @@ from testbed.spec import Spec
 from testbed.units import Address, Argv, Host
 
 
-class Route(Spec):
-    """A static route; `via` is an address on a connected network, `to` a network or `default`."""
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else (value,)
 
-    to: Address
-    via: Host
+
+class Route(Spec):
+    """A static route: `to` is a network or `default`, each `via` an address on a connected network."""
+
+    to: Address = Field(description="A network, or `default`")
+    via: Annotated[tuple[Host, ...], BeforeValidator(_listed, json_schema_input_type=Host | list[Host])] = Field(
+        (), max_length=64, description="The next router; a list spreads flows over several"
+    )
+    metric: int | None = Field(None, ge=1, le=2**31 - 1, description="Of routes to one network, the lowest counts")
+    dev: str | None = Field(None, description="The interface; without `via`, the network is on its link")
+
+    def hops(self) -> tuple[str, ...]:
+        """Return the next routers; "" for a network on the link of `dev`."""
+        return self.via or ("",)
 
 
 class Node(Spec):
@@ -35,7 +47,9 @@ class Node(Spec):
     mptcp: Mptcp | None = None
     amt_gateway: AmtGateway | None = None
     amt_relay: AmtRelay | None = None
-    routes: tuple[Route, ...] = Field((), description="Static routes; any here replace the planned ones")
+    routes: tuple[Route, ...] | None = Field(
+        None, description="Static routes in place of the planned ones; an empty list is none"
+    )
     sysctl: dict[str, str | int] = Field(
         {}, description="Kernel parameters of the namespace, such as net.ipv4.tcp_sack"
     )

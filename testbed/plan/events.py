@@ -12,7 +12,7 @@ from testbed.language.topology import WAYS, Event, Readdress
 from testbed.plan.endpoints import change
 from testbed.plan.interfaces import link_addresses
 from testbed.plan.lab import Plan
-from testbed.plan.moments import Moment, driven, link_index, of_event
+from testbed.plan.moments import Moment, driven, link_index, moments, of_event
 from testbed.plan.network import end_of
 from testbed.steps import Configure, Delete, Spawn, Step
 
@@ -53,13 +53,28 @@ def _restored(plan: Plan, ends: list[tuple[str, str]], at: float) -> Iterator[St
     for node, ifname in ends:
         for address in link_addresses(plan.network, node, ifname):
             yield Configure(node, address, at)
+    dead = _down(plan, at)
     found = [
-        (k, Configure(node, request, at))
+        (k, Configure(node, left, at))
         for node in dict.fromkeys(node for node, _ in ends)
         for k, request in plan.requests.get(node, ())
-        if isinstance(request, RouteAdd) and (node, request.dev) in ends
+        if isinstance(request, RouteAdd) and any((node, hop.dev) in ends for hop in request.hops())
+        if (left := request.without(dead.get(node, ()))) is not None
     ]
     yield from (step for _, step in sorted(found, key=lambda pair: pair[0]))
+
+
+def _down(plan: Plan, at: float) -> dict[str, set[str]]:
+    """Return the interfaces of each node whose links are down after the events of a time."""
+    state: dict[int, bool] = {}
+    for m in moments(plan.topology):
+        if m.event.at <= at and m.event.down is not None and m.event.link is not None:
+            n = link_index(plan.topology, m.event.link)
+            state |= {n: m.event.down} if n is not None else {}
+    found: dict[str, set[str]] = {}
+    for node, ifname in (end_of(text) for n, down in state.items() if down for text in plan.topology.links[n].ends):
+        found.setdefault(node, set()).add(ifname)
+    return found
 
 
 def _node_event(plan: Plan, event: Event, name: str) -> Iterator[Step]:
@@ -111,7 +126,8 @@ def _readdressed(plan: Plan, node: str, change: Readdress, at: float) -> Iterato
     version = 6 if ":" in change.add else 4
     mine = [request for _, request in plan.requests.get(node, ())]
     for request in mine:
-        if isinstance(request, RouteAdd) and request.dev == change.interface and request.version() == version:
+        devs = [hop.dev for hop in request.hops()] if isinstance(request, RouteAdd) else []
+        if isinstance(request, RouteAdd) and change.interface in devs and request.version() == version:
             yield Configure(node, request, at)
     # An MPTCP host routes by source: the new address takes the table of the old one.
     own = [i for i in plan.network.interfaces[node] if i.name == change.interface]

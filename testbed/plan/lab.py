@@ -19,6 +19,7 @@ from testbed.nodes.node import rank
 from testbed.plan import interfaces, links, tables, trees
 from testbed.plan.assemble import network
 from testbed.plan.moments import driven, moments
+from testbed.plan.multipath import several
 from testbed.plan.network import Network
 from testbed.steps import LAB, Configure, Request, Run, Step
 
@@ -48,6 +49,7 @@ class Plan(Struct, frozen=True, dict=True):
     def requires(self) -> tuple[Feature, ...]:
         """Return the features that the lab itself needs, without its workloads."""
         found: list[Feature] = [features.VETH] if self.topology.links else []
+        found += [features.MULTIPATH_SEED] if several(self.network) else []
         if 6 in self.network.families and self.topology.links:
             found.append(features.IPV6)
         for node in self.topology.nodes.values():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from ipaddress import ip_address
 from itertools import islice
 
 from msgspec import Struct
@@ -18,7 +17,6 @@ from testbed.drivers.route import MAIN, RouteAdd
 from testbed.nodes.place import Interface
 from testbed.plan.network import Graph, Network
 from testbed.plan.prefixes import NONE, Known, merged
-from testbed.units import interface_of
 
 
 class Hop(Struct, frozen=True):
@@ -120,18 +118,3 @@ def routes(net: Network, node: str, every: Sequence[Known]) -> Iterator[RouteAdd
         if done is None or done[0] is not joined or done[1] != first:  # mostly both families go the same way
             done = joined, first, _found(joined, first, own)
         yield from table(net, nets, first, done[2])
-
-
-def main(net: Network, node: str, every: Sequence[Known]) -> Iterator[RouteAdd]:
-    """Yield the routes of a node's main table, stated or planned."""
-    if stated := net.topology.nodes[node].routes:
-        for route in stated:
-            yield RouteAdd(route.to, _towards(net, node, route.via), route.via)
-    else:
-        yield from routes(net, node, every)
-
-
-def _towards(net: Network, node: str, via: str) -> str:
-    gateway = ip_address(via)
-    pairs = [(i, a) for i in net.interfaces[node] for a in i.addresses]
-    return next(i.name for i, a in pairs if gateway in interface_of(a).network)

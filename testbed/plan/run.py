@@ -15,6 +15,7 @@ from testbed.language.topology import Topology
 from testbed.plan import speed, trees
 from testbed.plan.events import event_steps
 from testbed.plan.lab import Plan
+from testbed.plan.multipath import several
 from testbed.plan.network import Network
 from testbed.steps import AIR, LAB, START, Spawn, Step, Wait, Write
 from testbed.workloads.iperf3 import Iperf3
@@ -23,6 +24,7 @@ from testbed.workloads.place import Task, Workload
 
 _FIRST_PORT = 5201  # iperf3(1)
 _LEAST, _MOST = 1.0, 10.0  # seconds for neighbours to be found
+_FIRST_SOURCE, _SOURCES, _FLOWS = 10240, 256, 88
 _SIGINT = 2
 
 Works = Sequence[tuple[str, Task, Workload]]  # the name of each, what it may know, and itself
@@ -144,9 +146,12 @@ def _workloads(plan: Plan, works: Works) -> Iterator[Step]:
 def tasks(plan: Plan) -> Iterator[tuple[str, Task, Workload]]:
     """Yield the name of each workload, what it may know, and itself."""
     ways = speed.ways(plan.network)
+    spread, address = several(plan.network), partial(reach, plan.network)
     for n, (name, work) in enumerate(plan.topology.workloads.items()):
         way = trees.way(plan.network.trees[name]) if work.multicast is not None else None
-        task = Task(name, _FIRST_PORT + n, partial(reach, plan.network), way, partial(speed.fastest, ways))
+        # Below the ports that the kernel chooses itself (ip_local_port_range), as many for each flow as it may need.
+        source = _FIRST_SOURCE + _SOURCES * (n % _FLOWS) if spread else None
+        task = Task(name, _FIRST_PORT + n, address, way, partial(speed.fastest, ways), source)
         yield name, task, work.workload()
 
 

@@ -17,9 +17,10 @@ from msgspec import Struct
 from testbed.drivers.route import RouteAdd, RuleAdd, Unreachable
 from testbed.nodes.place import Interface
 from testbed.plan.endpoints import opening
+from testbed.plan.multipath import main, spread
 from testbed.plan.network import Graph, Network
 from testbed.plan.prefixes import Known, known
-from testbed.plan.routes import Hop, behind, hops, main, search, table
+from testbed.plan.routes import Hop, behind, hops, search, table
 from testbed.steps import Configure, Step
 
 _FIRST_TABLE = 100
@@ -28,11 +29,12 @@ Requests = Iterator[RuleAdd | RouteAdd | Unreachable]
 
 def steps(net: Network) -> Iterator[Step]:
     """Yield the routes of every node."""
-    static = net.topology.routing == "static"
+    static = net.topology.routing != "none"
     every = [known(net, version) for version in net.families] if static else []
     for name, node in net.topology.nodes.items():
-        for route in main(net, name, every):
-            yield Configure(name, route)
+        own = [Configure(name, route) for route in main(net, name, every)]
+        yield from own
+        yield from spread(net, own)
         for role in node.roles().values() if static else ():
             if (joins := role.joins(net.place(name))) is not None:
                 for request in by_source(net, name, joins | opening(net, name), every):
@@ -144,7 +146,7 @@ def _far(way: _Way, led: set[int], only: Interface | None) -> Iterator[RouteAdd]
     A default route would hide the ways that only other interfaces have: these are in the table as well.
     """
     elsewhere = way.other_hops()
-    planned = not way.net.topology.nodes[way.interface.node].routes
+    planned = way.net.topology.nodes[way.interface.node].routes is None
     beyond = _beyond(way, only) if only is not None else led
     rest: dict[int, int] = {}
     if planned and (way.first or only is not None) and any(h.segment not in led for h in elsewhere):

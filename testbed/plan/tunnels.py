@@ -164,9 +164,10 @@ def _towards(
 def _routed(
     net: Network, node: str, mine: list[Interface], target: Interface, ways: dict[int, str]
 ) -> Iterator[Interface]:
-    if stated := net.topology.nodes[node].routes:
+    if (stated := net.topology.nodes[node].routes) is not None:
         to = ip_address(target.host(4))
-        fits = [(length, via) for r in stated if (length := _covers(r.to, to)) >= 0 and (via := _parsed(r.via))]
+        hops_to = [(r.to, hop) for r in stated for hop in r.via]
+        fits = [(length, via) for r, hop in hops_to if (length := _covers(r, to)) >= 0 and (via := _parsed(hop))]
         for _, via in sorted(fits, key=lambda f: -f[0])[:1]:
             yield from (i for i in mine if any(via in interface_of(a).network for a in i.addresses))
     elif target.segment in ways:
@@ -176,7 +177,7 @@ def _routed(
 def _ways(net: Network, node: str, segments: set[int]) -> dict[int, str]:
     """Return the interface by which planned routes of a node lead to each of these segments, if any do."""
     own = {i.segment for i in net.interfaces[node] if not i.port}
-    if segments <= own or net.topology.nodes[node].routes or net.topology.routing != "static":
+    if segments <= own or net.topology.nodes[node].routes is not None or net.topology.routing == "none":
         return {}
     first = hops(net.graphs[4], _usable(net, node), 4)
     found = search(net.graphs[4], first, own)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Interface, IPv6Interface, ip_address
 
 from testbed.language.document import Fault, Path
+from testbed.nodes.node import Route
+from testbed.nodes.place import Place
 from testbed.plan.network import Network
 from testbed.units import interface_of
 
@@ -28,11 +30,7 @@ def faults(net: Network, doubt: set[str]) -> Iterator[Fault]:
             for path, message in role.faults(place) if not unsure else ():
                 yield ("nodes", name, field, *path), message, ""
         yield from sysctl(node.sysctl, ("nodes", name, "sysctl"))
-        own = [interface_of(a) for i in place.interfaces for a in i.addresses] if node.routes else []
-        for n, route in enumerate(node.routes):
-            field, message = _route(route.to, route.via, None if doubt & {"nodes", "links"} else own)
-            if message:
-                yield ("nodes", name, "routes", n, field), message, ""
+        yield from routes(place, node.routes or (), bool(doubt & {"nodes", "links"}))
 
 
 def sysctl(given: Mapping[str, str | int], at: Path) -> Iterator[Fault]:
@@ -44,18 +42,50 @@ def sysctl(given: Mapping[str, str | int], at: Path) -> Iterator[Fault]:
             yield (*at, name), f"a value has at most {_VALUE} characters, and this has {len(str(value))}", ""
 
 
+def routes(place: Place, stated: Sequence[Route], vague: bool) -> Iterator[Fault]:
+    """Yield what is wrong with the routes of a node; `vague` says that its addresses are not known."""
+    known: dict[tuple[str, str, int | None], int] = {}
+    for n, route in enumerate(stated):
+        at: Path = ("nodes", place.node, "routes", n)
+        if not route.via and route.dev is None:
+            yield at, "a route needs a next router, such as `via: 10.0.1.2`, or the interface `dev`", ""
+        if route.dev is not None and place.interface(route.dev) is None and not vague:
+            yield (*at, "dev"), place.lacks(route.dev), ""
+            continue
+        mine = [i for i in place.interfaces if route.dev in (None, i.name)]
+        own = [interface_of(a) for i in mine for a in i.addresses]
+        if not route.via and route.dev is not None and (problem := _network(route.to)):
+            yield (*at, "to"), problem, ""
+        for k, hop in enumerate(route.via):
+            linked = route.dev is not None and hop.lower().startswith("fe80:")
+            field, message = _route(route.to, hop, None if vague or linked else own)
+            if message:
+                yield (*at, *((field, k) if field == "via" else (field,))), message, ""
+            elif (other := known.setdefault((route.to, hop, route.metric), n)) != n or hop in route.via[:k]:
+                first = f"item {other + 1} of `routes` has it as well" if other != n else "it is named twice"
+                yield (*at, "via", k), f"{route.to} by {hop}: {first}", "each next hop counts once"
+
+
+def _network(to: str) -> str:
+    """Return what is wrong with a destination, "" if it is valid."""
+    try:
+        wanted = None if to == "default" else interface_of(to).network
+    except ValueError:
+        return f"{to!r} is not a network: write `default`, or a network such as 192.0.2.0/24"
+    if wanted is not None and str(wanted) not in (to, f"{to}/{wanted.prefixlen}"):
+        return f"{to} is not the address of a network: write {wanted}"
+    return ""
+
+
 def _route(to: str, via: str, own: list[IPv4Interface | IPv6Interface] | None) -> tuple[str, str]:
     """Return the key and what is wrong with it; `own` are the addresses of the node, None when not known."""
     try:
         gateway = ip_address(via)
     except ValueError:
         return "via", f"{via!r} is not an IP address"
-    try:
-        wanted = None if to == "default" else interface_of(to).network
-    except ValueError:
-        return "to", f"{to!r} is not a network: write `default`, or a network such as 192.0.2.0/24"
-    if wanted is not None and str(wanted) not in (to, f"{to}/{wanted.prefixlen}"):
-        return "to", f"{to} is not the address of a network: write {wanted}"
+    if problem := _network(to):
+        return "to", problem
+    wanted = None if to == "default" else interface_of(to).network
     if wanted is not None and wanted.version != gateway.version:
         return "to", f"{to} and {via} are of different families"
     if own is not None and gateway in [a.ip for a in own]:

@@ -107,6 +107,8 @@ class Iperf3(Spec):
         # iperf3's -b is the rate of each stream, and 0 is no limit.
         words += ["-b", str(max(1, self.rate // self.parallel))] if self.rate is not None else []
         words += ["-l", str(length)] if (length := self._length(task)) is not None else []
+        # Streams send from this port and those after it; with MPTCP that is the first subflow of each.
+        words += ["--cport", str(task.source_port)] if task.source_port is not None else []
         words += ["-R"] if self.reverse else []
         words += ["-C", self.congestion] if self.congestion else []
         name = f"{task.name}.client"

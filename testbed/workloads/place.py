@@ -27,7 +27,8 @@ class Task(Struct, frozen=True):
     """A workload's name, its own port, and the addresses at which nodes reach each other (IP version 4 or 6).
 
     `way` is set for a multicast workload. `fastest` is the rate (bit/s) at which packets can get from one node to
-    another, None where nothing limits it.
+    another, None where nothing limits it. `source_port` is the first of those that a client is to send from, where
+    flows are spread by their ports, else None.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Task(Struct, frozen=True):
     reach: Callable[[str, str, int | None], str]
     way: Way | None = None
     fastest: Callable[[str, str], float | None] = lambda *_: None
+    source_port: int | None = None
 
 
 class Workload(Protocol):

@@ -92,3 +92,47 @@ def test_a_rate_that_changes_every_10_ms_lets_through_what_these_rates_make(
     (first, before), (last, after) = seen[0], seen[-1]
     wanted = sum(rates[int(n / 10)] * 1e6 / 8 / 1000 for n in range(int(first * 1000), int(last * 1000)))
     assert after - before == pytest.approx(wanted, rel=0.01)
+
+
+ECMP = """
+name: events
+nodes: {h: {}, l: {router: {}}, s1: {router: {}}, s2: {router: {}}, m: {router: {}}, d: {}, e: {}}
+routing: ecmp
+links:
+  - {ends: [h:eth0, l:h]}
+  - {name: up, ends: [l:a, s1:a]}
+  - {name: low, ends: [l:b, s2:a]}
+  - {ends: [s1:b, m:a]}
+  - {ends: [s2:b, m:b]}
+  - {ends: [m:d, d:eth0]}
+  - {ends: [m:e, e:eth0]}
+duration: 900ms
+workloads:
+  at0: {command: {node: l, argv: [sh, -c, &asked "ip -j route show default; ip -j -6 route show default"]}}
+  at1: {command: {node: l, argv: [sh, -c, *asked], at: 200ms}}
+  at2: {command: {node: l, argv: [sh, -c, *asked], at: 400ms}}
+  at3: {command: {node: l, argv: [sh, -c, *asked], at: 600ms}}
+  at4: {command: {node: l, argv: [sh, -c, *asked], at: 800ms}}
+events:
+  - {at: 100ms, link: up, down: true, for: 400ms}
+  - {at: 300ms, link: low, down: true, for: 400ms}
+"""
+
+
+def test_next_hops_go_and_come_with_their_links(tmp_path: Path, name: str, need: Need) -> None:
+    need("ipv6", "multipath-seed")
+    folder = run(tmp_path, ECMP, name)
+    seen = []
+    for n in range(5):
+        rows = (folder / f"l/at{n}.command.out").read_text().splitlines()
+        alive = []
+        for route in [route for row in rows for route in json.loads(row)]:
+            hops = route.get("nexthops", [route])
+            alive.append({h["dev"] for h in hops if not {"dead", "linkdown"} & set(h.get("flags", ()))})
+        seen.append(alive)
+    both, low, up = [{"a", "b"}] * 2, [{"b"}] * 2, [{"a"}] * 2
+    assert seen[0] == both
+    assert seen[1] == low
+    assert [s for s in seen[2] if s] == []
+    assert seen[3] == up
+    assert seen[4] == both

@@ -125,6 +125,12 @@ def _multicast_routing(family: int, protocol: int, level: int, what: str) -> Cal
     return check
 
 
+def _multipath_seed() -> str:
+    seed = Path("/proc/sys/net/ipv4/fib_multipath_hash_seed")
+    seed.write_text("1")
+    return f"{seed} took 1"
+
+
 def _mptcp() -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, getattr(socket, "IPPROTO_MPTCP", 262)):
         return "an MPTCP socket opened"
@@ -197,6 +203,7 @@ _PROBES: dict[str, Callable[[], str]] = {
     "tap": _tun(_IFF_TAP, "a TAP interface"),
     **{kind: _qdisc(kind) for kind in (*features.QDISCS, "htb")},
     "nft-mptcp": _nft_mptcp,
+    "multipath-seed": _multipath_seed,
     "mptcp": _mptcp,
     "mptcp-diag": _mptcp_diag,
     "mptcp-kernel-pm": _kernel_path_manager,

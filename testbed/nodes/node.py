@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache, cached_property
 from typing import Annotated, Any, Self, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from testbed.nodes.access_point import AccessPoint
 from testbed.nodes.amt_gateway import AmtGateway
@@ -24,6 +24,8 @@ def _listed(value: Any) -> Any:
 
 class Route(Spec):
     """A static route: `to` is a network or `default`, each `via` an address on a connected network."""
+
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["via"]}, {"required": ["dev"]}]})
 
     to: Address = Field(description="A network, or `default`")
     via: Annotated[tuple[Host, ...], BeforeValidator(_listed, json_schema_input_type=Host | list[Host])] = Field(

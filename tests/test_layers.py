@@ -216,7 +216,7 @@ NAMED = {
     ("plan.events", "access_point"): "the key `mlo_link` of an event is one of that role",
 }
 # What has the name of a role and is none: the next router of a route, and a kind of interface in nl80211.
-OTHERS = {("plan.routes", "router"), ("lab.verbs", "station")}
+OTHERS = {("plan.routes", "router"), ("plan.multipath", "router"), ("lab.verbs", "station")}
 ENGINE = {"language", "loading", "plan", "rules", "report", "runs", "lab", "cli", "results", "machines"}
 
 

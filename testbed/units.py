@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
+from math import isfinite
 from reprlib import repr as shorten
 from typing import Annotated, Any
 
@@ -56,6 +57,16 @@ def time(value: Any) -> float:
     return found
 
 
+def moment(value: Any) -> float:
+    """Read a time of the run, or a length of time in it, into seconds, which need no unit."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and value >= 0:
+        value = f"{value:.9f}s"
+    found = _quantity(value, _TIMES, "time", "15s")
+    if found > 86400:
+        raise ValueError(f"the time {value} is more than a day (86400s)")
+    return found
+
+
 def size(value: Any) -> int:
     """Read a size into bytes; `kb` is 1024 bytes, as in tc(8)."""
     found = round(_quantity(value, _SIZES, "size", "64kb"))
@@ -83,6 +94,11 @@ def percentage(value: Any) -> float:
 def _schema(example: str, units: dict[str, float]) -> WithJsonSchema:
     known = "|".join(units)
     return WithJsonSchema({"type": "string", "pattern": rf"^[0-9]+(\.[0-9]+)?\s*({known})$", "examples": [example]})
+
+
+def _seconds() -> WithJsonSchema:
+    text = {"type": "string", "pattern": rf"^[0-9]+(\.[0-9]+)?\s*({'|'.join(_TIMES)})$"}
+    return WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, text], "examples": ["15s", 15]})
 
 
 def _word(value: str) -> str:
@@ -123,6 +139,7 @@ def _address(value: str) -> str:
 
 Rate = Annotated[int, BeforeValidator(rate), _schema("20mbit", _RATES)]
 Time = Annotated[float, BeforeValidator(time), _schema("15ms", _TIMES)]
+Moment = Annotated[float, BeforeValidator(moment), _seconds()]  # a time or a length in seconds: 15 or 15s
 Size = Annotated[int, BeforeValidator(size), _schema("64kb", _SIZES)]
 Memory = Annotated[int, BeforeValidator(memory), _schema("2gb", _SIZES)]
 Percentage = Annotated[float, BeforeValidator(percentage), _schema("0.1%", _PERCENT)]

@@ -270,7 +270,7 @@ FAULTS: dict[tuple[Any, ...], Any] = {
     ("links", 1, "mtu"): 100,
     ("links", 1, "addresses", 0): "10.9.0.1",
     ("workloads", "bulk", "iperf3", "to"): "t",
-    ("workloads", "rtt", "ping", "interval"): 5,
+    ("workloads", "rtt", "ping", "interval"): "5min",
     ("capture", 0, "snaplen"): 1,
     ("events", 0, "set", "delay"): "9min",
     ("events", 1, "node"): "q",

@@ -10,7 +10,7 @@ from testbed.drivers.tc import DISCIPLINES, DISTRIBUTIONS, FRAME, GilbertElliott
 from testbed.nodes.mptcp import Endpoint
 from testbed.nodes.node import RESTARTING, Node
 from testbed.spec import Spec
-from testbed.units import Address, Argv, Memory, Percentage, Rate, Size, Time
+from testbed.units import Address, Argv, Memory, Moment, Percentage, Rate, Size, Time
 from testbed.workloads.command import Command
 from testbed.workloads.iperf3 import Iperf3
 from testbed.workloads.multicast import Multicast
@@ -177,11 +177,11 @@ class Readdress(Spec):
 class Event(Spec):
     """Something that happens at a time of the run: to a link (`set`, `down`) or at a node."""
 
-    at: Time
-    every: Time | None = Field(None, description="It happens again after each such time, as often as `times` says")
+    at: Moment
+    every: Moment | None = Field(None, description="It happens again after each such time, as often as `times` says")
     times: int | None = Field(None, ge=1, le=10_000, description="How often it happens; until the run ends if left out")
-    for_: Time | None = Field(None, alias="for", description="After this time, `down`, `set` or `remove` is undone")
-    ramp: Time | None = Field(None, description="What `set` changes reaches its value gradually, within this time")
+    for_: Moment | None = Field(None, alias="for", description="After this time, `down`, `set` or `remove` is undone")
+    ramp: Moment | None = Field(None, description="What `set` changes reaches its value gradually, within this time")
     link: str | None = Field(None, description="The link that it happens to: its name, or one of its ends")
     set: Shaping | None = Field(None, description="What changes of the link; null removes it")
     down: bool | None = Field(None, description="The link goes down, or up again")
@@ -208,14 +208,14 @@ class Check(Spec):
     max: float | None = None
     equals: float | None = None
     present: bool | None = None
-    at: Time | None = None
+    at: Moment | None = None
     divide_by: str | None = Field(None, description="Compare metric / this other metric")
 
 
 class Samples(Spec):
     """How often counters are read."""
 
-    every: Time = 0.25
+    every: Moment = 0.25
 
 
 class Resources(Spec):
@@ -246,7 +246,7 @@ class Topology(Spec):
     checks: tuple[Check, ...] = Field((), max_length=10_000)
     resources: Resources = Resources()
     silence: dict[str, str] = Field({}, max_length=100, description="Name of a warning of check -> why it is not given")
-    duration: Time | None = Field(None, description="Length of a run; otherwise until the last workload ends")
+    duration: Moment | None = Field(None, description="Length of a run; otherwise until the last workload ends")
 
     def __hash__(self) -> int:
         return hash(self.name)  # pydantic's fails: some fields are mappings

@@ -9,7 +9,7 @@ from testbed.metrics.measured import Measured
 from testbed.metrics.recorded import Recorded
 from testbed.spec import Spec
 from testbed.steps import Spawn, Step
-from testbed.units import Argv, Time
+from testbed.units import Argv, Moment
 from testbed.workloads.place import Task
 
 
@@ -18,8 +18,8 @@ class Command(Spec):
 
     node: str
     argv: Argv
-    seconds: float = Field(60, gt=0, le=86400, description="It is killed, and the run fails, when it takes longer")
-    at: Time = 0.0
+    seconds: Moment = Field(60, gt=0, description="It is killed, and the run fails, when it takes longer")
+    at: Moment = 0.0
 
     def seconds_long(self) -> float:
         """Return the longest time that the program may run."""

@@ -17,7 +17,7 @@ from testbed.metrics.measured import Measured
 from testbed.metrics.recorded import KIB, Recorded
 from testbed.spec import Spec
 from testbed.steps import START, Spawn, Step, Wait
-from testbed.units import Rate, Size, Time, Word
+from testbed.units import Moment, Rate, Size, Word
 from testbed.workloads.iperf3_report import Said, Side, figures, stalls
 from testbed.workloads.place import STALL, Task
 
@@ -32,8 +32,8 @@ class Iperf3(Spec):
     from_: str = Field(alias="from")
     to: str
     protocol: Literal["tcp", "udp", "mptcp"] = "tcp"
-    seconds: float = Field(10, gt=0, le=86400)
-    at: Time = 0.0
+    seconds: Moment = Field(10, gt=0)
+    at: Moment = 0.0
     parallel: int = Field(1, ge=1, le=128, description="Streams; with MPTCP each is a connection of its own")
     rate: Rate | None = Field(
         None, description="What the sender offers, all streams together; needed for udp, a ceiling otherwise"
@@ -58,7 +58,9 @@ class Iperf3(Spec):
         if self.protocol == "udp" and self.rate is None:
             faults.append(("protocol", "udp needs a `rate`: what the sender offers, such as rate: 5mbit"))
         if self.seconds != int(self.seconds):
-            faults.append(("seconds", "iperf3 runs for whole seconds: write 5, not 5.5"))
+            below = int(self.seconds)
+            cure = f"{below} or {below + 1}" if below else "1"
+            faults.append(("seconds", f"iperf3 runs for whole seconds: write {cure}, not {self.seconds:g}"))
         if self.protocol == "udp" and self.congestion:
             faults.append(("congestion", "udp has no congestion control: leave this out"))
         most = _DATAGRAM if self.protocol == "udp" else _WRITE

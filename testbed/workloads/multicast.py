@@ -20,7 +20,7 @@ from testbed.metrics.recorded import KIB, Count, Recorded
 from testbed.programs.multicast.packets import PACKET, RECORD, SENT, arrivals, sent_times, stream
 from testbed.spec import Spec
 from testbed.steps import Spawn, Step, Wait
-from testbed.units import Host, Rate, Size, Time
+from testbed.units import Host, Moment, Rate, Size
 from testbed.workloads.place import Task
 
 LINGER = 1.0  # seconds that a timed receiver goes on listening after the source's end
@@ -54,8 +54,8 @@ class Receiver(Spec):
 
     node: str
     interface: str | None = Field(None, description="Join on this interface; otherwise on that nearest to the source")
-    at: Time | None = Field(None, description="Join at this time of the run")
-    seconds: float | None = Field(None, gt=0, le=86400, description="Leave this long after `at`")
+    at: Moment | None = Field(None, description="Join at this time of the run")
+    seconds: Moment | None = Field(None, gt=0, description="Leave this long after `at`")
     any_source: bool = Field(False, description="Join (*,G), all sources, instead of (S,G)")
 
 
@@ -69,8 +69,8 @@ class Multicast(Spec):
     receivers: Receivers = Field(min_length=1)
     group: Host
     rate: Rate = Field(description="Of UDP payload")
-    seconds: float = Field(10, gt=0, le=86400)
-    at: Time = 0.0
+    seconds: Moment = Field(10, gt=0)
+    at: Moment = 0.0
     size: Size = Field(1316, description="Bytes of UDP payload of each packet")
     ttl: int = Field(16, ge=1, le=255, description="TTL or hop limit")
     port: int | None = Field(None, ge=1, le=65535, description="UDP port; one of its own when left out")

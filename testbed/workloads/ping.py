@@ -13,7 +13,7 @@ from testbed.metrics.measured import Measured, latencies
 from testbed.metrics.recorded import KIB, MIB, Recorded
 from testbed.spec import Spec
 from testbed.steps import Spawn, Step
-from testbed.units import Size, Time
+from testbed.units import Moment, Size
 from testbed.workloads.place import STALL, Task
 
 _PAYLOAD = 65507  # 65535 minus the headers of IPv4 and ICMP
@@ -31,9 +31,9 @@ class Ping(Spec):
 
     from_: str = Field(alias="from")
     to: str
-    seconds: float = Field(10, gt=0, le=86400)
-    at: Time = 0.0
-    interval: Time = 0.2
+    seconds: Moment = Field(10, gt=0)
+    at: Moment = 0.0
+    interval: Moment = 0.2
     size: Size | None = Field(None, description="Bytes of payload")
     family: Literal["ipv4", "ipv6"] | None = None
     to_interface: str | None = None

@@ -10,7 +10,11 @@ import typer
 
 from testbed.cli.app import app
 from testbed.cli.declared import plain
+from testbed.cli.examples import EXAMPLES
 from testbed.cli.verbs import VERBS, Group, Verb, find
+from tests.kept import Say, say
+
+__all__ = ["say"]
 
 PLAIN = [
     "up a.yaml",
@@ -80,3 +84,25 @@ def _clicks(value: object) -> object:
 def test_what_is_not_plain_is_left_to_typer(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parent.parent)
     assert find(words.split()) is None
+
+
+@pytest.mark.parametrize("words", [(name,) for name, v in VERBS.items() if isinstance(v, Verb) and not v.hidden])
+def test_help_has_each_argument_in_words_and_examples_that_the_verb_takes(words: tuple[str, ...], say: Say) -> None:
+    status, out, _ = say(*words, "-h")
+    assert (status, say(*words, "--help")) == (0, (0, out, ""))
+    body, _, examples = out.partition("Examples:\n")
+    arguments = body.partition("Arguments:\n")[2].partition("Options:")[0]
+    for row in (r for r in arguments.splitlines() if r[2:3].strip()):
+        assert len(row.split()) > 2, f"no words about {row}"
+    for line in EXAMPLES[words[0]]:
+        assert f"  {line}\n" in examples
+        assert line.startswith(f"testbed {words[0]}")
+
+
+def test_a_misspelt_verb_is_suggested_once(say: Say) -> None:
+    assert say("statsu")[2].count("Did you mean 'status'?") == 1
+
+
+def test_every_example_is_of_a_verb() -> None:
+    inner = {name for v in VERBS.values() if isinstance(v, Group) for name in v.verbs}
+    assert set(EXAMPLES) <= {*VERBS, *inner}

@@ -58,8 +58,8 @@ FLOORS: tuple[dict[str, str], ...] = (
     },
     {"runs": "again bring_up case cases invocation older written"},
     {
-        "cli": "app called declared files init inputs labs options places present process program progress requests "
-        "runs screen up verbs"
+        "cli": "app called declared examples files init inputs labs options places present process program progress "
+        "requests runs screen up verbs"
     },
     {"": "__main__ pytest_plugin"},
 )

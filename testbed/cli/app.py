@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from inspect import Signature, signature, unwrap
 from typing import Annotated, Any, NoReturn, get_args, get_type_hints
@@ -19,8 +19,11 @@ from typer.core import TyperCommand
 
 from testbed import __version__
 from testbed.cli.declared import Argument, Option, declared
+from testbed.cli.examples import epilog
 from testbed.cli.process import perform
 from testbed.cli.verbs import VERBS, Verb, find
+
+_HELP: Mapping[str, Any] = {"help_option_names": ["-h", "--help"]}
 
 
 class Command(TyperCommand):
@@ -43,6 +46,7 @@ def app(verb: str = "") -> typer.Typer:
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
+        context_settings=dict(_HELP),
         suggest_commands=not hasattr(click.exceptions, "NoSuchCommand"),  # of click 8.5, which suggests by itself
     )
     made.callback(invoke_without_command=True)(_options)
@@ -58,8 +62,9 @@ def app(verb: str = "") -> typer.Typer:
 
 
 def _register(to: typer.Typer, name: str, verb: Verb) -> None:
-    settings = dict(verb.settings) if verb.settings is not None else None
-    to.command(name=name, cls=Command, hidden=verb.hidden, context_settings=settings)(_typed(verb.function()))
+    settings = {**_HELP, **(verb.settings or {})}
+    made = to.command(name, cls=Command, hidden=verb.hidden, epilog=epilog(name), context_settings=settings)
+    made(_typed(verb.function()))
 
 
 def _typed(function: Callable[..., None]) -> Callable[..., None]:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from testbed.machines.elsewhere import Elsewhere
 
 
+NOT_RUN = 125  # the status of `exec` when no command was run, as env(1) and `docker exec` have it; then 126 and 127
+
+
 def perform(verb: Callable[[], object]) -> NoReturn:
     """Run what a command line asks for; every error ends with its own exit status, told in a sentence."""
     gc.set_threshold(200_000)  # a short life: collecting what imports and plans make costs as much as making it
@@ -69,13 +72,17 @@ def _performed(verb: Callable[[], object]) -> int:
 
 
 def execute(lab: str, node: str, argv: Sequence[str]) -> NoReturn:
-    """Run a command in a node, wherever its lab is; its exit status is this command's."""
+    """Run a command in a node, wherever its lab is; the exit status is the command's, or NOT_RUN."""
     from testbed.lab.enter import enter
 
     words = tuple(argv[1:] if argv[0] == "--" else argv)
-    if (place := place_of(lab)) is not None:
-        raise SystemExit(place.enter(("exec", place.lab, node, "--", *words)))
-    raise SystemExit(enter(lab, node, words))
+    try:
+        if (place := place_of(lab)) is not None:
+            raise SystemExit(place.enter(("exec", place.lab, node, "--", *words)))
+        raise SystemExit(enter(lab, node, words))
+    except TestbedError as e:
+        e.exit_status = e.exit_status if isinstance(e, BugError) else NOT_RUN
+        raise
 
 
 def place_of(lab: str) -> Elsewhere | None:

@@ -146,7 +146,7 @@ workloads:
 def test_the_exit_status_tells_what_kind_of_failure_it_was(tmp_path: Path, name: str) -> None:
     assert testbed("check", str(tmp_path / "none.yaml")).returncode == 2
     assert testbed("down", f"{name}-never").returncode == 3
-    assert testbed("exec", f"{name}-never", "a", "true").returncode == 3
+    assert testbed("exec", f"{name}-never", "a", "true").returncode == 125
     assert testbed("down").returncode == 2
     assert testbed("nonsense").returncode == 2
     refused = tmp_path / "t.yaml"

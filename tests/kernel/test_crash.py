@@ -356,7 +356,7 @@ def test_a_holder_that_is_stopped_is_ended_all_the_same(line: Driver, name: str)
     lab = control.find(name)
     tags = tag(lab)
     os.kill(lab.holder, signal.SIGSTOP)
-    assert line.run("exec", name, "a", "true") == 3
+    assert line.run("exec", name, "a", "true") == 125
     assert f"lab {name}: its holder, process {lab.holder}, does not answer" in line.said()
     lab.down(patience=0.2)
     assert line.remains(name, tags) == {}

@@ -239,10 +239,10 @@ def test_ip_netns_knows_the_nodes(lab: RunningLab) -> None:
 
 def test_a_node_or_a_lab_that_is_not_there_is_named(lab: RunningLab) -> None:
     done = testbed("exec", lab.name, "clientt", "--", "true")
-    assert done.returncode == 3
+    assert done.returncode == 125
     assert f"lab {lab.name}: there is no node clientt (nodes: client, server)" in done.stderr
     done = testbed("exec", f"{lab.name}-never", "client", "--", "true")
-    assert done.returncode == 3
+    assert done.returncode == 125
     assert "no such lab is up" in done.stderr
 
 

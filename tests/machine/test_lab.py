@@ -108,7 +108,7 @@ def test_a_check_that_fails_and_a_node_that_is_not_there(lab: str, tmp_path: Pat
     metrics, _ = results(tmp_path, "two-hosts")
     assert metrics["bulk.goodput_mbps"] == pytest.approx(4.8, rel=0.1)
     assert testbed("report", str(tmp_path / "two-hosts/latest")).returncode == 1
-    assert testbed("exec", lab, "nobody", "--", "true").returncode == 3
+    assert testbed("exec", lab, "nobody", "--", "true").returncode == 125
 
 
 def test_ctrl_c_of_a_run_leaves_nothing(tmp_path: Path, name: str, guests: None) -> None:

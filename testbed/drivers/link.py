@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 
 from testbed.linux import uapi, wire
 from testbed.linux.wire import Message, Space, attr, nest, text, u8, u32
@@ -10,6 +11,8 @@ from testbed.steps import Probe, Request
 
 BRIDGE_PORTS = 1023  # net/bridge/br_private.h: BR_PORT_BITS 10, and port 0 is not used
 MTU = 1500  # a veth's default
+FORWARD_DELAY = 15.0  # s, a bridge's default
+_USER_HZ = 100  # net/bridge/br_netlink.c: clock_t_to_jiffies
 CREATE = wire.NLM_F_CREATE | wire.NLM_F_EXCL
 
 # One queue for each end: with more, veth waits for two RCU grace periods a pair on a machine with two CPUs.
@@ -82,17 +85,23 @@ class BridgeAdd(Request, frozen=True):
     mac: str
     mcast_snooping: bool = False
     stp: bool = False
+    forward_delay: float | None = None  # s in each of the states listening and learning
 
     def __str__(self) -> str:
         words = f"stp_state {int(self.stp)} mcast_snooping {int(self.mcast_snooping)}"
+        words += f" forward_delay {self._ticks()}" if self.forward_delay is not None else ""
         return f"ip link add {self.name} address {self.mac} type bridge {words}"
 
     def encode(self, space: Space) -> Message:
         """Encode."""
         options = u32(uapi.IFLA_BR_STP_STATE, self.stp) + u8(uapi.IFLA_BR_MCAST_SNOOPING, self.mcast_snooping)
+        options += u32(uapi.IFLA_BR_FORWARD_DELAY, self._ticks()) if self.forward_delay is not None else b""
         info = nest(uapi.IFLA_LINKINFO, text(uapi.IFLA_INFO_KIND, "bridge"), nest(uapi.IFLA_INFO_DATA, options))
         body = text(uapi.IFLA_IFNAME, self.name) + _mac(self.mac) + info
         return Message(uapi.RTM_NEWLINK, CREATE, _ifinfo(space.claim(self.name)) + body)
+
+    def _ticks(self) -> int:
+        return round((self.forward_delay or 0) * _USER_HZ)
 
 
 class PortAdd(Request, frozen=True):
@@ -175,6 +184,29 @@ class LinksUp(Probe, frozen=True):
 
     def __str__(self) -> str:
         return f"operstate up: {' '.join(self.names)}"
+
+
+class TreeStands(Probe, frozen=True):
+    """The spanning tree is there: each port of a bridge forwards or blocks, and none listens or learns any more."""
+
+    bridge: str
+
+    def __str__(self) -> str:
+        return f"spanning tree at {self.bridge}"
+
+    def unmet(self, ports: Sequence[tuple[str, int]]) -> str:
+        """Return which of the ports (name, state by if_bridge.h) are still about to forward."""
+        names = {1: "listening", 2: "learning"}
+        return " ".join(f"{name} is {names[state]}" for name, state in ports if state in names)
+
+
+@wire.decoder
+def parse_port(entry: bytes) -> tuple[str, int]:
+    """Return the name and the state of a port of a bridge, of a dump for AF_BRIDGE; of other interfaces the state 0."""
+    fields = wire.attributes(entry, uapi.IFINFOMSG.size)
+    info = wire.attributes(fields[uapi.IFLA_PROTINFO]) if uapi.IFLA_PROTINFO in fields else {}
+    state = info.get(uapi.IFLA_BRPORT_STATE, b"\0")[0]
+    return fields[uapi.IFLA_IFNAME].rstrip(b"\0").decode(), state
 
 
 class Silence(Probe, frozen=True):

@@ -20,6 +20,9 @@ def holds(probe: Probe, space: Namespace, home: int, folder: Path) -> str:
         case link.LinksUp(names):
             down = [n for n in names if not netlink.running(space.route, n)]
             return f"not up: {' '.join(down)}" if down else ""
+        case link.TreeStands():
+            asked = uapi.IFINFOMSG.pack(uapi.AF_BRIDGE, 0, 0, 0, 0)
+            return probe.unmet([*map(link.parse_port, netlink.dump(space.route, uapi.RTM_GETLINK, asked))])
         case amt.RelayFound(name):
             found = filter(None, map(amt.parse_link, netlink.link_entries(space.route)))
             return probe.unmet(next((a for a in found if a.name == name), None))

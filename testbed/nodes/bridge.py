@@ -10,7 +10,7 @@ from testbed.features import BRIDGE, Feature
 from testbed.nodes.place import Place, misnamed
 from testbed.nodes.role import Brought, Role, Switch
 from testbed.steps import Configure, Step
-from testbed.units import Address
+from testbed.units import Address, Time
 
 
 class Bridge(Role):
@@ -19,7 +19,10 @@ class Bridge(Role):
     name: str = Field("br0", description="The bridge's own interface name")
     ports: tuple[str, ...] | None = Field(None, description="Interfaces that are ports; all when left out")
     mcast_snooping: bool = Field(False, description="IGMP and MLD snooping")
-    stp: bool = Field(False, description="Spanning tree protocol (IEEE 802.1D)")
+    stp: bool = Field(False, description="Spanning tree protocol (IEEE 802.1D); `up` waits until ports forward")
+    forward_delay: Time | None = Field(
+        None, description="With stp: how long a port listens, and again how long it learns, before it forwards; 15s"
+    )
     addresses: tuple[Address, ...] | None = Field(
         None, description="Of the bridge itself; planned where the node is a router too"
     )
@@ -40,6 +43,10 @@ class Bridge(Role):
                 f"{place.node} has {count} ports, but a Linux bridge takes at most {BRIDGE_PORTS}: use several "
                 "bridges, with routers between them",
             )
+        if self.forward_delay is not None and not self.stp:
+            yield ("forward_delay",), "a port waits only for the spanning tree: add `stp: true`, or leave this out"
+        elif self.forward_delay is not None and not 2 <= self.forward_delay <= 30:
+            yield ("forward_delay",), f"it must be from 2s to 30s (IEEE 802.1D), and not {self.forward_delay:g}s"
         if problem := misnamed(self.name):
             yield ("name",), problem
         if any(i.name == self.name and i.kind != "bridge" for i in place.interfaces):
@@ -52,7 +59,7 @@ class Bridge(Role):
 
     def switch(self) -> Switch:
         """Return the switch: the plan makes it together with links, whose order decides the speed."""
-        return Switch(self.name, self.ports, self.mcast_snooping, self.stp)
+        return Switch(self.name, self.ports, self.mcast_snooping, self.stp, self.forward_delay)
 
     def first(self, place: Place) -> Iterator[Step]:
         """Yield one write before its ports exist: a switch port has no addresses and sends nothing of its own."""

@@ -43,6 +43,7 @@ class Switch(Struct, frozen=True):
     ports: tuple[str, ...] | None
     mcast_snooping: bool
     stp: bool
+    forward_delay: float | None = None  # s
 
     def takes(self, ifname: str) -> bool:
         """Say whether an interface of the node is a port."""

@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from testbed.drivers import tc
-from testbed.drivers.link import (
-    BridgeAdd,
-    LinksUp,
-    PortAdd,
-    VethAdd,
-)
+from testbed.drivers.link import FORWARD_DELAY, BridgeAdd, LinksUp, PortAdd, TreeStands, VethAdd
 from testbed.language.topology import WAYS, Link
 from testbed.nodes.place import Interface
 from testbed.plan.addresses import mac
 from testbed.plan.moments import driven
 from testbed.plan.network import Network, end_of
-from testbed.steps import Configure, Step, Wait
+from testbed.steps import START, Configure, Step, Wait
 
 
 def made(net: Network) -> Iterator[Step]:
@@ -25,7 +20,7 @@ def made(net: Network) -> Iterator[Step]:
     for name, switch in net.switches.items():
         own = next((i.mac for i in net.interfaces[name] if i.kind == "bridge"), "")
         address = own or mac(name, switch.name, taken)
-        yield Configure(name, BridgeAdd(switch.name, address, switch.mcast_snooping, switch.stp))
+        yield Configure(name, BridgeAdd(switch.name, address, switch.mcast_snooping, switch.stp, switch.forward_delay))
     by_maker: dict[str, list[Step]] = {}
     ports: list[Step] = []
     for link in net.topology.links:
@@ -73,3 +68,7 @@ def waits(net: Network) -> Iterator[Step]:
             first.setdefault(end.node, []).append(end.name)
     for node, names in first.items():
         yield Wait(node, LinksUp(tuple(names)))
+    for node, switch in net.switches.items():
+        if switch.stp:
+            delay = switch.forward_delay if switch.forward_delay is not None else FORWARD_DELAY
+            yield Wait(node, TreeStands(switch.name), 2 * delay + START)

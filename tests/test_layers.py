@@ -27,10 +27,10 @@ FLOORS: tuple[dict[str, str], ...] = (
     {
         "programs": "",
         "programs.multicast": "packets receiver sender",
-        "programs.sampler": "air counters main neighbours taps wlans",
+        "programs.sampler": "air counters main neighbours subflows taps wlans",
         "nodes": "access_point amt_gateway amt_relay bridge mptcp node place role router station",
     },
-    {"metrics": "bounds measured nodes reception recorded records table wifi"},
+    {"metrics": "bounds measured nodes owners paths reception recorded records table wifi"},
     {"workloads": "command iperf3 iperf3_report multicast ping place"},
     {"language": "document effective experiment explain files overlay parsing schema sound syntax topology writing"},
     {

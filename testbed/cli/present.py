@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from typing import TYPE_CHECKING
 
 from testbed.plain import line
@@ -209,13 +209,42 @@ def _subflows(found: Report) -> Iterator[tuple[str, ...]]:
         if not mark or field != "bytes_received":
             continue
         sent = found.metrics[f"{node}.subflow.{ifname}.bytes_acked"].value
-        if not (metric.value or sent) or not found.seconds:
+        whole = _ran(found, node) or _moved(found, f"{node}.subflow.{ifname}")
+        if not (metric.value or sent) or not whole:
             continue
         rates = [
-            f"{way} {8e-6 * size / found.seconds:.3f} Mbit/s" for way, size in (("in", metric.value), ("out", sent))
+            f"{way} {8e-6 * size / (_ran(found, node, way) or whole):.3f} Mbit/s"
+            for way, size in (("in", metric.value), ("out", sent))
         ]
         rtt = found.metrics.get(f"{node}.subflow.{ifname}.rtt_p50_ms")
         yield (f"  {node}.{ifname}", *rates, f"rtt {rtt.value:.1f} ms" if rtt is not None else "")
+
+
+def _ran(found: Report, node: str, way: str = "") -> float:
+    """Return for how many seconds MPTCP flows of a node ran, also of one way; those at the same time count once."""
+    total = end = 0.0
+    flows = [
+        (name, w.iperf3) for name, w in found.topology.workloads.items() if w.iperf3 and w.iperf3.protocol == "mptcp"
+    ]
+    spans = []
+    for name, flow in flows:
+        seconds, start = (found.metrics.get(f"{name}.{key}") for key in ("seconds", "start_s"))
+        source, sink = (flow.to, flow.from_) if flow.reverse else (flow.from_, flow.to)
+        if node in {"in": (sink,), "out": (source,), "": (sink, source)}[way] and seconds is not None:
+            began = flow.at if start is None else start.value
+            spans.append((began, began + seconds.value))
+    for began, ended in sorted(spans):
+        total += max(0.0, ended - max(began, end))
+        end = max(end, ended)
+    return total
+
+
+def _moved(found: Report, base: str) -> float:
+    """Return for how many seconds subflows carried something, to the length of a sample."""
+    series = [found.metrics[f"{base}.{key}"].series for key in ("bytes_received", "bytes_acked")]
+    both = [(t, a + b) for (t, a), (_, b) in zip(*series, strict=True)]
+    grown = [(a[0], b[0]) for a, b in pairwise(both) if b[1] > a[1]]
+    return grown[-1][1] - grown[0][0] if grown else 0.0
 
 
 def _links(found: Report) -> Iterator[tuple[str, ...]]:

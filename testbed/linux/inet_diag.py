@@ -6,9 +6,11 @@ Sources: include/uapi/linux/inet_diag.h, tcp.h (struct tcp_info), mptcp.h.
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 import sys
+from collections.abc import Iterator
 from ipaddress import ip_address
 
 from msgspec import Struct
@@ -31,7 +33,10 @@ _BACKUP = uapi.MPTCP_SUBFLOW_FLAG_BKUP_REM | uapi.MPTCP_SUBFLOW_FLAG_BKUP_LOC
 
 
 class Subflow(Struct, frozen=True):
-    """One TCP socket of an MPTCP connection; times in milliseconds, counts in bytes and segments."""
+    """One TCP socket of an MPTCP connection; times in milliseconds, counts in bytes and segments.
+
+    `mss` is the payload of a full segment, `unacked` are segments on the way, `dsack_dups` those that arrived twice.
+    """
 
     token: int
     local: str
@@ -48,6 +53,15 @@ class Subflow(Struct, frozen=True):
     bytes_sent: int
     bytes_acked: int
     bytes_received: int
+    mss: int = 0
+    unacked: int = 0
+    dsack_dups: int = 0
+    bytes_retrans: int = 0
+
+    @property
+    def ends(self) -> tuple[str, int, str, int]:
+        """Return both addresses and ports."""
+        return self.local, self.local_port, self.remote, self.remote_port
 
 
 def _request(family: int, protocol: int) -> bytes:
@@ -86,13 +100,40 @@ def abort(sock: socket.socket) -> None:
             netlink.transact(sock, [wire.Message(uapi.SOCK_DESTROY, 0, body)])
 
 
+def listen() -> socket.socket:
+    """Open a socket in this process's namespace that is told of each TCP socket that ends (ss -E)."""
+    sock = netlink.connect(wire.NETLINK_SOCK_DIAG)
+    sock.bind((0, 0))  # one without a port number of its own hears nothing
+    for group in (uapi.SKNLGRP_INET_TCP_DESTROY, uapi.SKNLGRP_INET6_TCP_DESTROY):
+        sock.setsockopt(uapi.SOL_NETLINK, uapi.NETLINK_ADD_MEMBERSHIP, group)
+    sock.setblocking(False)
+    return sock
+
+
+def ended(sock: socket.socket) -> Iterator[Subflow]:
+    """Yield the TCP sockets that have ended, with their last counters; the kernel no longer says whose they were."""
+    while True:
+        try:
+            data = sock.recv(1 << 16)
+        except BlockingIOError:
+            return
+        except OSError as e:
+            if e.errno != errno.ENOBUFS:
+                raise
+            continue  # the kernel had more to say than the socket has room for
+        for _, _, _, entry in wire.messages(data):
+            if (found := _subflow(entry, plain=True)) is not None:
+                yield found
+
+
 @wire.decoder
-def _subflow(entry: bytes) -> Subflow | None:
+def _subflow(entry: bytes, plain: bool = False) -> Subflow | None:
+    """Decode a TCP socket; None for one that is no subflow, unless also `plain` ones are asked for."""
     fields = wire.attributes(entry, uapi.INET_DIAG_MSG.size)
     ulp = wire.attributes(fields.get(uapi.INET_DIAG_ULP_INFO, b""))
-    if uapi.INET_ULP_INFO_MPTCP not in ulp or uapi.INET_DIAG_INFO not in fields:
+    if uapi.INET_DIAG_INFO not in fields or not (plain or uapi.INET_ULP_INFO_MPTCP in ulp):
         return None
-    mptcp = wire.attributes(ulp[uapi.INET_ULP_INFO_MPTCP])
+    mptcp = wire.attributes(ulp.get(uapi.INET_ULP_INFO_MPTCP, b""))
     info = fields[uapi.INET_DIAG_INFO].ljust(248, b"\0")  # older kernels tell less
     family, state, _, _, identity, *_ = uapi.INET_DIAG_MSG.unpack_from(entry)
     local_port, remote_port, local, remote = struct.unpack_from("!HH16s16s", identity)  # struct inet_diag_sockid
@@ -113,6 +154,10 @@ def _subflow(entry: bytes) -> Subflow | None:
         bytes_sent=struct.unpack_from("=Q", info, uapi.TCPI_BYTES_SENT)[0],
         bytes_acked=struct.unpack_from("=Q", info, uapi.TCPI_BYTES_ACKED)[0],
         bytes_received=struct.unpack_from("=Q", info, uapi.TCPI_BYTES_RECEIVED)[0],
+        mss=struct.unpack_from("=I", info, uapi.TCPI_SND_MSS)[0],
+        unacked=struct.unpack_from("=I", info, uapi.TCPI_UNACKED)[0],
+        bytes_retrans=struct.unpack_from("=Q", info, uapi.TCPI_BYTES_RETRANS)[0],
+        dsack_dups=struct.unpack_from("=I", info, uapi.TCPI_DSACK_DUPS)[0],
     )
 
 

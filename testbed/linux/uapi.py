@@ -63,6 +63,7 @@ TCA_STATS_BASIC, TCA_STATS_QUEUE = 1, 3
 
 # sock_diag.h, inet_diag.h, unix_diag.h
 SOCK_DIAG_BY_FAMILY, SOCK_DESTROY = 20, 21
+SKNLGRP_INET_TCP_DESTROY, SKNLGRP_INET6_TCP_DESTROY = 1, 3
 INET_DIAG_REQ_V2 = Struct("=BBBxI48s")  # family, protocol, extensions, states, identity
 INET_DIAG_MSG = Struct("=4B48s5I")  # family, state, timer, retransmits, identity, counts
 INET_DIAG_INFO, INET_DIAG_ULP_INFO, INET_ULP_INFO_MPTCP = 2, 19, 3
@@ -72,6 +73,7 @@ UNIX_DIAG_MSG = Struct("=BBBxI8s")  # family, type, state, inode, cookie
 UNIX_DIAG_NAME, UNIX_DIAG_UID, UDIAG_SHOW_NAME, UDIAG_SHOW_UID = 0, 7, 0x1, 0x40
 
 # tcp.h: offsets in struct tcp_info, and the states of netinet/tcp.h
+TCPI_SND_MSS, TCPI_UNACKED, TCPI_BYTES_RETRANS, TCPI_DSACK_DUPS = 16, 24, 208, 216
 TCPI_RTT, TCPI_SND_CWND, TCPI_TOTAL_RETRANS = 68, 80, 100
 TCPI_BYTES_ACKED, TCPI_BYTES_RECEIVED, TCPI_BYTES_SENT = 120, 128, 200
 TCP_ESTABLISHED, TCP_SYN_SENT, TCP_SYN_RECV, TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_TIME_WAIT = range(1, 7)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from math import fsum
 from typing import TypeVar
 
-from testbed.metrics.measured import Measured, percentile
+from testbed.metrics.measured import Measured
 from testbed.metrics.recorded import Stamped
-from testbed.metrics.records import Counters, Machine, Sample, Subflow
-from testbed.metrics.table import COUNTER, metric_of, unit
+from testbed.metrics.records import Counters, Machine, Sample
+from testbed.metrics.table import metric_of, unit
 
 T = TypeVar("T", bound=Stamped)
 Series = tuple[tuple[float, float], ...]
@@ -22,8 +21,6 @@ _CAPTURED = re.compile(
 )
 _RATES = (("rx_bytes", "rx_mbps"), ("tx_bytes", "tx_mbps"))
 _QUEUE = ("drops", "overlimits")
-_RTT = "rtt_p50_ms"
-_SUBFLOW = ("bytes_sent", "bytes_acked", "bytes_received", "retransmits")
 
 
 def interfaces(node: str, rows: Sequence[Sample], origin: float) -> dict[str, Measured]:
@@ -33,8 +30,8 @@ def interfaces(node: str, rows: Sequence[Sample], origin: float) -> dict[str, Me
     if not during:
         return figures
     times = [r.t - origin for r in during]
-    queues = [_queues(r) for r in during]
-    queued = {dev for row in queues for dev in row}
+    held = [queues(r) for r in during]
+    queued = {dev for row in held for dev in row}
     for ifname, first in during[0].interfaces.items():
         seen = [(t, r.interfaces[ifname]) for t, r in zip(times, during, strict=True) if ifname in r.interfaces]
         for counter in Counters.__struct_fields__:
@@ -54,7 +51,7 @@ def interfaces(node: str, rows: Sequence[Sample], origin: float) -> dict[str, Me
                 )
         if ifname in queued:
             for n, name in enumerate(_QUEUE):
-                sums = [row.get(ifname, _NONE)[n] for row in queues]
+                sums = [row.get(ifname, _NONE)[n] for row in held]
                 series = tuple((t, float(v - sums[0])) for t, v in zip(times, sums, strict=True))
                 key = f"qdisc_{name}"
                 figures[f"{node}.{ifname}.{key}"] = Measured(series[-1][1], unit("interface", key), series)
@@ -64,7 +61,7 @@ def interfaces(node: str, rows: Sequence[Sample], origin: float) -> dict[str, Me
 _NONE = (0, 0)
 
 
-def _queues(row: Sample) -> dict[str, tuple[int, int]]:
+def queues(row: Sample) -> dict[str, tuple[int, int]]:
     """Return the drops and overlimits of all queue disciplines of each interface."""
     figures: dict[str, tuple[int, int]] = {}
     for q in row.qdiscs:
@@ -76,55 +73,6 @@ def _queues(row: Sample) -> dict[str, tuple[int, int]]:
 def since(rows: Sequence[T], origin: float) -> Sequence[T]:
     """Return the samples of the run in the order of time, starting with the last one before t = 0."""
     return rows[max(0, bisect_right(rows, origin, key=lambda r: r.t) - 1) :]
-
-
-def mptcp(node: str, owner: Mapping[str, str], rows: Sequence[Sample], origin: float) -> dict[str, Measured]:
-    """Return MPTCP counters, subflows of a connection at once, and bytes by the interface of a subflow's address.
-
-    `owner` is the interface of each address of the node.
-    """
-    during = since(rows, origin)
-    if not during or during[0].mib is None:
-        return {}
-    figures = {}
-    times = [r.t - origin for r in during]
-    for counter, first in during[0].mib.items():
-        gauge = counter == "MPCurrEstab"
-        values = [(t, r.mib[counter]) for t, r in zip(times, during, strict=True) if r.mib and counter in r.mib]
-        series = tuple((t, float(v - (0 if gauge else first))) for t, v in values)
-        value = max(v for _, v in series) if gauge else series[-1][1]
-        figures[f"{node}.mptcp.{counter}"] = Measured(value, unit("mptcp", "MPCurrEstab" if gauge else COUNTER), series)
-    counts = tuple((t, _most(r.subflows)) for t, r in zip(times, during, strict=True))
-    figures[f"{node}.mptcp.subflows"] = Measured(
-        max(c for _, c in counts), unit("mptcp", "subflows"), counts, "most of one connection at once"
-    )
-    latest: dict[tuple[object, ...], Subflow] = {}
-    sums = {(ifname, name): 0 for ifname in owner.values() for name in _SUBFLOW}
-    series_of: dict[tuple[str, str], list[tuple[float, float]]] = {key: [] for key in sums}
-    rtts: dict[str, list[float]] = {}
-    for t, row in zip(times, during, strict=True):
-        for s in row.subflows:
-            key = (s.token, s.local, s.local_port, s.remote, s.remote_port)
-            before, latest[key] = latest.get(key), s
-            # The RTT of an idle connection, such as iperf3's control connection, is outdated.
-            if s.rtt_ms and (before is None or before.bytes_acked != s.bytes_acked):
-                rtts.setdefault(owner.get(s.local, s.local), []).append(s.rtt_ms)
-            if (ifname := owner.get(s.local)) is not None:
-                for name in _SUBFLOW:
-                    sums[ifname, name] += getattr(s, name) - (getattr(before, name) if before is not None else 0)
-        for into, total in sums.items():
-            series_of[into].append((t, float(total)))
-    for (ifname, name), points in series_of.items():
-        figures[f"{node}.subflow.{ifname}.{name}"] = Measured(
-            points[-1][1], unit("subflow", name), tuple(points), "payload" if name.startswith("bytes") else ""
-        )
-    for ifname, measured in rtts.items():
-        figures[f"{node}.subflow.{ifname}.{_RTT}"] = Measured(percentile(measured, 0.5), unit("subflow", _RTT))
-    return figures
-
-
-def _most(subflows: Sequence[Subflow]) -> float:
-    return float(max(Counter(s.token for s in subflows if s.state != "SYN_SENT").values(), default=0))
 
 
 def counted(node: str, rows: Sequence[Sample], origin: float) -> dict[str, Measured]:

@@ -119,6 +119,11 @@ class Subflow(Struct, frozen=True, gc=False):
     bytes_acked: Count
     bytes_received: Count
     retransmits: Count
+    cwnd: Count = 0
+    mss: Count = 0
+    unacked: Count = 0
+    dsack_dups: Count = 0
+    bytes_retrans: Count = 0
 
 
 class WlanLink(Struct, frozen=True, gc=False):
@@ -141,6 +146,7 @@ class Wlan(Struct, frozen=True):
 class Sample(Struct, frozen=True):
     """A line of NODE/samples.jsonl; an MPTCP host has `mib` and `subflows`, a node with radios `wlans`.
 
+    `closed` are subflows that ended since the sample before, `addresses` those of each interface.
     A node that receives datagrams has `udp`: RcvbufErrors of /proc/net/snmp and snmp6. `roles` has what roles count.
     """
 
@@ -149,6 +155,8 @@ class Sample(Struct, frozen=True):
     qdiscs: list[Qdisc]
     mib: Annotated[dict[Word, Count], Meta(max_length=1000)] | None = None
     subflows: list[Subflow] = []
+    closed: list[Subflow] = []
+    addresses: dict[Ifname, Annotated[list[Word], Meta(max_length=1000)]] = {}
     wlans: dict[Ifname, Wlan] | None = None
     udp: Count | None = None
     roles: Annotated[dict[Word, Annotated[dict[Word, Count], Meta(max_length=1000)]], Meta(max_length=100)] = {}

@@ -41,7 +41,7 @@ class Mptcp(Role):
     """Path manager, limits, endpoints and the net.mptcp sysctls of one host."""
 
     called: ClassVar[str] = "an MPTCP host"
-    figures: ClassVar[tuple[str, ...]] = ("subflow",)
+    figures: ClassVar[tuple[str, ...]] = ("subflow", "path")
 
     limits: Limits = Field(default_factory=Limits)
     endpoints: tuple[Endpoint, ...] = Field(())

@@ -28,7 +28,8 @@ class Change(Struct, frozen=True):
 def change(net: Network, event: Event) -> Change:
     """Return what an event with an `endpoint` does."""
     assert event.node is not None
-    return next(found for known, found in _changes(net.topology)[event.node, event.at] if known == event)
+    every = _changes(net.topology).get((event.node, event.at), ())
+    return next((found for known, found in every if known == event), Change())
 
 
 def opening(net: Network, name: str) -> frozenset[str]:

@@ -16,9 +16,10 @@ from testbed.language.effective import resolved
 from testbed.language.topology import Check, Topology
 from testbed.linux.kernel_log import kernel_faults
 from testbed.metrics import nodes as derive
-from testbed.metrics import table
+from testbed.metrics import paths, table
 from testbed.metrics import wifi as links
 from testbed.metrics.measured import Measured
+from testbed.metrics.owners import owners
 from testbed.metrics.recorded import KIB, MIB, Recorded
 from testbed.metrics.records import Air, Format, Machine, Manifest, Planned, Run, Sample, Told
 from testbed.plain import shown
@@ -97,19 +98,23 @@ def report(path: Path, instead: Path | None = None) -> Report:
         folder.rows("air.jsonl", Air, every, _line(topology, AIR), "frames by link are missing") if planned.air else []
     )
     told: dict[str, list[Told]] = {}
+    hosts: dict[str, list[Sample]] = {}  # MPTCP's
     udp: dict[str, int] = {}
     for name in topology.nodes:
-        interfaces = planned.interfaces.get(name, {})
-        owner = {host: ifname for ifname, hosts in interfaces.items() for host in hosts}
-        rows = _samples(folder, topology, name, len(interfaces))
-        metrics |= derive.interfaces(name, rows, origin) | derive.mptcp(name, owner, rows, origin)
+        rows = _samples(folder, topology, name, len(planned.interfaces.get(name, {})))
+        metrics |= derive.interfaces(name, rows, origin)
         metrics |= derive.counted(name, rows, origin)
+        if any(r.mib is not None for r in rows[:1]):
+            hosts[name] = rows
         udp[name] = derive.datagrams(rows, origin)
         if (wlans := planned.wlans.get(name)) is not None:
             told[name] = folder.rows(
                 f"{name}/wlan-events.jsonl", Told, 0.0, 4 * KIB, f"events of {name} are missing", 1000
             )
             metrics |= links.wlans(wlans, name, rows, told[name], air, origin)
+    owned, ends = owners(planned.interfaces, hosts), paths.endings(hosts.values())
+    for name, rows in hosts.items():
+        metrics |= paths.mptcp(name, rows, origin, owned, ends)
     for node, ifname in planned.captured:
         log = f"{ifname}.dumpcap.log" if node == AIR else f"{node}/{ifname}.dumpcap.log"
         metrics |= derive.captures(node, folder.text(log, MIB, "what the capture missed is not known"))

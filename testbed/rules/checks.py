@@ -16,7 +16,7 @@ from testbed.rules.fault import Written, there_are
 from testbed.rules.names import MACHINE
 
 _NAME = 255  # characters of a metric's
-_METRIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.[A-Za-z0-9_.%@+-]+")
+_METRIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.[A-Za-z0-9_.%@+/:-]+")
 
 
 def faults(topology: Topology, net: Network, written: Written, doubt: set[str]) -> Iterator[Fault]:
@@ -85,6 +85,9 @@ def _node_metric(net: Network, node: str, rest: str, at: Path) -> Iterator[Fault
                 yield at, f"{role} has no metric {figure!r}", suggest(figure, known) or there_are(known)
             return
         rest = figure
+    if owner == "path":
+        yield from _path(net, node, rest, at)
+        return
     ends = net.devices_of.get(node, ())
     ifname = max((i for i in ends if rest.startswith(f"{i}.")), key=len, default="")
     if not ifname:
@@ -97,3 +100,22 @@ def _node_metric(net: Network, node: str, rest: str, at: Path) -> Iterator[Fault
         known = (*known, *table.names("wlan"), *links)
     if counter not in known:
         yield at, f"there is no counter {counter!r}", suggest(counter, known) or there_are(known)
+
+
+def _path(net: Network, node: str, rest: str, at: Path) -> Iterator[Fault]:
+    """Yield what is wrong with IFNAME/PEER:IFNAME.METRIC, a figure of a path."""
+    way, _, figure = rest.rpartition(".")
+    ifname, slash, far = way.partition("/")
+    peer, colon, end = far.partition(":")
+    if not (slash and colon):
+        example = f"{node}.path.eth0/server:eth1.bytes_sent"
+        yield at, f"{rest!r} is not a figure of a path: name both ends, as in {example}", ""
+        return
+    for owner, name in ((node, ifname), (peer, end)):
+        if owner not in net.topology.nodes:
+            nodes = list(net.topology.nodes)
+            yield at, f"there is no node {owner!r}", suggest(owner, nodes) or there_are(nodes)
+        elif name not in (ends := net.devices_of.get(owner, ())):
+            yield at, f"{owner} has no interface {name!r}", suggest(name, ends) or there_are(ends)
+    if figure not in (known := table.names("path")):
+        yield at, f"a path has no metric {figure!r}", suggest(figure, known) or there_are(known)

@@ -15,20 +15,21 @@ import struct
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from msgspec import Struct
-from msgspec.structs import asdict, replace
+from msgspec.structs import replace
 
 from testbed.drivers import nl80211
 from testbed.linux import calls as linux
 from testbed.linux import netlink, uapi, wire
-from testbed.linux.inet_diag import subflows
-from testbed.programs.sampler import air, counters, neighbours, taps
+from testbed.programs.sampler import air, counters, neighbours, subflows, taps
 from testbed.programs.sampler import wlans as state
 
 _STATS = struct.Struct("=8Q")  # the head of struct rtnl_link_stats64 (if_link.h)
+_LOOK, _SHARE = 0.02, 40  # s between two looks at subflows, which take at most one second in 40 of a processor
 _CLOSE = 1e-3  # seconds between two clocks that count as read at once
 _COUNTERS = (
     "rx_packets",
@@ -46,7 +47,6 @@ class Node(Struct, frozen=True):
     """The open files and sockets of one node, and the files to write to."""
 
     route: socket.socket
-    diag: socket.socket | None
     netstat: int
     out: TextIO
     wlan: socket.socket | None = None  # for requests to nl80211
@@ -58,6 +58,7 @@ class Node(Struct, frozen=True):
     tap: taps.Tap | None = None
     begun: TextIO | None = None  # flows that the tap has seen
     asking: neighbours.Asking | None = None
+    host: subflows.Subflows | None = None  # of MPTCP
 
 
 def main(words: Sequence[str]) -> None:
@@ -71,6 +72,8 @@ def main(words: Sequence[str]) -> None:
     ended, end = os.pipe2(os.O_NONBLOCK)
     signal.set_wakeup_fd(end)
     signal.signal(signal.SIGTERM, lambda *_: None)
+    with suppress(PermissionError):  # as root: it uses little time, and is to look in time also while others use it all
+        os.nice(-10)
     ears = [air.hear(ifname, freq) for ifname, freq in asked["air"].items()]
     nodes = {name: _open(name, extras, asked) for name, extras in asked["nodes"].items()}
     if asking := {name: n.asking for name, n in nodes.items() if n.asking is not None}:
@@ -97,7 +100,7 @@ def main(words: Sequence[str]) -> None:
     while going:
         before = tick(before)
         due = max(due + asked["every"], time.monotonic())
-        going = _pause(ended, told, due)
+        going = _pause(ended, told, [n.host for n in nodes.values() if n.host is not None], due)
     tick(before)
 
 
@@ -126,15 +129,23 @@ def _read(fd: int) -> str:
     return content.decode()
 
 
-def _pause(ended: int, told: dict[socket.socket, Node], due: float) -> bool:
-    """Wait for the next tick, and record events of nl80211 meanwhile; return False when this is to end."""
+def _pause(ended: int, told: dict[socket.socket, Node], hosts: list[subflows.Subflows], due: float) -> bool:
+    """Wait for the next tick, and record events of nl80211 and subflows meanwhile; return False when this is to end."""
     waiting = select.poll()  # select() knows no descriptor above 1023
     waiting.register(ended, select.POLLIN)
     sources = {sock.fileno(): sock for sock in told}
     for fd in sources:
         waiting.register(fd, select.POLLIN)
+    look = time.monotonic() + _LOOK
     while True:
-        ready = [fd for fd, _ in waiting.poll(max(0.0, due - time.monotonic()) * 1000)]
+        until = min(due, look) if any(h.live for h in hosts) else due
+        ready = [fd for fd, _ in waiting.poll(max(0.0, until - time.monotonic()) * 1000)]
+        if not ready and (began := time.monotonic()) < due:
+            busy = time.process_time()
+            for host in hosts:
+                subflows.look(host)
+            look = began + max(_LOOK, _SHARE * (time.process_time() - busy))
+            continue
         moment = _moment()
         for fd in ready:
             if (sock := sources.get(fd)) in told and sock is not None:
@@ -171,7 +182,6 @@ def _open(name: str, extras: list[str], asked: dict[str, Any]) -> Node:
     os.close(fd)
     Path(name).mkdir(exist_ok=True)
     out = Path(name, "samples.jsonl").open("a")  # noqa: SIM115 (the same)
-    diag = netlink.connect(wire.NETLINK_SOCK_DIAG) if "mptcp" in extras else None
     # /proc/self/net/netstat belongs to the namespace that it was opened in.
     netstat = os.open("/proc/self/net/netstat", os.O_RDONLY)
     route = netlink.connect(wire.NETLINK_ROUTE)
@@ -182,7 +192,8 @@ def _open(name: str, extras: list[str], asked: dict[str, Any]) -> Node:
     tap = taps.listen(flows) if flows else None
     begun = Path(name, "flows.jsonl").open("a") if flows else None  # noqa: SIM115 (the same)
     asking = neighbours.opened(asked["neighbours"][name].values()) if name in asked["neighbours"] else None
-    node = Node(route, diag, netstat, out, udp=udp, roles=roles, tap=tap, begun=begun, asking=asking)
+    host = subflows.opened() if "mptcp" in extras else None
+    node = Node(route, netstat, out, udp=udp, roles=roles, tap=tap, begun=begun, asking=asking, host=host)
     if "wlan" not in extras:
         return node
     events = Path(name, "wlan-events.jsonl").open("a")  # noqa: SIM115 (the same)
@@ -199,11 +210,11 @@ def _sample(node: Node) -> dict[str, Any]:
         if name != "lo":
             counts_of[name] = counts
     sample: dict[str, Any] = {"interfaces": counts_of, "qdiscs": _qdiscs(node.route, names)}
-    if node.diag is not None:
+    if node.host is not None:
         sample["mib"] = mib(os.pread(node.netstat, 65536, 0).decode())
-        sample["subflows"] = [asdict(s) for s in subflows(node.diag)]
-        found = netlink.dump(node.route, uapi.RTM_GETADDR, bytes(uapi.IFADDRMSG.size))
-        sample["addresses"] = parse_addresses(found, names)
+        sample |= subflows.sample(node.host)
+        entries = netlink.dump(node.route, uapi.RTM_GETADDR, bytes(uapi.IFADDRMSG.size))
+        sample["addresses"] = parse_addresses(entries, names)
     if node.wlan is not None:
         sample["wlans"] = state.wlans(node.wlan, node.family)
     if node.udp:

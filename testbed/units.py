@@ -147,4 +147,5 @@ Word = Annotated[str, AfterValidator(_word), WithJsonSchema({"type": "string", "
 Host = Annotated[str, AfterValidator(_host)]  # an IP address in its canonical form
 Address = Annotated[str, AfterValidator(_address)]  # the same with a prefix length
 # A command as a list: each word is judged at its own place, then the whole.
-Argv = Annotated[tuple[Annotated[str, AfterValidator(_argument)], ...], Field(min_length=1), AfterValidator(_argv)]
+Argument = Annotated[str, AfterValidator(_argument)]
+Argv = Annotated[tuple[Argument, ...], Field(min_length=1), AfterValidator(_argv)]

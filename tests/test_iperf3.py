@@ -60,7 +60,7 @@ def test_an_interval_of_a_tenth_of_a_second_has_ten_blocks_or_more(
     assert option(client(flow, links, events), "-l") == (None if block is None else str(block))
 
 
-@pytest.mark.parametrize("seconds", ["15", "15s", "15000ms", "'15'"])
+@pytest.mark.parametrize("seconds", ["15", "15s", "15000ms"])
 @pytest.mark.parametrize("at", ["7", "7s", "7.0"])
 def test_a_length_of_time_is_in_seconds_with_or_without_a_unit(seconds: str, at: str) -> None:
     words = client(

@@ -34,6 +34,7 @@ class Metric(Struct, frozen=True):
 # How the names of what a row belongs to begin. The figures of a role (testbed/nodes) belong to the name of its field.
 OWNERS = {
     "iperf3": "WORKLOAD.",
+    "bidir": "WORKLOAD.",
     "ping": "WORKLOAD.",
     "multicast": "WORKLOAD.",
     "receiver": "WORKLOAD.NODE.",
@@ -56,7 +57,7 @@ def _times(of: str, what: str, how: str, when: tuple[str, ...] = ()) -> Iterable
         yield Metric(of, f"{what}_{share}_ms", "ms", how, "lower", when)
 
 
-TABLE = (
+_FLOW = (
     Metric(
         "iperf3",
         "goodput_mbps",
@@ -100,6 +101,18 @@ TABLE = (
         "TCP and MPTCP: the sender's smoothed RTT (tcp_info), read every 0.1 s",
         _STREAM,
     ),
+)
+
+
+def _reversed(metric: Metric) -> Metric:
+    """Return the row of the same figure of what `to` sends in a flow that goes both ways."""
+    of_it = f"with `bidir`: `{metric.name}` of what `to` sends"
+    return Metric("bidir", f"reverse_{metric.name}", metric.unit, of_it, metric.better, metric.when)
+
+
+TABLE = (
+    *_FLOW,
+    *(_reversed(m) for m in _FLOW),
     Metric("ping", "sent_packets", "packet", "ping(8)'s own counts"),
     Metric("ping", "received_packets", "packet", "ping(8)'s own counts", "higher"),
     Metric(

@@ -20,9 +20,8 @@ from testbed.plan.network import Network
 from testbed.steps import AIR, LAB, START, Spawn, Step, Wait, Write
 from testbed.workloads.iperf3 import Iperf3
 from testbed.workloads.ping import Ping
-from testbed.workloads.place import Task, Workload
+from testbed.workloads.place import FIRST_PORT, Task, Workload
 
-_FIRST_PORT = 5201  # iperf3(1)
 _LEAST, _MOST = 1.0, 10.0  # seconds for neighbours to be found
 _FIRST_SOURCE, _SOURCES, _FLOWS = 10240, 256, 88
 _SIGINT = 2
@@ -151,7 +150,7 @@ def tasks(plan: Plan) -> Iterator[tuple[str, Task, Workload]]:
         way = trees.way(plan.network.trees[name]) if work.multicast is not None else None
         # Below the ports that the kernel chooses itself (ip_local_port_range), as many for each flow as it may need.
         source = _FIRST_SOURCE + _SOURCES * (n % _FLOWS) if spread else None
-        task = Task(name, _FIRST_PORT + n, address, way, partial(speed.fastest, ways), source)
+        task = Task(name, FIRST_PORT + n, address, way, partial(speed.fastest, ways), source)
         yield name, task, work.workload()
 
 

@@ -10,6 +10,7 @@ from testbed.language.topology import NODE, Work
 from testbed.plan.network import Network
 from testbed.rules import multicast
 from testbed.rules.fault import there_are
+from testbed.workloads.place import FIRST_PORT
 
 
 def faults(net: Network, nodes: Names, doubt: set[str]) -> Iterator[Fault]:
@@ -33,6 +34,24 @@ def faults(net: Network, nodes: Names, doubt: set[str]) -> Iterator[Fault]:
             yield from multicast.faults(net, name, work.multicast, nodes, certain)
         elif not unknown and len(workload.ends()) == 2 and not doubt & {"nodes", "links"}:
             yield from _flow(net, work, (*at, kind))
+    yield from _ports(net, doubt)
+
+
+def _ports(net: Network, doubt: set[str]) -> Iterator[Fault]:
+    """Yield flows whose servers would listen on one port of a node."""
+    taken: dict[tuple[str, int], str] = {}
+    for n, (name, work) in enumerate(net.topology.workloads.items()):
+        if work.kind() == "iperf3" and work.iperf3 is not None and "workloads" not in doubt:
+            port = work.iperf3.port or FIRST_PORT + n
+            other = taken.setdefault((work.iperf3.to, port), name)
+            if other != name:
+                cure = "give one of them another `port`"
+                field = name if work.iperf3.port is not None else other
+                yield (
+                    ("workloads", field, "iperf3", "port"),
+                    f"the servers of {other} and {name} would both listen on port {port} of {work.iperf3.to}",
+                    cure,
+                )
 
 
 def _flow(net: Network, work: Work, at: Path) -> Iterator[Fault]:
@@ -40,6 +59,11 @@ def _flow(net: Network, work: Work, at: Path) -> Iterator[Fault]:
     (_, source), (_, target) = workload.ends()
     if source == target:
         yield (*at, "to"), f"{source} is both ends: a flow needs two different nodes", ""
+        return
+    bound = getattr(workload, "bind", None)
+    if bound is not None and net.place(source).interface(bound) is None:
+        own = [i.name for i in net.place(source).interfaces]
+        yield (*at, "bind"), net.place(source).lacks(bound), suggest(bound, own)
         return
     ifname = getattr(workload, "to_interface", None)
     place = net.place(target)
@@ -50,6 +74,9 @@ def _flow(net: Network, work: Work, at: Path) -> Iterator[Fault]:
         if not net.interfaces[node]:
             yield (*at, field), f"{node} has no interface: no link ends there", ""
             return
+    if bound is not None and not net.address(f"{source}:{bound}"):
+        yield (*at, "bind"), f"{bound} of {source} has no address", ""
+        return
     wanted = {"ipv4": (4,), "ipv6": (6,), None: net.families}[getattr(workload, "family", None)]
     end = f"{target}:{ifname or ''}"
     if not any(net.address(end, v) and net.address(source, v) for v in wanted):

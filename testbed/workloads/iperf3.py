@@ -6,9 +6,9 @@ whose control connection dies with its path never ends.
 
 from collections.abc import Iterator
 from math import inf
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from testbed import features
 from testbed.drivers.facts import Listening
@@ -17,13 +17,27 @@ from testbed.metrics.measured import Measured
 from testbed.metrics.recorded import KIB, Recorded
 from testbed.spec import Spec
 from testbed.steps import START, Spawn, Step, Wait
-from testbed.units import Moment, Rate, Size, Word
+from testbed.units import Argument, Moment, Rate, Size, Word
 from testbed.workloads.iperf3_report import Said, Side, figures, stalls
 from testbed.workloads.place import STALL, Task
 
 _DATAGRAM, _WRITE = 65507, 1 << 20  # bytes: the largest payload of UDP over IPv4, and MAX_BLOCKSIZE of iperf.h
 _BLOCK, _SMALLEST, _BLOCKS = 128 * KIB, 16, 10  # bytes of iperf3's own block, of our smallest, and blocks an interval
 _INTERVAL = 0.1  # seconds: the shortest interval of iperf3, and the resolution of gap_s
+_CLASSES = ("be", "ef", "le", *(f"cs{n}" for n in range(8)), *(f"af{n}{m}" for n in range(1, 5) for m in range(1, 4)))
+
+
+def _dscp(value: Any) -> Any:
+    if (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 63) or value in _CLASSES:
+        return str(value)
+    raise ValueError(f"{value!r} is not a DSCP: write a number from 0 to 63, or one of {', '.join(_CLASSES)}")
+
+
+Dscp = Annotated[
+    str,
+    BeforeValidator(_dscp),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0, "maximum": 63}, {"enum": list(_CLASSES)}]}),
+]
 
 
 class Iperf3(Spec):
@@ -43,10 +57,21 @@ class Iperf3(Spec):
     congestion: Word | None = Field(None, description="TCP congestion control algorithm")
     family: Literal["ipv4", "ipv6"] | None = None
     to_interface: str | None = Field(None, description="Connect to this interface's address of `to`")
+    bidir: bool = Field(False, description="Both ends send, each at `rate`; what `to` sends has metrics `reverse_*`")
+    omit: Moment = Field(0, le=60, description="Whole seconds before those that are measured, such as slow start")
+    window: Size | None = Field(None, description="Bytes of the sockets' buffers, of which the kernel makes twice that")
+    mss: int | None = Field(None, ge=88, le=9216, description="Maximum segment size of TCP and MPTCP (bytes)")
+    dscp: Dscp | None = Field(None, description="Differentiated services: a number or a name such as ef (RFC 4594)")
+    port: int | None = Field(None, ge=1, le=65535, description="Port of the server; one of its own when left out")
+    bind: str | None = Field(None, description="Interface of `from`: send from its address, and by it unless mptcp")
+    interval: Moment = Field(_INTERVAL, ge=0.1, le=60, description="What a row of the report and `gap_s` resolve")
+    options: tuple[Argument, ...] = Field(
+        (), max_length=100, description="More words for the client's iperf3, at your own risk"
+    )
 
     def seconds_long(self) -> float:
         """Return the length of the test in seconds; iperf3 takes whole ones."""
-        return float(self.seconds)
+        return float(self.seconds + self.omit)
 
     def ends(self) -> tuple[tuple[str, str], ...]:
         """Return (field, node) for every node that it names."""
@@ -63,6 +88,12 @@ class Iperf3(Spec):
             faults.append(("seconds", f"iperf3 runs for whole seconds: write {cure}, not {self.seconds:g}"))
         if self.protocol == "udp" and self.congestion:
             faults.append(("congestion", "udp has no congestion control: leave this out"))
+        if self.protocol == "udp" and self.mss is not None:
+            faults.append(("mss", "udp has no segments: leave this out, `length` is the size of a datagram"))
+        if self.bidir and self.reverse:
+            faults.append(("reverse", "with `bidir` both ends send: leave out one of the two"))
+        if self.omit != int(self.omit):
+            faults.append(("omit", f"iperf3 omits whole seconds: write {int(self.omit) + 1}, not {self.omit:g}"))
         most = _DATAGRAM if self.protocol == "udp" else _WRITE
         if self.length is not None and self.length > most:
             faults.append(("length", f"iperf3 sends at most {most} bytes at once over {self.protocol}"))
@@ -79,31 +110,22 @@ class Iperf3(Spec):
 
     def listens(self, task: Task) -> int:
         """Return the port of the server."""
-        return task.port
+        return self.port or task.port
 
     def servers(self, task: Task) -> list[Step]:
         """Return the server, and the wait until it listens."""
-        argv = self._wrapped("iperf3", "-s", "-1", "-J", "-i", str(_INTERVAL), "-p", str(task.port))
+        port = self.listens(task)
+        argv = self._wrapped("iperf3", "-s", "-1", "-J", "-i", f"{self.interval:g}", "-p", str(port))
         name = f"{task.name}.server"
         server = Spawn(self.to, name, argv, stdout=f"{self.to}/{name}.json", may_end=True)
-        return [server, Wait(self.to, Listening(task.port), START, name)]
+        return [server, Wait(self.to, Listening(port), START, name)]
 
     def clients(self, task: Task) -> list[Step]:
         """Return the client, which is killed half a minute after the end of its test."""
         family = {"ipv4": 4, "ipv6": 6, None: None}[self.family]
         target = task.reach(self.from_, f"{self.to}:{self.to_interface}" if self.to_interface else self.to, family)
-        words = [
-            "iperf3",
-            "-c",
-            target,
-            "-p",
-            str(task.port),
-            "-J",
-            "-i",
-            str(_INTERVAL),
-            "-t",
-            str(int(self.seconds)),
-        ]
+        words = ["iperf3", "-c", target, "-p", str(self.listens(task)), "-J", "-i", f"{self.interval:g}"]
+        words += ["-t", str(int(self.seconds))]
         words += ["-P", str(self.parallel)] if self.parallel > 1 else []
         words += ["-u"] if self.protocol == "udp" else []
         # iperf3's -b is the rate of each stream, and 0 is no limit.
@@ -112,11 +134,23 @@ class Iperf3(Spec):
         # Streams send from this port and those after it; with MPTCP that is the first subflow of each.
         words += ["--cport", str(task.source_port)] if task.source_port is not None else []
         words += ["-R"] if self.reverse else []
+        words += ["--bidir"] if self.bidir else []
         words += ["-C", self.congestion] if self.congestion else []
+        words += ["-O", str(int(self.omit))] if self.omit else []
+        words += ["-w", str(self.window)] if self.window is not None else []
+        words += ["-M", str(self.mss)] if self.mss is not None else []
+        words += ["--dscp", str(self.dscp)] if self.dscp is not None else []
+        words += ["-B", self._bound(task, target)] if self.bind is not None else []
+        words += self.options
         name = f"{task.name}.client"
         out = f"{self.from_}/{name}.json"
-        within = self.seconds + 30
+        within = self.seconds_long() + 30
         return [Spawn(self.from_, name, self._wrapped(*words), stdout=out, at=self.at, within=within)]
+
+    def _bound(self, task: Task, target: str) -> str:
+        """Return the address of the client's interface; its packets leave by it, but subflows by their own."""
+        address = task.reach(self.to, f"{self.from_}:{self.bind}", 6 if ":" in target else 4)
+        return address if self.protocol == "mptcp" else f"{address}%{self.bind}"
 
     def _length(self, task: Task) -> int | None:
         """Return the bytes of a write: iperf3 counts what arrives by whole ones, so an interval has many.
@@ -127,12 +161,12 @@ class Iperf3(Spec):
             return self.length
         ends = (self.to, self.from_) if self.reverse else (self.from_, self.to)
         rate = min(self.rate or inf, (task.fastest(*ends) or inf) / 2)
-        length = rate * _INTERVAL / (8 * _BLOCKS * self.parallel)
+        length = rate * self.interval / (8 * _BLOCKS * self.parallel)
         return max(_SMALLEST, int(length)) if length < _BLOCK else None
 
     def _sides(self, name: str, folder: Recorded) -> tuple[Side | None, Side | None]:
         """Return what client and server reported."""
-        rows = (self.seconds + 60) / _INTERVAL
+        rows = (2 if self.bidir else 1) * (self.seconds_long() + 60) / self.interval
         most, lost = int(64 * KIB + rows * (1 + self.parallel) * KIB), f"the metrics of {name} are missing"
         found = []
         for node, end in ((self.from_, "client"), (self.to, "server")):
@@ -154,18 +188,22 @@ class Iperf3(Spec):
 
     def metrics(self) -> tuple[str, ...]:
         """Return the names that `read` gives."""
-        return table.names("iperf3", self.protocol)
+        return table.names("iperf3", self.protocol) + (table.names("bidir", self.protocol) if self.bidir else ())
 
     def read(self, name: str, folder: Recorded) -> dict[str, Measured]:
         """Return the goodput that the receiver saw, and the loss and delay that the sender saw."""
         client, server = self._sides(name, folder)
         sender, receiver = (server, client) if self.reverse else (client, server)
-        return figures(self.protocol, receiver, sender, False, _INTERVAL) if receiver is not None else {}
+        found = figures(self.protocol, receiver, sender, False, self.interval) if receiver is not None else {}
+        if self.bidir and client is not None:
+            back = figures(self.protocol, client, server, True, self.interval)
+            found |= {f"reverse_{key}": value for key, value in back.items()}
+        return found
 
     def doubts(self, name: str, folder: Recorded) -> Iterator[tuple[float, str, str]]:
         """Yield a doubt if one of the two programs did not run for a while, and one if its data came late."""
         for node, end, side in zip((self.from_, self.to), ("client", "server"), self._sides(name, folder), strict=True):
-            late = list(stalls(side, _INTERVAL)) if side is not None else []
+            late = list(stalls(side, self.interval)) if side is not None else []
             if late:
                 longest, began = max(late)
                 often = f", and {len(late) - 1} times more" if len(late) > 1 else ""

@@ -126,7 +126,7 @@ def figures(protocol: str, receiver: Side, sender: Side | None, back: bool, ever
         return metrics | _datagrams(total, rows, [s.udp for s in end.streams if s.udp is not None and not s.udp.sender])
     if sender is None:
         return metrics
-    streams = [s for i in sender.said.intervals for s in i.streams if s.sender]
+    streams = [s for i in sender.said.intervals for s in i.streams if s.sender and not s.omitted]
     note = "of the first subflow only" if protocol == "mptcp" else ""
     if protocol != "mptcp":  # TCP_INFO of an MPTCP socket tells of one subflow; the samples have all
         metrics["retransmits"] = Measured(sum(s.retransmits for s in streams), "segment")

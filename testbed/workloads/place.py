@@ -12,6 +12,7 @@ from testbed.metrics.measured import Measured
 from testbed.metrics.recorded import Recorded
 from testbed.steps import Step
 
+FIRST_PORT = 5201  # of the first workload, as iperf3(1)'s; each has the next one
 STALL = 0.5  # seconds that a program may be late before a report mentions it
 
 

@@ -146,3 +146,48 @@ capture: ["*:*"]
     for capture in folder.rglob("*.pcapng"):
         asked = subprocess.run(["tshark", "-r", str(capture), "-Y", shown], capture_output=True, text=True, check=True)
         assert not asked.stdout, capture
+
+
+WORDS = {
+    "omitted": "omit: 1, seconds: 2",
+    "marked": "dscp: ef, seconds: 2",
+    "buffered": "window: 64kb, seconds: 2",
+    "both": "bidir: true, seconds: 2, congestion: cubic",
+    "datagrams": "bidir: true, seconds: 2, protocol: udp",
+    "small": "mss: 500, seconds: 2, port: 6000",
+    "bound": "bind: eth1, to_interface: eth1, interval: 500ms, seconds: 2s, options: [-N]",
+}
+
+
+def test_words_of_iperf3_do_what_they_say(tmp_path: Path, name: str, need: Need) -> None:
+    need("iperf3", "dumpcap")
+    if not shutil.which("tshark"):
+        pytest.skip("tshark is not here")
+    nodes = ", ".join(f"{n}-{end}: {{}}" for n in WORDS for end in "ab")
+    links = "".join(f"  - {{ends: [{n}-a:{i}, {n}-b:{i}]}}\n" for n in WORDS for i in ("eth0", "eth1"))
+    works = "".join(f"  {n}: {{iperf3: {{from: {n}-a, to: {n}-b, rate: 2mbit, {w}}}}}\n" for n, w in WORDS.items())
+    captures = "[marked-a:eth0, small-a:eth0]"
+    text = f"nodes: {{{nodes}}}\nlinks:\n{links}workloads:\n{works}capture: {captures}\n"
+    found, folder = ran(tmp_path, text, name)
+    value = {key: m["value"] for key, m in found.items()}
+
+    def fields(node: str, shown: str, field: str) -> set[str]:
+        words = ("tshark", "-r", str(folder / node / "eth0.pcapng"), "-Y", shown, "-T", "fields", "-e", field)
+        return set(subprocess.run(words, capture_output=True, text=True, check=True).stdout.split())
+
+    # what is omitted is on the wire, and not in the figures
+    assert value["omitted.seconds"] == pytest.approx(2, abs=0.3)
+    assert value["omitted-b.eth0.rx_bytes"] > 1.4 * value["omitted.received_bytes"]
+    assert found["omitted.goodput_mbps"]["series"][0][0] == pytest.approx(value["omitted.start_s"] + 2, abs=0.2)
+    assert fields("marked-a", "tcp.dstport == 5202 && tcp.len > 500", "ip.dsfield.dscp") == {"46"}
+    said = json.loads((folder / "buffered-a/buffered.client.json").read_text())
+    assert said["start"]["sndbuf_actual"] == 2 * 64 * 1024  # socket(7): the kernel doubles it
+    for flow in ("both", "datagrams"):
+        for way, sender in (("", "a"), ("reverse_", "b")):
+            sent = value[f"{flow}-{sender}.eth0.tx_bytes"]
+            assert value[f"{flow}.{way}received_bytes"] == pytest.approx(sent, rel=0.1), (flow, way)
+            assert value[f"{flow}.{way}goodput_mbps"] == pytest.approx(2, rel=0.1), (flow, way)
+    assert value["datagrams.reverse_loss_pct"] == 0
+    longest = max(int(n) for n in fields("small-a", "tcp.dstport == 6000 && frame.len < 1500", "tcp.len"))
+    assert longest <= 500
+    assert value["bound-a.eth1.tx_bytes"] > 400_000 > 10_000 > value["bound-a.eth0.tx_bytes"]

@@ -24,6 +24,7 @@ from testbed.results import Folder
 from testbed.runs import written
 
 _TIMED = re.compile(r"  @(\d{1,9}(?:\.\d{1,9})?)s(?: within [\d.]{1,20}s)?$")
+_ID = re.compile(r"(?<=ip mptcp endpoint )(.*) id \d{1,3}\b")
 _Text = Annotated[str, Meta(max_length=100_000)]
 _Some = Meta(max_length=10_000)
 
@@ -63,7 +64,9 @@ def bring(path: Path, into: Path) -> None:
     events: list[list[int]] = [[] for _ in topology.events]
     if topology.events:  # a plan may take a while
         made = plan(topology)
-        events = [[texts[t] for s in event_steps(made, n) if (t := str(s)) in texts] for n in range(len(events))]
+        known = {_ID.sub(r"\1", text): n for text, n in texts.items()}  # IDs of endpoints were others
+        steps = ([_ID.sub(r"\1", str(s)) for s in event_steps(made, n)] for n in range(len(events)))
+        events = [[known[text] for text in own if text in known] for own in steps]
     planned = written.planned(topology, network(topology), times, events)
     results.put(into / "effective.yaml", written.resolved(case, 0).encode())
     results.put(into / "plan.json", written.json(planned).encode())

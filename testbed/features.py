@@ -8,6 +8,7 @@ from msgspec import Struct
 
 Group = Literal["kernel", "MPTCP", "multicast", "Wi-Fi", "tools"]
 MICROVM = "--machine microvm"
+CONGESTION = "tcp-congestion-"  # and the name of the algorithm
 
 
 class Feature(Struct, frozen=True):
@@ -26,6 +27,7 @@ class Feature(Struct, frozen=True):
     rests_on: tuple[str, ...] = ()
     program: str = ""
     channel: tuple[str, int] | None = None  # a country and a frequency (MHz), which REGDB must allow
+    stated: tuple[str, str] | None = None  # by `requires` of a file: the key there, and the value
 
 
 def _module(
@@ -53,6 +55,36 @@ def scheduler(name: str) -> Feature:
     return Feature(feature, f"scheduler: {name or 'any'}", cure, "MPTCP", refused=True, rests_on=(listed,))
 
 
+def congestion(name: str) -> Feature:
+    """Return a congestion control of TCP as a feature; which there are depends on the kernel and its modules."""
+    listed = "/proc/sys/net/ipv4/tcp_available_congestion_control"
+    cure = f"modprobe tcp_{name}, or {MICROVM}"
+    return Feature(f"{CONGESTION}{name}", f"congestion: {name}", cure, rests_on=(listed,))
+
+
+def stated(key: str, value: str) -> Feature:
+    """Return what `requires` of a file states beside features: a `kernel`, one of its `counters` or `programs`."""
+    cures = {
+        "kernel": "boot such a kernel",
+        "counters": "boot a kernel that has this counter",
+        "programs": f"install the package that has {value}",
+    }
+    group: Group = "tools" if key == "programs" else "kernel"
+    purpose = f"requires: {key}"
+    name = value if key == "programs" else f"kernel{value}" if key == "kernel" else f"counter {value}"
+    return Feature(name, purpose, f"{cures[key]}, or {MICROVM}", group, kernel=False, stated=(key, value))
+
+
+def named(name: str) -> Feature | None:
+    """Return the feature of a name, None when there is none."""
+    if found := next((f for f in ALL if f.name == name), None):
+        return found
+    for prefix, make in ((CONGESTION, congestion), (f"{MPTCP_SCHEDULER.name}-", scheduler)):
+        if name.startswith(prefix) and name != prefix:
+            return make(name.removeprefix(prefix))
+    return None
+
+
 def channel(country: str, freq: int, where: str) -> Feature:
     """Return the permission to have an access point on a channel as a feature; `where` is its place in the file."""
     purpose = f"{where}: an access point on {freq} MHz in {country}"
@@ -75,6 +107,7 @@ USERNS = Feature(
 VETH = _module("veth", "links", "veth", refused=True)
 BRIDGE = _module("bridge", "role bridge", "bridge", refused=True)
 IPV6 = Feature("ipv6", "family ipv6", f"a kernel with CONFIG_IPV6 and no ipv6.disable=1, or {MICROVM}", refused=True)
+VLAN = _module("vlan", "VLANs by `commands` (8021q)", "8021q")
 TUN = _module("tun", "tunnels in user space", "tun")
 TAP = _module("tap", "Ethernet in user space", "tun")
 NFT_MPTCP = Feature(
@@ -147,7 +180,7 @@ PING = _tool("ping", "workload ping", "iputils-ping")
 SMCROUTE = _tool("smcroute", "router: {multicast: true}", "smcroute", "multicast", "smcrouted")
 
 ALL = (
-    *(USERNS, VETH, BRIDGE, IPV6, TUN, TAP, *QDISCS.values(), MULTIPATH_SEED, NFT_MPTCP),
+    *(USERNS, VETH, BRIDGE, VLAN, IPV6, TUN, TAP, *QDISCS.values(), MULTIPATH_SEED, NFT_MPTCP),
     *(MPTCP, MPTCP_DIAG, MPTCP_KERNEL_PM, MPTCP_USERSPACE_PM, MPTCP_SCHEDULER),
     *(MROUTE, MROUTE6, SMCROUTE, AMT),
     *(HWSIM, HWSIM_MLO, HOSTAPD, HOSTAPD_BE, WPA_SUPPLICANT, WPA_SUPPLICANT_MLO, REGDB),

@@ -38,8 +38,8 @@ FLOORS: tuple[dict[str, str], ...] = (
         "run speed tables trees tunnels"
     },
     {
-        "rules": "addresses amt captures checks events fault links misread multicast names nodes warnings whole "
-        "workloads"
+        "rules": "addresses amt captures checks events fault links misread multicast names nodes requires warnings "
+        "whole workloads"
     },
     {"": "loading"},
     {"": "results"},

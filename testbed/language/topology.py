@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from testbed.drivers.link import MTU
 from testbed.drivers.tc import DISCIPLINES, DISTRIBUTIONS, FRAME, GilbertElliott, Shape
+from testbed.features import Feature, named, stated
 from testbed.nodes.mptcp import Endpoint
 from testbed.nodes.node import RESTARTING, Node
 from testbed.spec import Spec
@@ -218,6 +219,23 @@ class Samples(Spec):
     every: Moment = 0.25
 
 
+class Requires(Spec):
+    """What the file needs beyond what its words imply; where that is missing, the run is skipped (exit status 4)."""
+
+    kernel: str | None = Field(None, description="At least this version, such as >=6.12")
+    features: tuple[str, ...] = Field((), description="Names of features, as `testbed doctor` shows them")
+    counters: tuple[str, ...] = Field((), description="Counters of the kernel, such as TcpExt.TCPTimeouts")
+    programs: tuple[str, ...] = Field((), description="Programs that `commands` and `command` run")
+
+    def needed(self) -> tuple[Feature, ...]:
+        """Return all of it as features."""
+        found = [f for name in self.features if (f := named(name)) is not None]
+        found += [stated("kernel", self.kernel)] if self.kernel is not None else []
+        found += [stated("counters", name) for name in self.counters]
+        found += [named(name) or stated("programs", name) for name in self.programs]
+        return tuple(found)
+
+
 class Resources(Spec):
     """What the whole lab may use of the machine at a time; what is left out has no bound."""
 
@@ -245,6 +263,7 @@ class Topology(Spec):
     events: tuple[Event, ...] = Field((), max_length=10_000)
     checks: tuple[Check, ...] = Field((), max_length=10_000)
     resources: Resources = Resources()
+    requires: Requires = Requires()
     silence: dict[str, str] = Field({}, max_length=100, description="Name of a warning of check -> why it is not given")
     duration: Moment | None = Field(None, description="Length of a run; otherwise until the last workload ends")
 

@@ -49,6 +49,7 @@ class Plan(Struct, frozen=True, dict=True):
     def requires(self) -> tuple[Feature, ...]:
         """Return the features that the lab itself needs, without its workloads."""
         found: list[Feature] = [features.VETH] if self.topology.links else []
+        found += self.topology.requires.needed()
         found += [features.MULTIPATH_SEED] if several(self.network) else []
         if 6 in self.network.families and self.topology.links:
             found.append(features.IPV6)

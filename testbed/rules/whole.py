@@ -24,6 +24,7 @@ from testbed.rules import (
     multicast,
     names,
     nodes,
+    requires,
     warnings,
     workloads,
 )
@@ -46,6 +47,7 @@ def faults(topology: Topology, written: Written, like: Topology | None = None) -
     known, doubt = name_set(written.nodes), set(written.doubt)
     yield from names.faults(topology, known)
     yield from warnings.faults(topology)
+    yield from requires.faults(topology)
     found = list(links.faults(topology, known))
     yield from found
     no_end = {path[1] for path, _, _ in found if path[2:3] == ("ends",)}

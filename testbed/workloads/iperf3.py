@@ -101,9 +101,10 @@ class Iperf3(Spec):
 
     def requires(self) -> tuple[features.Feature, ...]:
         """Return the features that it needs."""
+        own = (features.congestion(self.congestion),) if self.congestion else ()
         if self.protocol == "mptcp":
-            return (features.IPERF3, features.MPTCPIZE, features.MPTCP)
-        return (features.IPERF3,)
+            return (features.IPERF3, features.MPTCPIZE, features.MPTCP, *own)
+        return (features.IPERF3, *own)
 
     def _wrapped(self, *argv: str) -> tuple[str, ...]:
         return ("mptcpize", "run", *argv) if self.protocol == "mptcp" else argv

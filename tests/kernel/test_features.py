@@ -27,6 +27,7 @@ _RULE = "table inet t {\n chain c {\n tcp option mptcp subtype 1 drop\n reset tc
 BY_HAND: dict[str, tuple[str, str]] = {
     "veth": ("ip", "ip link add name one type veth peer name two && ip link show two"),
     "bridge": ("ip", "ip link add name one type bridge && ip link show one"),
+    "vlan": ("ip", "ip link add o type veth peer t && ip link add link o name o.3 type vlan id 3 && ip link show o.3"),
     "ipv6": ("ip", "ip -6 address add 2001:db8::1/64 dev lo"),
     "tun": ("ip", "ip tuntap add name one mode tun && ip link show one"),
     "tap": ("ip", "ip tuntap add name one mode tap && ip link show one"),
@@ -212,6 +213,41 @@ def test_a_missing_program_is_named_and_no_guest_is_started_for_it(tmp_path: Pat
     done = testbed("run", TWO, "--results", str(tmp_path / "results"), env=env)
     assert done.returncode == 4
     assert "feature iperf3 (workload iperf3): not in PATH; apt-get install iperf3, or --machine microvm" in done.stderr
+
+
+BEYOND = "name: beyond\nnodes: {a: {}, b: {}}\nlinks: [{ends: [a:eth0, b:eth0]}]\nfamilies: [ipv4]\nrequires: "
+
+
+@pytest.mark.parametrize(
+    ("needs", "missing"),
+    [
+        ('{kernel: ">=4.18", counters: [TcpExt.TCPTimeouts, Ip.InReceives], programs: [python3, ip]}', ""),
+        ("{features: [tcp-congestion-reno, mptcp-scheduler-default]}", ""),
+        ('{kernel: ">=999.1"}', "feature kernel>=999.1 (requires: kernel): this kernel is "),
+        ("{counters: [TcpExt.NoSuch]}", "counter TcpExt.NoSuch (requires: counters): neither /proc/net/netstat nor"),
+        ("{programs: [no-such-program]}", "feature no-such-program (requires: programs): not in PATH; install"),
+        ("{features: [tcp-congestion-nosuch]}", "feature tcp-congestion-nosuch (congestion: nosuch): No such file"),
+    ],
+)
+def test_what_a_file_requires_is_asked_before_anything_is_made(
+    tmp_path: Path, name: str, needs: str, missing: str
+) -> None:
+    file = tmp_path / "beyond.yaml"
+    file.write_text(f"{BEYOND}{needs}\n")
+    done = testbed("up", str(file), "--name", name, "--machine", "here")
+    assert (done.returncode, missing in done.stderr) == (4 if missing else 0, True), done.stderr
+    assert (name in testbed("status").stdout) is not bool(missing)
+    asked = testbed("doctor", str(file), "--machine", "here")
+    assert asked.returncode == (4 if missing else 0)
+    assert ("NO " in asked.stdout) is bool(missing)
+
+
+def test_a_congestion_control_that_the_kernel_lacks_skips_the_run(tmp_path: Path) -> None:
+    words = ("--set", "workloads.bulk.iperf3.congestion=nosuch", "--machine", "here")
+    done = testbed("run", TWO, *words, "--results", str(tmp_path))
+    assert done.returncode == 4
+    assert "feature tcp-congestion-nosuch (congestion: nosuch)" in done.stderr
+    assert not list(tmp_path.iterdir()), "nothing was made"
 
 
 def test_doctor_asks_no_machine_that_it_can_not_reach() -> None:

@@ -90,7 +90,7 @@ def cured(found: Iterable[Finding]) -> tuple[Finding, ...]:
 
 def versions(tools: Iterable[Feature]) -> dict[str, str]:
     """Return the first line of what each tool says of its version."""
-    called = {t: t.program or t.name for t in tools if not t.kernel}
+    called = {t: t.program or t.name for t in tools if not t.kernel and t.stated is None}
     option = {features.PING: "-V", features.SMCROUTE: "-v"}
     present = {t: program for t, program in called.items() if programs.which(program)}
     return {t.name: programs.output(program, option.get(t, "--version")).first for t, program in present.items()}

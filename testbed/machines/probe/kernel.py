@@ -19,14 +19,15 @@ from msgspec import Struct
 from testbed import features
 from testbed.drivers import amt, mptcp, tc
 from testbed.drivers.amt import AmtAdd
-from testbed.drivers.link import BridgeAdd, VethAdd
+from testbed.drivers.link import CREATE, BridgeAdd, VethAdd
 from testbed.features import Feature
-from testbed.linux import netlink, wire
+from testbed.linux import netlink, uapi, wire
 from testbed.linux.inet_diag import mptcp_sockets
 from testbed.linux.wire import Message
 from testbed.machines.probe import programs, radios
 
 _TUNSETIFF, _IFF_TUN, _IFF_TAP, _IFF_NO_PI = 0x400454CA, 0x0001, 0x0002, 0x1000  # if_tun.h
+_IFLA_LINK, _VLAN_ID = 5, 1  # if_link.h: IFLA_LINK, IFLA_VLAN_ID
 _MRT_INIT = 200  # mroute.h; MRT6_INIT of mroute6.h is the same
 
 
@@ -34,6 +35,8 @@ def ask(feature: Feature) -> str:
     """Use a feature of this kernel and return what was seen; OSError or LabError when it is not there."""
     if feature.name.startswith(features.MPTCP_SCHEDULER.name):
         return _scheduler(feature)
+    if feature.name.startswith(features.CONGESTION):
+        return _congestion(feature.name.removeprefix(features.CONGESTION))
     return _PROBES[feature.name]()
 
 
@@ -88,6 +91,15 @@ def _pair(first: str, second: str) -> str:
 
 def _bridge() -> str:
     return _accepted(BridgeAdd("probe-br", "02:00:00:00:00:03").encode(_Scratch()), "a bridge")
+
+
+def _vlan() -> str:
+    """Make a VLAN interface on a veth: the loopback takes none."""
+    _pair("probe-v0", "probe-v1")
+    kind = wire.text(uapi.IFLA_INFO_KIND, "vlan") + wire.nest(uapi.IFLA_INFO_DATA, wire.attr(_VLAN_ID, b"\x03\x00"))
+    body = uapi.IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + wire.text(uapi.IFLA_IFNAME, "probe-v0.3")
+    body += wire.u32(_IFLA_LINK, _Scratch().index("probe-v0")) + wire.nest(uapi.IFLA_LINKINFO, kind)
+    return _accepted(Message(uapi.RTM_NEWLINK, CREATE, body), "a VLAN interface")
 
 
 def _amt() -> str:
@@ -175,6 +187,12 @@ def _scheduler(feature: Feature) -> str:
     return f"net.mptcp.scheduler took {wanted}, of: {' '.join(names)}"
 
 
+def _congestion(name: str) -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
+    return f"a TCP socket took {name}"
+
+
 # Counts nothing, drops nothing: only checked (`nft -c` sends the kernel a batch that it must abort). Subtypes are
 # numbers, for the names are younger than the option.
 _RULES = """table inet probe {
@@ -198,6 +216,7 @@ _PROBES: dict[str, Callable[[], str]] = {
     "userns": lambda: "unshare(2) worked",  # or nobody would be here
     "veth": lambda: _pair("probe0", "probe1"),
     "bridge": _bridge,
+    "vlan": _vlan,
     "ipv6": _ipv6,
     "tun": _tun(_IFF_TUN, "a TUN interface"),
     "tap": _tun(_IFF_TAP, "a TAP interface"),

@@ -54,9 +54,37 @@ def ask(feature: Feature) -> str:
     """Return how it is known that a program or file is there; OSError when it is not."""
     if (probe := _PROBES.get(feature.name)) is not None:
         return probe()
+    if feature.stated is not None:
+        key, value = feature.stated
+        return {"kernel": _kernel, "counters": _counter, "programs": _program}[key](value)
     if feature.channel is not None:
         return _channel(*feature.channel)
     if (path := which(feature.name)) is None:
+        raise OSError(errno.ENOENT, "not in PATH")
+    return path
+
+
+def _kernel(wanted: str) -> str:
+    release = os.uname().release
+    found = re.match(r"[0-9]+(?:\.[0-9]+)*", release)
+    have, least = ([int(n) for n in text.split(".")] for text in (found[0] if found else "0", wanted.lstrip(">= ")))
+    if have < least:
+        raise OSError(errno.EOPNOTSUPP, f"this kernel is {release}")
+    return f"this kernel is {release}"
+
+
+def _counter(wanted: str) -> str:
+    """Look for a counter in the tables of /proc/net, which have a line of names for each group."""
+    group, _, name = wanted.partition(".")
+    for table in ("netstat", "snmp"):
+        rows = Path("/proc/net", table).read_text().splitlines()
+        if any(name in row.split()[1:] for row in rows if row.startswith(f"{group}:")):
+            return f"/proc/net/{table} has it"
+    raise OSError(errno.ENOENT, f"neither /proc/net/netstat nor /proc/net/snmp has {wanted}")
+
+
+def _program(name: str) -> str:
+    if (path := which(name)) is None:
         raise OSError(errno.ENOENT, "not in PATH")
     return path
 

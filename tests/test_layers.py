@@ -21,14 +21,15 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"linux": "calls cgroups faults inet_diag kernel_log netlink signals uapi unix unix_diag wire"},
     {"": "steps"},
     {
-        "drivers": "amt bound channels facts hostapd hwsim link membership mptcp nl80211 route smcroute sysctl tc "
-        "wpa_ctrl wpa_supplicant"
+        "drivers": "amt bound channels facts hostapd hwsim link membership mptcp mptcp_pm nl80211 route smcroute "
+        "sysctl tc wpa_ctrl wpa_supplicant"
     },
     {
         "programs": "",
+        "programs.mptcp": "main policies recovery state",
         "programs.multicast": "packets receiver sender",
         "programs.sampler": "air counters main neighbours subflows taps wlans",
-        "nodes": "access_point amt_gateway amt_relay bridge mptcp node place role router station",
+        "nodes": "access_point amt_gateway amt_relay bridge mptcp node path_manager place role router station",
     },
     {"metrics": "bounds measured nodes owners paths reception recorded records table wifi"},
     {"workloads": "command iperf3 iperf3_report multicast ping place"},
@@ -213,6 +214,8 @@ NAMED = {
     ("language.topology", "mptcp"): "the key `endpoint` of an event is one of that role",
     ("plan.endpoints", "mptcp"): "the same",
     ("rules.events", "mptcp"): "the same",
+    ("plan.events", "mptcp"): "the key `mptcp` of an event is a command to that role",
+    ("report.effects", "mptcp"): "the same",
     ("plan.events", "access_point"): "the key `mlo_link` of an event is one of that role",
 }
 # What has the name of a role and is none: the next router of a route, and a kind of interface in nl80211.

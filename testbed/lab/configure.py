@@ -11,6 +11,7 @@ from typing import cast
 
 from testbed.drivers.bound import Bound
 from testbed.drivers.link import NamespaceAdd
+from testbed.drivers.mptcp_pm import Manage
 from testbed.drivers.nl80211 import LOOKING
 from testbed.drivers.sysctl import SysctlSet
 from testbed.drivers.wpa_ctrl import Control
@@ -56,7 +57,7 @@ def configure(lab: Lab, steps: Iterable[Configure]) -> None:
             elif isinstance(request, Bound):
                 flush()
                 lab.held = bounds.hold(lab.name, request)
-            elif isinstance(request, Control):
+            elif isinstance(request, Control | Manage):
                 flush()
                 control(lab, step.node, request)
                 inside = LAB
@@ -143,7 +144,7 @@ def _set_sysctl(lab: Lab, node: str, wanted: SysctlSet) -> None:
         raise LabError(f"[{node}] {wanted}: accepted, but it reads back as {got.strip()!r}")
 
 
-def control(lab: Lab, node: str, request: Control, patience: float = 15.0) -> None:
+def control(lab: Lab, node: str, request: Control | Manage, patience: float = 15.0) -> None:
     """Send a command to a daemon's control socket; raise LabError unless it answers OK."""
     with netlink.inside(lab.space(node).fd, lab.home):  # an abstract address is one of a network namespace
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)

@@ -10,6 +10,7 @@ from testbed.drivers.tc import DISCIPLINES, DISTRIBUTIONS, FRAME, GilbertElliott
 from testbed.features import Feature, named, stated
 from testbed.nodes.mptcp import Endpoint
 from testbed.nodes.node import RESTARTING, Node
+from testbed.nodes.path_manager import Doing
 from testbed.spec import Spec
 from testbed.units import Address, Argv, Memory, Moment, Percentage, Rate, Size, Time
 from testbed.workloads.command import Command
@@ -191,6 +192,7 @@ class Event(Spec):
     sysctl: dict[str, str | int] | None = None
     endpoint: Endpoint | None = Field(None, description="An MPTCP endpoint to add, remove or change (see action)")
     action: Literal["add", "remove", "set"] = "add"
+    mptcp: Doing | None = Field(None, description="A command to the path manager of the node, which is in user space")
     mlo_link: int | None = Field(None, description="Link ID of an access point: remove it, let it return, or set freq")
     remove: bool | None = Field(None, description="Announce the end of the mlo_link and end it; false: it returns")
     freq: int | None = Field(None, description="The mlo_link goes to this channel (MHz), announced in its beacons")

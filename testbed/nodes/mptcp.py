@@ -1,4 +1,4 @@
-"""Role `mptcp`: an MPTCP host (RFC 8684) with the in-kernel path manager (ip-mptcp(8))."""
+"""Role `mptcp`: an MPTCP host (RFC 8684) with the in-kernel path manager (ip-mptcp(8)), or one in user space."""
 
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -9,7 +9,8 @@ from pydantic import Field
 from testbed import features
 from testbed.drivers.mptcp import LIMIT, EndpointAdd, LimitsSet, PathManagerHas
 from testbed.drivers.sysctl import SysctlSet
-from testbed.errors import Unsupported
+from testbed.nodes import path_manager
+from testbed.nodes.path_manager import PathManager
 from testbed.nodes.place import Place
 from testbed.nodes.role import Role
 from testbed.spec import Spec
@@ -45,7 +46,7 @@ class Mptcp(Role):
 
     limits: Limits = Field(default_factory=Limits)
     endpoints: tuple[Endpoint, ...] = Field(())
-    path_manager: Literal["kernel", "userspace"] = "kernel"
+    path_manager: PathManager = Field(None, description="`kernel`, `userspace`, or a policy or rules in user space")
     scheduler: Word | None = Field(None, description="One of net.mptcp.available_schedulers")
     checksum_enabled: bool | None = None
     allow_join_initial_addr_port: bool | None = None
@@ -57,11 +58,9 @@ class Mptcp(Role):
 
     def requires(self) -> tuple[features.Feature, ...]:
         """Return the features that this role needs."""
-        if self.path_manager == "userspace":
-            raise Unsupported(
-                "feature mptcp-userspace-pm: this version has no userspace path manager; use `path_manager: kernel`"
-            )
-        chosen = (features.scheduler(self.scheduler),) if self.scheduler is not None else ()
+        chosen: tuple[features.Feature, ...] = ()
+        chosen += (features.scheduler(self.scheduler),) if self.scheduler is not None else ()
+        chosen += (features.MPTCP_USERSPACE_PM,) if self.path_manager is not None else ()
         return (features.MPTCP, features.MPTCP_DIAG, *chosen)
 
     def faults(self, place: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -80,6 +79,9 @@ class Mptcp(Role):
         if len(seen) > LIMIT:
             why = f"the kernel keeps at most {LIMIT} (an interface counts once for each family)"
             yield ("endpoints",), f"these are {len(seen)} endpoint addresses, but {why}"
+        if self.path_manager is not None:
+            for path, what in path_manager.faults(self.path_manager, place):
+                yield ("path_manager", *path), what
 
     def steps(self, place: Place) -> Iterator[Step]:
         """Yield sysctls, limits and endpoints, and the wait that verifies them."""
@@ -90,9 +92,13 @@ class Mptcp(Role):
                     place.node,
                     SysctlSet(f"net.mptcp.{name}", str(int(value) if name != "scheduler" else value)),
                 )
+        endpoints = planned(self, place)
+        if self.path_manager is not None:
+            most = (self.limits.subflows, self.limits.add_addr_accepted)
+            yield from path_manager.steps(place, path_manager.settings(self.path_manager, place, endpoints, most))
+            return
         limits = LimitsSet(self.limits.subflows, self.limits.add_addr_accepted)
         yield Configure(place.node, limits)
-        endpoints = planned(self, place)
         for endpoint in endpoints:
             yield Configure(place.node, endpoint)
         yield Wait(place.node, PathManagerHas(limits, endpoints))
@@ -107,6 +113,8 @@ class Mptcp(Role):
 
     def joins(self, place: Place) -> frozenset[str]:
         """Return the addresses of endpoints that open subflows."""
+        if self.path_manager is not None and (self.path_manager.rules or self.path_manager.policy == "fullmesh"):
+            return frozenset(h for i in place.interfaces for h in i.hosts())
         return frozenset(e.address for e in planned(self, place) if JOINING & set(e.flags))
 
 

@@ -9,6 +9,7 @@ from testbed.drivers.link import MTU, AddressAdd, LinkSet
 from testbed.drivers.route import RouteAdd, RuleAdd
 from testbed.drivers.sysctl import SysctlSet
 from testbed.language.topology import WAYS, Event, Readdress
+from testbed.nodes.path_manager import asked
 from testbed.plan.endpoints import change
 from testbed.plan.interfaces import link_addresses
 from testbed.plan.lab import Plan
@@ -90,6 +91,8 @@ def _node_event(plan: Plan, event: Event, name: str) -> Iterator[Step]:
             yield Configure(event.node, request, event.at)
     if event.mlo_link is not None:
         yield from _of_link(plan, event.node, event.mlo_link, event)
+    if event.mptcp is not None:
+        yield Configure(event.node, asked(event.mptcp), event.at)
     for role in roles.values() if event.rejoin else ():
         for request in role.rejoin(plan.network.place(event.node)):
             yield Configure(event.node, request, event.at)

@@ -95,6 +95,9 @@ def describe(event: Event) -> str:
         return f"{where}: {event.address.interface} {' -> '.join(filter(None, (old, new)))}"
     if event.endpoint is not None:
         return f"{where}: endpoint {event.endpoint.address or event.endpoint.interface} {event.action}"
+    if event.mptcp is not None:
+        [(command, act)] = event.mptcp.stated()
+        return f"{where}: {' '.join(filter(None, (command, act.interface)))}"
     if event.sysctl is not None:
         return f"{where}: {', '.join(f'{k}={v}' for k, v in event.sysctl.items())}"
     return f"{where}: {' '.join(event.command or ())}"

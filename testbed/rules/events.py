@@ -11,7 +11,9 @@ from testbed.drivers.channels import channel
 from testbed.language.document import Fault, Path
 from testbed.language.explain import Names, name_set, suggest
 from testbed.language.topology import WAYS, Event, Topology
+from testbed.nodes.mptcp import Mptcp
 from testbed.nodes.node import called
+from testbed.nodes.path_manager import Doing, doing_faults
 from testbed.nodes.place import Place
 from testbed.plan.endpoints import change
 from testbed.plan.moments import GRADUAL, MOST, SHORTEST, link_index, moments, times
@@ -21,7 +23,7 @@ from testbed.rules.fault import there_are
 from testbed.rules.links import shaping
 from testbed.rules.nodes import sysctl
 
-_AT_NODES = ("command", "sysctl", "endpoint", "mlo_link", "rejoin", "address", "restart")
+_AT_NODES = ("command", "sysctl", "endpoint", "mptcp", "mlo_link", "rejoin", "address", "restart")
 
 
 def faults(topology: Topology, net: Network, nodes: Names, doubt: set[str]) -> Iterator[Fault]:
@@ -155,6 +157,8 @@ def _node_event(net: Network, event: Event, at: Path, nodes: Names, doubt: set[s
         yield (*at, "restart"), f"{event.node} is not {called(what)}", f"it has no `{what}`"
     yield from sysctl(event.sysctl or {}, (*at, "sysctl"))
     role = net.topology.nodes[event.node].mptcp
+    if event.mptcp is not None and not doubt & {"links", f"nodes.{event.node}"}:
+        yield from _path_manager(event.mptcp, role, net.place(event.node), (*at, "mptcp"))
     if event.endpoint is None or doubt & {"links", f"nodes.{event.node}"}:
         return
     if role is None:
@@ -167,6 +171,16 @@ def _node_event(net: Network, event: Event, at: Path, nodes: Names, doubt: set[s
     if not found and (problem := change(net, event).problem):
         hint = "`action: set` changes its flags" if event.action == "add" and "already" in problem else ""
         yield (*at, "endpoint"), problem, hint
+
+
+def _path_manager(doing: Doing, role: Mptcp | None, place: Place, at: Path) -> Iterator[Fault]:
+    if role is None:
+        yield at, f"{place.node} is not an MPTCP host", "give the node `mptcp: {path_manager: userspace}`"
+    elif role.path_manager is None:
+        what = f"the path manager of {place.node} is the kernel's, which takes endpoints instead of commands"
+        yield at, what, "use `endpoint`, or give the node `mptcp: {path_manager: userspace}`"
+    else:
+        yield from (((*at, *path), what, "") for path, what in doing_faults(doing, place))
 
 
 def _during(net: Network, event: Event) -> Place:

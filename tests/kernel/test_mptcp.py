@@ -180,13 +180,6 @@ def test_a_scheduler_that_the_kernel_does_not_have_is_refused_by_name(tmp_path: 
     assert testbed("status", name).returncode == 3, "and nothing is left"
 
 
-def test_the_userspace_path_manager_is_unsupported_for_now(tmp_path: Path, name: str) -> None:
-    file = str(ROOT / "topologies/mptcp-two-path.yaml")
-    done = testbed("up", file, "--name", name, "--set", "nodes.client.mptcp.path_manager=userspace")
-    assert done.returncode == 4
-    assert "mptcp-userspace-pm" in done.stderr
-
-
 def test_each_endpoint_of_an_event_has_an_id_of_its_own_and_the_right_one_is_removed(
     tmp_path: Path, name: str, need: Need
 ) -> None:

@@ -1,0 +1,188 @@
+"""A node's path manager: it hears the events of MPTCP and of interfaces, and sends commands, until SIGTERM.
+
+It writes NODE/mptcp-events.jsonl: a line for each event and each command, with `t` on CLOCK_MONOTONIC, the word of the
+path-management RFC, and the kernel's own name. A command that the kernel refused has its `error`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+from msgspec import Struct
+
+from testbed.drivers import mptcp, mptcp_pm
+from testbed.errors import LabError
+from testbed.linux import netlink, uapi, wire
+from testbed.programs.mptcp import recovery
+from testbed.programs.mptcp.policies import asked, heard, moved
+from testbed.programs.mptcp.state import Do, Settings, State, failed
+from testbed.programs.sampler.wlans import groups
+
+_LINKS = 1  # include/uapi/linux/rtnetlink.h: RTNLGRP_LINK
+_LONGEST = 4096  # bytes of a request
+_BUFFER = 4 << 20  # bytes of events that may wait, where a busy server opens hundreds of connections at once
+
+
+class Manager(Struct):
+    """The sockets, the log, and what is known."""
+
+    settings: Settings
+    state: State
+    events: socket.socket
+    commands: socket.socket
+    route: socket.socket
+    diag: socket.socket
+    asked: socket.socket
+    family: int
+    log: BinaryIO
+    links: dict[int, tuple[str, bool]]
+
+
+def main(words: Sequence[str]) -> None:
+    """Manage the paths of the network namespace that this process is in; the argument is a file of settings."""
+    settings = msgspec.json.decode(Path(words[0]).read_bytes(), type=Settings)
+    ended, end = os.pipe2(os.O_NONBLOCK)
+    signal.set_wakeup_fd(end)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    with open(words[1], "ab", buffering=0) as log:
+        manager = _opened(settings, log)
+        _recovered(manager, "started")
+        poll = select.poll()
+        for source in (ended, manager.events, manager.route, manager.asked):
+            poll.register(source, select.POLLIN)
+        while ended not in (ready := [fd for fd, _ in poll.poll()]):
+            if manager.route.fileno() in ready:
+                _interfaces(manager)
+            if manager.events.fileno() in ready:
+                _connections(manager)
+            if manager.asked.fileno() in ready:
+                _asked(manager)
+
+
+def _opened(settings: Settings, log: BinaryIO) -> Manager:
+    commands = netlink.connect(wire.NETLINK_GENERIC)
+    if not (family := netlink.family(commands, mptcp.FAMILY)):
+        raise LabError(f"this kernel has no generic netlink family {mptcp.FAMILY}")
+    events = _listening(wire.NETLINK_GENERIC, groups(commands, mptcp.FAMILY)[mptcp_pm.GROUP])
+    route = _listening(wire.NETLINK_ROUTE, _LINKS)
+    diag = netlink.connect(wire.NETLINK_SOCK_DIAG)
+    asked = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    asked.bind(mptcp_pm.SOCKET)
+    return Manager(settings, State(), events, commands, route, diag, asked, family, log, {})
+
+
+def _listening(protocol: int, group: int) -> socket.socket:
+    """Return a socket that hears a multicast group, without waiting."""
+    sock = netlink.connect(protocol)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+    # A socket hears nothing before it has an address, and bind(2) takes the first 32 groups from it: in this order.
+    sock.bind((0, 0))
+    sock.setsockopt(uapi.SOL_NETLINK, uapi.NETLINK_ADD_MEMBERSHIP, group)
+    sock.setblocking(False)
+    return sock
+
+
+def _write(manager: Manager, row: dict[str, Any]) -> None:
+    manager.log.write(msgspec.json.encode({"t": time.monotonic(), **row}) + b"\n")
+
+
+def _recovered(manager: Manager, why: str) -> None:
+    """Take what exists from the kernel's tables: at the start, and when events were lost."""
+    recovery.recover(manager.state, manager.diag)
+    with netlink.connect(wire.NETLINK_ROUTE) as sock:
+        for entry in netlink.link_entries(sock):
+            _interface(manager, entry)
+    found = [{"token": c.token, "server": c.server} for c in manager.state.connections.values()]
+    _write(manager, {"manager": why, "policy": manager.settings.policy, "connections": found})
+
+
+def _connections(manager: Manager) -> None:
+    """React to the events that have arrived."""
+    while True:
+        try:
+            data = manager.events.recv(1 << 16)
+        except BlockingIOError:
+            return
+        except OSError:  # ENOBUFS: the kernel dropped events
+            _recovered(manager, "lost events")
+            continue
+        for kind, _, _, entry in wire.messages(data):
+            event = mptcp_pm.parse_event(entry) if kind == manager.family else None
+            if event is not None:
+                _write(manager, {**msgspec.to_builtins(event), "kernel": mptcp_pm.KERNEL[event.event]})
+                _send(manager, heard(manager.state, manager.settings, event))
+
+
+def _asked(manager: Manager) -> None:
+    """Do what events of the run ask for, and answer; only processes of this node reach the socket."""
+    while True:
+        try:
+            data, sender = manager.asked.recvfrom(_LONGEST)
+        except BlockingIOError:
+            return
+        try:
+            commands = asked(manager.state, manager.settings, msgspec.json.decode(data, type=Do))
+        except msgspec.MsgspecError as e:
+            answer = str(e)
+        else:
+            none = "nothing to do: no connection here has what this is about"
+            answer = (_send(manager, commands) or "OK") if commands else none
+        if sender:
+            with suppress(OSError):  # it did not wait
+                manager.asked.sendto(answer.encode(), sender)
+
+
+def _interfaces(manager: Manager) -> None:
+    """React to interfaces that went down or came up."""
+    while True:
+        try:
+            data = manager.route.recv(1 << 16)
+        except BlockingIOError:
+            return
+        except OSError:
+            _recovered(manager, "lost events")
+            continue
+        for kind, _, _, entry in wire.messages(data):
+            if kind == uapi.RTM_NEWLINK:
+                _interface(manager, entry)
+
+
+def _interface(manager: Manager, entry: bytes) -> None:
+    name, index = netlink.parse_link(entry)
+    up = bool(uapi.IFINFOMSG.unpack_from(entry)[3] & uapi.IFF_RUNNING)
+    if name == "lo" or manager.links.get(index) == (name, up):
+        return
+    before = manager.links.get(index)
+    manager.links[index] = (name, up)
+    if before is not None or not up:
+        _write(manager, {"interface": name, "up": up, "kernel": "RTM_NEWLINK"})
+        _send(manager, moved(manager.state, manager.settings, name, up))
+
+
+def _send(manager: Manager, commands: Sequence[mptcp_pm.Command]) -> str:
+    """Send commands, one at a time, since each may be refused for a reason of its own; return the last reason."""
+    why = ""
+    for command in commands:
+        word, kernel = mptcp_pm.COMMANDS[type(command)]
+        message = wire.Message(0, 0, command.body(), mptcp.FAMILY)
+        refused = netlink.transact(manager.commands, [message], manager.family)
+        row = {**msgspec.to_builtins(command), "kernel": kernel}
+        row.pop("type", None)
+        if refused:
+            failed(manager.state, command)
+            row["error"] = str(refused[0])
+            # A subflow that is gone is what `remove_subflow` is for: the peer may have closed it first.
+            gone = isinstance(command, mptcp_pm.RemoveSubflow) and refused[0].errno == errno.ESRCH
+            why = why if gone else row["error"]
+        _write(manager, {"command": word, **row})
+    return why

@@ -28,10 +28,10 @@ COUNTS = Measured(40.0, "byte", tuple((n * 0.25, float(n)) for n in range(41)))
     ],
 )
 def test_a_check_at_a_time_takes_the_interval_that_ends_there(metric: Measured, at: float, value: float) -> None:
-    assert _judge(Check(metric="m.x", at=f"{at}s", equals=value), {"m.x": metric}).passed
+    assert _judge(Check(metric="m.x", at=f"{at}s", equals=value), {"m.x": metric}, {}).passed
 
 
 def test_a_rate_has_no_value_long_after_its_flow() -> None:
-    outcome = _judge(Check(metric="m.x", at="15s", min=0), {"m.x": RATES})
+    outcome = _judge(Check(metric="m.x", at="15s", min=0), {"m.x": RATES}, {})
     assert not outcome.passed
     assert outcome.why == "m.x: no interval that ends at 15 s"

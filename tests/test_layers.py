@@ -31,7 +31,7 @@ FLOORS: tuple[dict[str, str], ...] = (
         "programs.sampler": "air counters main neighbours subflows taps wlans",
         "nodes": "access_point amt_gateway amt_relay bridge mptcp node path_manager place role router station",
     },
-    {"metrics": "bounds measured nodes owners paths reception recorded records table wifi"},
+    {"metrics": "bounds measured nodes owners paths reception recorded records said table wifi"},
     {"workloads": "command iperf3 iperf3_report multicast ping place"},
     {"language": "document effective experiment explain files overlay parsing schema sound syntax topology writing"},
     {
@@ -48,7 +48,7 @@ FLOORS: tuple[dict[str, str], ...] = (
         "lab": "answers asked asker asking bounds changes configure control ending enter forked furniture holder jobs "
         "listening look messages namespace perform probes processes reach sandbox sources state stopping timeline "
         "travel verbs waits",
-        "report": "doubts effects report together",
+        "report": "doubts effects match matching report together",
     },
     {
         "machines": "case cases choose collected country elsewhere errands home lab_guest trusted",
@@ -264,6 +264,7 @@ def test_processes_are_started_in_few_places() -> None:
         "machines.ssh.remote",  # ssh to a machine
         "machines.ssh.relayed",  # what is said there, made visible
         "cli.called",  # the command line
+        "report.matching",  # a regular expression
         "machines.ssh.request",  # the command line that another machine asked for
     }
 

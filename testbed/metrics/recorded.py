@@ -15,6 +15,8 @@ from typing import Annotated, BinaryIO, Protocol, TypeVar
 from msgspec import Meta, Struct, ValidationError, field
 from msgspec.json import Decoder
 
+from testbed.metrics.said import Search, nobody
+
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Real = Annotated[float, Meta(ge=-1e15, le=1e15)]
 Seconds = Annotated[float, Meta(ge=0, le=1e11)]
@@ -58,7 +60,8 @@ class Recorded(Struct, frozen=True):
 
     Files in the folder `instead` are read in place of those with the same name. `origin` is t = 0 of the run on
     CLOCK_MONOTONIC, None if unknown; `seconds` is the run's length. With `complete` the run came to its end, and
-    missing files are faults as well.
+    missing files are faults as well. `statuses` are those of the processes of the run, by node and name, and `absent`
+    collects why metrics were not measured. `search` matches regular expressions.
     """
 
     path: Path
@@ -67,6 +70,9 @@ class Recorded(Struct, frozen=True):
     seconds: float = 0.0
     complete: bool = False
     broken: list[str] = field(default_factory=list)
+    statuses: dict[tuple[str, str], int] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+    search: Search = nobody
 
     def within(self, t: float) -> bool:
         """Return whether a time of CLOCK_MONOTONIC can belong to this run."""

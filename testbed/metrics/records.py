@@ -71,6 +71,14 @@ class Happened(Struct, frozen=True):
     step: _Text
 
 
+class Ended(Struct, frozen=True):
+    """A process of the run and its exit status; negative for a signal, null while it lived."""
+
+    node: _Text
+    name: _Text
+    status: Annotated[int, Meta(ge=-100, le=1000)] | None = None
+
+
 class Run(Struct, frozen=True):
     """run.json: t = 0 of the run (0 if it never started), its length, its steps, and what failed.
 
@@ -82,6 +90,7 @@ class Run(Struct, frozen=True):
     stalls: Annotated[list[tuple[Real, Seconds]], Meta(max_length=100_000)] = []
     events: Annotated[list[Happened], Meta(max_length=1_000_000)] = []
     failures: Annotated[list[_Text], _Some] = []
+    processes: Annotated[list[Ended], Meta(max_length=1_000_000)] = []
 
 
 class Counters(Struct, frozen=True, gc=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ from testbed.metrics.records import Air, Format, Machine, Manifest, Planned, Run
 from testbed.plain import shown
 from testbed.report.doubts import Doubt, Seen, clock_steps, doubts, shared
 from testbed.report.effects import Effect, effects, missed
+from testbed.report.matching import last
 from testbed.results import FORMAT, Folder
 from testbed.steps import AIR
 
@@ -85,7 +87,7 @@ def report(path: Path, instead: Path | None = None) -> Report:
     A file that is broken is a failure that says so, and what it has is left out; the rest is there. Files in the
     folder `instead` stand for those of the same name.
     """
-    folder = Recorded(path, instead)
+    folder = Recorded(path, instead, search=last)
     manifest, topology, planned = _circumstances(folder)
     run, folder = _run(folder, topology)
     metrics: dict[str, Measured] = {}
@@ -134,7 +136,11 @@ def report(path: Path, instead: Path | None = None) -> Report:
     failures += folder.broken
     if not shared(manifest):
         failures += [f"the guest's kernel says: {row}" for row in kernel_faults(kernel)[:_FAULTS]]
-    outcomes = tuple(_judge(check, metrics) for check in topology.checks)
+    expected = [e for name, work in topology.workloads.items() for e in work.workload().expectations(name, folder)]
+    outcomes = (
+        *(Outcome(e.what, e.expected, e.value, "", e.passed, e.why) for e in expected),
+        *(_judge(check, metrics, folder.absent) for check in topology.checks),
+    )
     seen = Seen(topology, metrics, manifest, run, machine, air, udp, works, kernel, planned.steps)
     happened = tuple(effects(topology, planned, run.events, told, metrics, origin))
     failures += missed(happened, run)
@@ -203,8 +209,13 @@ def _run(folder: Recorded, topology: Topology) -> tuple[Run, Recorded]:
     if run is None:
         return Run(0.0, 0.0, failures=[] if folder.broken else ["the run did not end"]), folder
     began = run.monotonic > 0
+    statuses = {(p.node, p.name): p.status for p in run.processes if p.status is not None}
     return run, replace(
-        folder, origin=run.monotonic if began else None, seconds=run.seconds, complete=began and not run.failures
+        folder,
+        origin=run.monotonic if began else None,
+        seconds=run.seconds,
+        complete=began and not run.failures,
+        statuses=statuses,
     )
 
 
@@ -228,7 +239,7 @@ def _finite(metric: Measured) -> bool:
     return isfinite(metric.value) and isfinite(sum(v for _, v in metric.series))
 
 
-def _judge(check: Check, metrics: dict[str, Measured]) -> Outcome:
+def _judge(check: Check, metrics: Mapping[str, Measured], absent: Mapping[str, str]) -> Outcome:
     name = (
         check.metric
         + (f" / {check.divide_by}" if check.divide_by else "")
@@ -247,9 +258,9 @@ def _judge(check: Check, metrics: dict[str, Measured]) -> Outcome:
             not there,
             "it is there" if there else "",
         )
-    value, unit, why = _value(check.metric, check.at, metrics)
+    value, unit, why = _value(check.metric, check.at, metrics, absent)
     if value is not None and check.divide_by is not None:
-        other, _, why = _value(check.divide_by, check.at, metrics)
+        other, _, why = _value(check.divide_by, check.at, metrics, absent)
         value, unit = (value / other if other else None, "") if other is not None else (None, "")
         why = why or ("" if value is not None else f"{check.divide_by} is 0")
     if value is not None and not isfinite(value):
@@ -262,9 +273,12 @@ def _judge(check: Check, metrics: dict[str, Measured]) -> Outcome:
     return Outcome(name, expected, value, unit, low and high and same)
 
 
-def _value(name: str, at: float | None, metrics: dict[str, Measured]) -> tuple[float | None, str, str]:
+def _value(
+    name: str, at: float | None, metrics: Mapping[str, Measured], absent: Mapping[str, str]
+) -> tuple[float | None, str, str]:
     if name not in metrics:
         what = "unsupported: this kernel has no such counter" if table.of_role(name) else "it was not measured"
+        what = f"{what}: {absent[name]}" if name in absent else what
         return None, "", f"{name}: {what}"
     metric = metrics[name]
     if at is None:

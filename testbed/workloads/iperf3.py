@@ -19,7 +19,7 @@ from testbed.spec import Spec
 from testbed.steps import START, Spawn, Step, Wait
 from testbed.units import Argument, Moment, Rate, Size, Word
 from testbed.workloads.iperf3_report import Said, Side, figures, stalls
-from testbed.workloads.place import STALL, Task
+from testbed.workloads.place import STALL, Expected, Task
 
 _DATAGRAM, _WRITE = 65507, 1 << 20  # bytes: the largest payload of UDP over IPv4, and MAX_BLOCKSIZE of iperf.h
 _BLOCK, _SMALLEST, _BLOCKS = 128 * KIB, 16, 10  # bytes of iperf3's own block, of our smallest, and blocks an interval
@@ -200,6 +200,10 @@ class Iperf3(Spec):
             back = figures(self.protocol, client, server, True, self.interval)
             found |= {f"reverse_{key}": value for key, value in back.items()}
         return found
+
+    def expectations(self, name: str, folder: Recorded) -> Iterator[Expected]:
+        """Yield nothing: its metrics are what checks are of."""
+        yield from ()
 
     def doubts(self, name: str, folder: Recorded) -> Iterator[tuple[float, str, str]]:
         """Yield a doubt if one of the two programs did not run for a while, and one if its data came late."""

@@ -40,6 +40,16 @@ class Task(Struct, frozen=True):
     source_port: int | None = None
 
 
+class Expected(Struct, frozen=True):
+    """What a program was to do beside measuring, its value if it has one, and whether it did."""
+
+    what: str
+    expected: str
+    value: float | None
+    passed: bool
+    why: str = ""
+
+
 class Workload(Protocol):
     """A program or several that run in a lab for a while and are measured."""
 
@@ -73,6 +83,9 @@ class Workload(Protocol):
 
     def read(self, name: str, folder: Recorded) -> dict[str, Measured]:
         """Return the metrics, read from the raw files alone; what was not measured is left out."""
+
+    def expectations(self, name: str, folder: Recorded) -> Iterator[Expected]:
+        """Yield what was expected of its programs, which checks are made of."""
 
     def doubts(self, name: str, folder: Recorded) -> Iterator[tuple[float, str, str]]:
         """Yield (how bad, which figures, why) where a program and not the network limited a figure."""

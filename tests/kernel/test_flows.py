@@ -191,3 +191,27 @@ def test_words_of_iperf3_do_what_they_say(tmp_path: Path, name: str, need: Need)
     longest = max(int(n) for n in fields("small-a", "tcp.dstport == 6000 && frame.len < 1500", "tcp.len"))
     assert longest <= 500
     assert value["bound-a.eth1.tx_bytes"] > 400_000 > 10_000 > value["bound-a.eth0.tx_bytes"]
+
+
+def test_what_a_program_measures_is_a_metric_and_what_it_must_do_a_check(tmp_path: Path, name: str) -> None:
+    text = """
+nodes: {a: {}}
+workloads:
+  good:
+    command:
+      node: a
+      argv: [sh, -c, 'echo "took 2.5 ms" > good.txt; echo ready; exit 3']
+      metrics: {took_ms: {regex: "took ([0-9.]+) ms", unit: ms, better: lower, file: good.txt}}
+      expect: {status: 3, stdout: "^ready$"}
+  bad: {command: {node: a, argv: ["false"], expect: {}}}
+"""
+    found, folder = ran(tmp_path, text, name, status=1)
+    assert found["good.took_ms"] == {"value": 2.5, "unit": "ms"}
+    verdict = json.loads((folder / "verdict.json").read_text())
+    assert verdict["verdict"] == "failed"
+    assert {(c["metric"], c["passed"]) for c in verdict["checks"]} == {
+        ("good exit status", True),
+        ("good stdout", True),
+        ("bad exit status", False),
+    }
+    assert 'name="bad exit status = 0"' in (folder / "junit.xml").read_text()

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import convert
+from msgspec.structs import replace
 
 from testbed.drivers import hostapd, hwsim, nl80211, wpa_supplicant
 from testbed.drivers.channels import channel
@@ -464,6 +465,20 @@ def test_a_removed_link_has_the_time_and_is_inactive_from_then_on() -> None:
     assert (found["sta.wlan0.links"].value, found["sta.wlan0.links"].series[0]) == (1, (0.0, 2.0))
     assert found["sta.wlan0.connects"].value == 1, "the join before t = 0 is none of the run"
     assert "sta.wlan0.link0.removed_at_s" not in found
+
+
+def test_only_joins_that_were_granted_count_and_only_for_stations() -> None:
+    rows = [sample(10.0, {0: 2412}), sample(12.0, {0: 2412})]
+    told = [Told(10.5, "connect", [0], 30), Told(11.0, "connect", [0]), Told(11.5, "disconnect")]
+    found = metrics.wlans(NAMES, "sta", rows, told, [], 10.0)
+    assert found["sta.wlan0.connects"].value == 1, "status 30: refused temporarily (IEEE 802.11 table 9-80)"
+    ap = [replace(r, wlans={"wlan0": replace((r.wlans or {})["wlan0"], station=False)}) for r in rows]
+    assert "ap.wlan0.connects" not in metrics.wlans(NAMES, "ap", ap, [], [], 10.0)
+
+
+def test_an_association_that_was_refused_says_so() -> None:
+    refused = nl80211.parse_event(event(nl80211.CONNECT, wire.attr(72, struct.pack("=H", 30))))
+    assert (refused.command, refused.status) == (nl80211.CONNECT, 30)
 
 
 def test_a_link_without_mlo_has_its_planned_number() -> None:

@@ -21,7 +21,7 @@ SET_WIPHY_NETNS, SET_CHANNEL = 49, 65
 CONNECT, DISCONNECT, CH_SWITCH_NOTIFY, LINKS_REMOVED = 46, 48, 88, 154
 _WIPHY, _WIPHY_NAME, _IFINDEX, _IFNAME, _IFTYPE, _MAC, _REG_ALPHA2, _FREQ, _BSS = 1, 2, 3, 4, 5, 6, 33, 38, 47
 _STA_INFO, _STA_FLAGS, _AUTHORIZED = 21, 17, 1 << 1  # NL80211_STA_INFO_STA_FLAGS, NL80211_STA_FLAG_AUTHORIZED
-_FRAG_THRESHOLD = 63
+_FRAG_THRESHOLD, _STATUS_CODE = 63, 72
 _WIDTH, _SPLIT_WIPHY_DUMP, _NETNS_FD, _MLO_LINKS, _MLO_LINK_ID = 159, 174, 219, 312, 313
 MLO_SUPPORT = 315
 _BSSID, _BSS_FREQ, _BSS_SIGNAL, _BSS_STATUS, _BSS_SEEN, _BSS_LINK, _BSS_MLD = 1, 2, 7, 9, 10, 21, 22
@@ -190,12 +190,16 @@ class Bss(Struct, frozen=True):
 
 
 class Told(Struct, frozen=True):
-    """An event of nl80211: its command, the interface's index, and the IDs of its links."""
+    """An event of nl80211: its command, the interface's index, and the IDs of its links.
+
+    `status` is the access point's answer to an association, 0 when it granted that (IEEE 802.11-2024 9.4.1.9).
+    """
 
     command: int
     index: int
     links: tuple[int, ...]
     freq: int = 0
+    status: int = 0
 
 
 @decoder
@@ -253,7 +257,8 @@ def parse_event(entry: bytes) -> Told:
     nests = [attributes(nest) for nest in attributes(fields.get(_MLO_LINKS, b"")).values()]
     links = [n[_MLO_LINK_ID][0] for n in nests if _MLO_LINK_ID in n]
     links += [fields[_MLO_LINK_ID][0]] if _MLO_LINK_ID in fields else []
-    return Told(entry[0], _number(fields, _IFINDEX), tuple(sorted(links)), _number(fields, _FREQ))
+    status = int(struct.unpack("=H", fields[_STATUS_CODE])[0]) if _STATUS_CODE in fields else 0
+    return Told(entry[0], _number(fields, _IFINDEX), tuple(sorted(links)), _number(fields, _FREQ), status)
 
 
 def mac(raw: bytes) -> str:

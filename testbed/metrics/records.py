@@ -150,6 +150,7 @@ class Wlan(Struct, frozen=True):
 
     mlo: bool
     links: Annotated[list[WlanLink], Meta(max_length=16)]
+    station: bool | None = None  # nothing in a run of an earlier version
 
 
 class Sample(Struct, frozen=True):
@@ -197,8 +198,14 @@ class Air(Struct, frozen=True):
 
 
 class Told(Struct, frozen=True):
-    """A line of NODE/wlan-events.jsonl: an event of nl80211."""
+    """A line of NODE/wlan-events.jsonl: an event of nl80211; `status` is 0 of a join that was granted."""
 
     t: Seconds
     event: Word
     links: Annotated[list[_LinkId], Meta(max_length=16)] = []
+    status: Count = 0
+
+    @property
+    def joined(self) -> bool:
+        """Whether this is an association that the access point granted."""
+        return self.event == "connect" and not self.status

@@ -219,7 +219,7 @@ TABLE = (
         "interface", "capture_drops", "packet", "with a capture: packets that dumpcap(1) recorded and missed", "lower"
     ),
     Metric("wlan", "links", "link", "active links at the end (nl80211); series by the sample"),
-    Metric("wlan", "connects", "join", "associations since t = 0 that nl80211 reported to the station"),
+    Metric("wlan", "connects", "join", "stations: associations since t = 0 that the access point granted (nl80211)"),
     *(
         Metric(
             "mlo_link",

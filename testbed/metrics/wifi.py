@@ -37,8 +37,9 @@ def wlans(
         base = f"{node}.{ifname}"
         counts[f"{base}.links"] = Measured(active[-1][1], unit("wlan", "links"), active, "active ones, at the end")
         mine = [e for e in told if e.t > origin]
-        joined = sum(e.event == "connect" for e in mine)
-        counts[f"{base}.connects"] = Measured(float(joined), unit("wlan", "connects"))
+        if _station([w.get(ifname) for _, w in states]):
+            joined = sum(e.joined for e in mine)
+            counts[f"{base}.connects"] = Measured(float(joined), unit("wlan", "connects"))
         counts |= _frames(base, [w.get(ifname) for _, w in states], ids, heard)
         for n in sorted({n for _, links in seen for n in links} | set(ids.values())):
             there = [(t, links.get(n)) for t, links in seen]
@@ -56,6 +57,12 @@ def wlans(
                     gone[0], unit("mlo_link", "removed_at_s"), note="as nl80211 told the station"
                 )
     return counts
+
+
+def _station(states: Sequence[Wlan | None]) -> bool:
+    """Say whether an interface is a station's: only those hear an access point."""
+    seen = [w for w in states if w is not None]
+    return any(w.station or (w.station is None and any(link.seen_ms is not None for link in w.links)) for w in seen)
 
 
 def _by_id(wlan: Wlan | None, ids: Mapping[int, int]) -> dict[int, WlanLink]:

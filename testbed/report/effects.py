@@ -9,7 +9,7 @@ from msgspec import Struct
 from testbed.language.topology import Event, Topology
 from testbed.metrics.measured import Measured
 from testbed.metrics.records import Happened, Planned, Run, Told
-from testbed.plan.moments import of_event
+from testbed.plan.moments import moments, of_event
 
 
 class Effect(Struct, frozen=True):
@@ -38,7 +38,7 @@ def effects(
         times.setdefault(row.n, []).append(row.t)
     heard = [(node, row.t - origin, row) for node, rows in told.items() for row in rows]
     found: list[Effect] = []
-    of = of_event(topology)
+    of, last = of_event(topology), _last(topology, planned)
     for n, (event, steps) in enumerate(zip(topology.events, planned.events, strict=True)):
         for part in [event] if event.ramp is not None or len(of[n]) == 1 else [m.event for m in of[n]]:
             own = [k for k in steps if part is event or planned.steps.get(k) == part.at]
@@ -46,7 +46,7 @@ def effects(
             performed = max((t for k in own for t in times.get(k, ())), default=None if own else part.at)
             seen = performed
             if performed is not None and (part.mlo_link is not None or part.rejoin):
-                seen = min(_seen(part, heard, metrics, performed), default=None)
+                seen = min(_seen(part, heard, metrics, performed, (part.node, part.at) in last), default=None)
             found.append(Effect(part.at, describe(part), performed, seen))
     yield from sorted(found, key=lambda e: e.at)
 
@@ -58,10 +58,27 @@ def missed(events: Sequence[Effect], run: Run) -> Iterator[str]:
             yield f"the event at {event.at:g} s ({event.what}) was not performed"
 
 
+def _last(topology: Topology, planned: Planned) -> set[tuple[str | None, float]]:
+    """Return (node, time) of each removal of the last link that an access point has."""
+    found: set[tuple[str | None, float]] = set()
+    gone: dict[str | None, set[int]] = {}
+    for event in (m.event for m in moments(topology)):
+        if event.mlo_link is None or event.remove is None:
+            continue
+        away = gone.setdefault(event.node, set())
+        (away.add if event.remove else away.discard)(event.mlo_link)
+        every = {n for links in planned.wlans.get(event.node or "", {}).values() for n in links.values()}
+        found |= {(event.node, event.at)} if event.remove and every <= away else set()
+    return found
+
+
 def _seen(
-    event: Event, heard: Sequence[tuple[str, float, Told]], metrics: Mapping[str, Measured], after: float
+    event: Event, heard: Sequence[tuple[str, float, Told]], metrics: Mapping[str, Measured], after: float, last: bool
 ) -> Iterator[float]:
-    """Yield when something was seen that the event of a radio leads to."""
+    """Yield when something was seen that the event of a radio leads to.
+
+    With its `last` link a station loses the association (net/mac80211/mlme.c: ieee80211_ml_reconf_work).
+    """
     if event.remove is False:
         active = (f"{event.node}.", f".link{event.mlo_link}.active")
         for name, metric in metrics.items():
@@ -70,7 +87,9 @@ def _seen(
         return
     wanted = "connect" if event.rejoin else "links_removed" if event.remove else "channel_switch"
     for node, t, row in heard:
-        if row.event != wanted or t < event.at or (event.rejoin and node != event.node):
+        if last and row.event == "disconnect" and t >= event.at:
+            yield t
+        if row.event != wanted or row.status or t < event.at or (event.rejoin and node != event.node):
             continue
         if event.rejoin or event.mlo_link in row.links or not row.links:
             yield t

@@ -97,7 +97,8 @@ def _node_metric(net: Network, node: str, rest: str, at: Path) -> Iterator[Fault
     counter = rest.removeprefix(f"{ifname}.")
     if not role and any(i.kind == "wlan" and i.name == ifname for i in net.interfaces[node]):
         links = [f"link{n}.{w}" for n in net.link_ids(node)[ifname].values() for w in table.names("mlo_link")]
-        known = (*known, *table.names("wlan"), *links)
+        station = any(role.rejoin(net.place(node)) for role in net.topology.nodes[node].roles().values())
+        known = (*known, *(w for w in table.names("wlan") if station or w != "connects"), *links)
     if counter not in known:
         yield at, f"there is no counter {counter!r}", suggest(counter, known) or there_are(known)
 

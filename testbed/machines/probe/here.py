@@ -91,9 +91,9 @@ def cured(found: Iterable[Finding]) -> tuple[Finding, ...]:
 def versions(tools: Iterable[Feature]) -> dict[str, str]:
     """Return the first line of what each tool says of its version."""
     called = {t: t.program or t.name for t in tools if not t.kernel and t.stated is None}
-    option = {features.PING: "-V", features.SMCROUTE: "-v"}
+    option = {"ping": "-V", "smcrouted": "-v", "hostapd": "-v", "wpa_supplicant": "-v"}
     present = {t: program for t, program in called.items() if programs.which(program)}
-    return {t.name: programs.output(program, option.get(t, "--version")).first for t, program in present.items()}
+    return {t.name: programs.output(program, option.get(program, "--version")).first for t, program in present.items()}
 
 
 def commit(folder: Path) -> dict[str, object] | None:

@@ -31,7 +31,7 @@ def wlans(sock: socket.socket, family: int) -> dict[str, dict[str, Any]]:
             for link in links:
                 if (heard := bss.get(link["id"])) is not None:
                     link |= {"bssid": heard.bssid, "signal": heard.signal, "seen_ms": heard.seen_ms}
-        interfaces[wlan.name] = {"mac": wlan.mac, "mlo": wlan.mlo, "links": links}
+        interfaces[wlan.name] = {"mac": wlan.mac, "mlo": wlan.mlo, "station": wlan.station, "links": links}
     return interfaces
 
 
@@ -86,4 +86,10 @@ def events(sock: socket.socket) -> Iterator[dict[str, Any]]:
         for _, _, _, entry in wire.messages(data):
             told = nl80211.parse_event(entry)
             if (name := _NAMES.get(told.command)) is not None:
-                yield {"event": name, "index": told.index, "links": list(told.links), "freq": told.freq}
+                yield {
+                    "event": name,
+                    "index": told.index,
+                    "links": list(told.links),
+                    "freq": told.freq,
+                    "status": told.status,
+                }

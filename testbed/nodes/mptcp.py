@@ -1,5 +1,6 @@
 """Role `mptcp`: an MPTCP host (RFC 8684) with the in-kernel path manager (ip-mptcp(8)), or one in user space."""
 
+import re
 from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Annotated, ClassVar, Literal
@@ -12,12 +13,18 @@ from testbed.drivers.sysctl import SysctlSet
 from testbed.nodes import path_manager
 from testbed.nodes.path_manager import PathManager
 from testbed.nodes.place import Place
-from testbed.nodes.role import Role
+from testbed.nodes.role import UP, Role, RoleFault
 from testbed.spec import Spec
 from testbed.steps import Configure, Step, Wait
 from testbed.units import Host, Word
 
 Flag = Literal["subflow", "signal", "backup", "fullmesh", "laminar"]
+# What makes the kernel's own path manager do its work; before Linux 6.15 pm_type alone.
+_OWN = {"net.mptcp.enabled": "1", "net.mptcp.pm_type": "0", "net.mptcp.path_manager": "kernel"}
+_SETS = re.compile(r"\b(net[./]mptcp[./](?:enabled|pm_type|path_manager))=[\"']?(\w+)")
+_WRITES = re.compile(r"\b(\w+)[\"']?\s*>\s*/proc/sys/(net/mptcp/(?:enabled|pm_type|path_manager))\b")
+_LIMITS = re.compile(r"\bmptcp\s+limits?\s+set\b")
+_ENDPOINT = re.compile(r"\bmptcp\s+endpoints?\s+(?:del|delete|change|replace|flush)\b")
 JOINING: frozenset[Flag] = frozenset({"subflow", "fullmesh", "laminar"})  # these open subflows from the address
 Count = Annotated[int, Field(ge=0, le=LIMIT)]
 
@@ -63,7 +70,7 @@ class Mptcp(Role):
         chosen += (features.MPTCP_USERSPACE_PM,) if self.path_manager is not None else ()
         return (features.MPTCP, features.MPTCP_DIAG, *chosen)
 
-    def faults(self, place: Place) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    def faults(self, place: Place) -> Iterator[RoleFault]:
         """Yield (path below this role, sentence) for each fault."""
         seen: dict[str, int] = {}
         for n, endpoint in enumerate(self.endpoints):
@@ -79,7 +86,9 @@ class Mptcp(Role):
         if len(seen) > LIMIT:
             why = f"the kernel keeps at most {LIMIT} (an interface counts once for each family)"
             yield ("endpoints",), f"these are {len(seen)} endpoint addresses, but {why}"
-        if self.path_manager is not None:
+        if self.path_manager is None:
+            yield from _overruled(self, place)
+        else:
             for path, what in path_manager.faults(self.path_manager, place):
                 yield ("path_manager", *path), what
 
@@ -169,3 +178,22 @@ def _wrong(endpoint: Endpoint, place: Place) -> tuple[str, str] | None:
     if not addresses(endpoint, place):
         return "interface", f"{place.node}:{endpoint.interface} has no address"
     return None
+
+
+def _overruled(role: Mptcp, place: Place) -> Iterator[RoleFault]:
+    """Yield what the node says elsewhere against this role: `up` would wait for the role's state in vain."""
+    for key, value in place.sysctl.items():
+        name = key.replace("/", ".")
+        if name in _OWN and str(value).strip() != _OWN[name]:
+            yield (UP, "sysctl", key), f"{name} is {_OWN[name]} on an MPTCP host: the key `mptcp` decides it"
+    for n, argv in enumerate(place.commands):
+        text = " ".join(argv)
+        at = (UP, "commands", n)
+        for name, value in (*_SETS.findall(text), *((name, value) for value, name in _WRITES.findall(text))):
+            if _OWN.get(name := name.replace("/", "."), value) != value:
+                yield at, f"this sets {name} to {value}, but it is {_OWN[name]} on an MPTCP host"
+        if _LIMITS.search(text):
+            yield at, "this changes the limits of the path manager: give them as `mptcp: {limits: {...}}`"
+        if role.endpoints and (found := _ENDPOINT.search(text)):
+            cure = "change `mptcp: {endpoints: [...]}`, or do it in an event"
+            yield at, f"`{found[0]}` changes endpoints that `up` waits for: {cure}"

@@ -83,7 +83,7 @@ class Place(Struct, frozen=True):
     """A node: its name, its interfaces in the order of the file, the topology's IP versions (4, 6), and all BSSs.
 
     `bridge` is the name of the node's switch, "" without one; `tunnels` are the node's ends of AMT tunnels; `sysctl`
-    has the kernel parameters that the file sets there.
+    has the kernel parameters that the file sets there, and `commands` the programs that it runs.
     """
 
     node: str
@@ -93,6 +93,7 @@ class Place(Struct, frozen=True):
     bridge: str = ""
     tunnels: tuple[Tunnel, ...] = ()
     sysctl: Mapping[str, str | int] = {}
+    commands: tuple[tuple[str, ...], ...] = ()
 
     def tunnel(self, name: str) -> Tunnel | None:
         """Return the node's end of AMT tunnels by the name of its pseudo-interface."""

@@ -17,6 +17,7 @@ from testbed.nodes.place import Bss, Kind, Place
 from testbed.spec import Spec
 from testbed.steps import Request, Step
 
+UP = ".."  # as the first of a path: it is below the node and not below the role
 RoleFault = tuple[tuple[str | int, ...], str]  # a path below the role in the file, and a sentence
 
 

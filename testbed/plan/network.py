@@ -189,7 +189,8 @@ class Network(Struct, frozen=True, dict=True):
     def place(self, node: str) -> Place:
         """Return what a role may know of its node."""
         switch = self.switches[node].name if node in self.switches else ""
-        own = (self.tunnels.get(node, ()), self.topology.nodes[node].sysctl)
+        stated = self.topology.nodes[node]
+        own = (self.tunnels.get(node, ()), stated.sysctl, stated.commands)
         return Place(node, self.interfaces[node], self.families, self.air, switch, *own)
 
     def place_at(self, event: Event) -> Place:

@@ -9,6 +9,7 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_address
 from testbed.language.document import Fault, Path
 from testbed.nodes.node import Route
 from testbed.nodes.place import Place
+from testbed.nodes.role import UP
 from testbed.plan.network import Network
 from testbed.units import interface_of
 
@@ -28,7 +29,8 @@ def faults(net: Network, doubt: set[str]) -> Iterator[Fault]:
             joins = {own.medium for own in role.interfaces(False) if own.medium and not own.makes}
             unsure = unsure or (not joins <= media and any(d.startswith("nodes.") for d in doubt))
             for path, message in role.faults(place) if not unsure else ():
-                yield ("nodes", name, field, *path), message, ""
+                where = path[1:] if path[:1] == (UP,) else (field, *path)
+                yield ("nodes", name, *where), message, ""
         yield from sysctl(node.sysctl, ("nodes", name, "sysctl"))
         yield from routes(place, node.routes or (), bool(doubt & {"nodes", "links"}))
 

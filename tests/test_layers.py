@@ -39,8 +39,8 @@ FLOORS: tuple[dict[str, str], ...] = (
         "run speed tables trees tunnels"
     },
     {
-        "rules": "addresses amt captures checks events fault links misread multicast names nodes requires warnings "
-        "whole workloads"
+        "rules": "addresses amt captures checks events fault links misread multicast names nodes requires segments "
+        "warnings whole workloads"
     },
     {"": "loading"},
     {"": "results"},

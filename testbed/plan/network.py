@@ -212,6 +212,12 @@ class Network(Struct, frozen=True, dict=True):
         """Say whether a node forwards."""
         return node in self.routers
 
+    def leads(self, source: str, target: str) -> bool:
+        """Say whether links and routers lead from a node to `node:interface`, whatever other ways that node has."""
+        node, _, ifname = target.partition(":")
+        mine = {self.joined[i.segment] for i in self.interfaces[source] if not i.port}
+        return any(self.joined[i.segment] in mine for i in self.interfaces[node] if i.name == ifname and not i.port)
+
     def address(self, target: str, version: int | None = None) -> str:
         """Return an address of a node, or of `node:interface`; "" when it has none of that family."""
         node, _, ifname = target.partition(":")

@@ -162,6 +162,6 @@ def reach(net: Network, source: str, target: str, family: int | None) -> str:
         if not net.address(source, version):
             continue
         mine = [i for i in net.interfaces[node] if i.host(version) and (not ifname or i.name == ifname)]
-        for interface in sorted(mine, key=lambda i: i.segment not in near):
+        for interface in sorted(mine, key=lambda i: (i.segment not in near, not net.leads(source, f"{node}:{i.name}"))):
             return interface.host(version)
     return ""

@@ -25,6 +25,7 @@ from testbed.rules import (
     names,
     nodes,
     requires,
+    segments,
     warnings,
     workloads,
 )
@@ -64,6 +65,8 @@ def faults(topology: Topology, written: Written, like: Topology | None = None) -
     for path, message, hint in addresses.faults(net, topology, given):
         yield ("links", index[int(path[1])], *path[2:]) if path[0] == "links" else path, message, hint
     for path, message, hint in names.shared((i for found in net.interfaces.values() for i in found), known):
+        yield ("links", index[int(path[1])], *path[2:]) if path[0] == "links" else path, message, hint
+    for path, message, hint in segments.faults(net) if not doubt & {"links", "nodes", "events"} else ():
         yield ("links", index[int(path[1])], *path[2:]) if path[0] == "links" else path, message, hint
     yield from nodes.faults(net, doubt)
     yield from amt.faults(net) if not doubt & {"links", "nodes"} else ()

@@ -10,6 +10,7 @@ from testbed.language.topology import NODE, Work
 from testbed.plan.network import Network
 from testbed.rules import multicast
 from testbed.rules.fault import there_are
+from testbed.rules.segments import too_far
 from testbed.workloads.place import FIRST_PORT
 
 
@@ -88,6 +89,15 @@ def _flow(net: Network, work: Work, at: Path) -> Iterator[Fault]:
         why = "no path of links, bridges and routers joins them"
         cure = "a node between them needs `router: {}` or `bridge: {}`"
         yield (*at, "to"), f"{target} cannot be reached from {source}: {why}", cure
+    elif ifname is not None and not net.leads(source, end):
+        why = f"no routers join its segment with those of {source}, and {target} is not a router"
+        cure = f"leave `to_interface` out, or give {target} `router: {{}}`"
+        yield (*at, "to_interface"), f"{end} cannot be reached from {source}: {why}", cure
+    else:
+        version = next(v for v in wanted if net.address(end, v) and net.address(source, v))
+        message, cure = too_far(net, source, target, version)
+        if message:
+            yield (*at, "to"), message, cure
 
 
 def reachable(net: Network, source: str, target: str) -> bool:

@@ -56,6 +56,16 @@ def test_the_effective_file_names_no_other(tmp_path: Path) -> None:
     assert (data["seed"], data["links"][0]["rate"], data["links"][0]["mtu"]) == (7, "1mbit", 1400)
 
 
+def test_an_effective_file_that_somebody_edited_wrongly_is_an_error_with_its_place() -> None:
+    text = effective({"name": "x", "nodes": {"a": {"router": {}}}, "links": []}, 7)
+    assert resolved(text, "effective.yaml").nodes["a"].router is not None
+    with pytest.raises(InputError) as caught:
+        resolved(text.replace("router", "roter"), "effective.yaml")
+    line = text.splitlines().index(next(row for row in text.splitlines() if "router" in row)) + 1
+    assert str(caught.value).startswith(f"effective.yaml:{line}:")
+    assert "did you mean 'router'?" in str(caught.value)
+
+
 def test_nodes_and_roles_without_content_stay() -> None:
     text = effective({"name": "x", "nodes": {"a": None, "b": {"router": None}}}, 0)
     assert parsing.parse(text, "x").data["nodes"] == {"a": {}, "b": {"router": {}}}

@@ -1,1 +1,1 @@
-"""Where a lab runs: how a machine is asked what it offers."""
+"""Where a lab runs: this kernel, a microVM or a machine that ssh reaches, and how one of them is chosen."""

@@ -1,4 +1,4 @@
-"""One case of an experiment that another machine performs: what it says meanwhile and tells of itself are claims."""
+"""One case of an experiment on another machine; what that machine reports is not trusted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _Text = Annotated[str, Meta(max_length=300)]
 
 
 class Said(Struct, frozen=True):
-    """A line of what a machine says while it performs a case."""
+    """A line that a machine sends while it performs a case."""
 
     began: bool = False  # nothing is missing there
     started: float | None = None
@@ -47,14 +47,14 @@ class Kernel(Struct, frozen=True):
 
 
 class Host(Struct, frozen=True):
-    """How large a machine is, and whose rights the lab had."""
+    """The size of a machine, and the rights that the lab had."""
 
     cpus: Annotated[int, Meta(ge=1, le=1 << 20)]
     user: Annotated[str, Meta(pattern="^(root|user)$")]
 
 
 class About(Struct, frozen=True):
-    """What a machine tells of itself and of the time of a run."""
+    """What a machine reports about itself and about the time of a run."""
 
     python: _Text
     kernel: Kernel
@@ -70,7 +70,7 @@ _ABOUT = msgspec.json.Decoder(About)
 
 
 class Case(Struct):
-    """What has come of a case so far."""
+    """What has arrived from a case so far."""
 
     begin: Begin
     about: Mapping[str, object]
@@ -82,7 +82,7 @@ class Case(Struct):
     facts: dict[str, Any] = field(default_factory=dict)
 
     def hear(self, part: bytes) -> None:
-        """Take a part of what is said; lines that can't be understood are dropped."""
+        """Take the next bytes of the output; lines that are not understood are dropped."""
         *lines, self.inbox = (self.inbox + part).split(b"\n")
         for row in lines:
             if not self.skips:
@@ -108,7 +108,7 @@ class Case(Struct):
             self.say({"waiting": said.waiting})
 
     def collected(self, taken: Taken, told: Told) -> None:
-        """Tell what was not taken of what has come, and keep what the machine says of itself."""
+        """Report the files that were not taken, and keep what the machine reports about itself."""
         self.facts = facts(taken.about)
         for name, why in taken.left.items():
             told(f"{name} is not taken into the results: {why}")

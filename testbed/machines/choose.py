@@ -1,4 +1,4 @@
-"""Which machine a lab runs on, and why: this kernel when it offers everything, else the microVM."""
+"""Choose the machine of a lab, and say why: this kernel if it has every feature, otherwise the microVM."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ AUTO, HERE, MICROVM = "auto", "here", "microvm"
 
 
 class Choice(Struct, frozen=True):
-    """A machine, one sentence that says why, and what this one lacks."""
+    """A machine, one sentence that says why it was chosen, and what this machine lacks."""
 
     machine: str
     why: str
@@ -39,7 +39,7 @@ def choose(requires: Iterable[Feature], machine: str = AUTO) -> Choice:
 
 
 def pick(found: Sequence[Finding], machine: str = AUTO) -> Choice:
-    """Return the choice that findings of this machine lead to (pure)."""
+    """Return the choice that follows from what was found on this machine (pure)."""
     missing = here.causes(f for f in found if not f.present)
     if not missing:
         return Choice(
@@ -51,7 +51,7 @@ def pick(found: Sequence[Finding], machine: str = AUTO) -> Choice:
 
 
 def lacking(missing: Sequence[Finding]) -> str:
-    """Return the clause that names what is missing and what for."""
+    """Return the clause that names what is missing and what needs it."""
     if missing[0].feature == USERNS:
         return missing[0].known  # where none of the others could be tried
     names = ", ".join(f"{f.feature.name} ({f.feature.purpose})" for f in missing)

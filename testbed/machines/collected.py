@@ -28,7 +28,7 @@ Copy = Callable[[int, int], None]  # to a descriptor, so many bytes
 
 
 class Taken(Struct):
-    """What has come so far into a folder of results."""
+    """What has arrived in a results folder so far."""
 
     folder: Path
     files: int = 0
@@ -37,7 +37,7 @@ class Taken(Struct):
     left: dict[str, str] = field(default_factory=dict)  # what was not taken, and why; some of it
 
     def take(self, name: str, size: int, copy: Copy) -> bool:
-        """Take one file, whose name has `/` between its parts; say whether it was. LabError when it is too much."""
+        """Take one file by its name (parts with `/` between); return whether it was. LabError if it is too much."""
         parts = name.split("/")
         if why := refused(parts):
             self.leave(name, why)
@@ -71,13 +71,13 @@ class Taken(Struct):
         return True
 
     def leave(self, name: str, why: str) -> None:
-        """Remember what is not taken."""
+        """Remember what was not taken."""
         if len(self.left) < 10:
             self.left[line(name[:200])] = why
 
 
 def refused(parts: list[str]) -> str:
-    """Return why a name is none of a raw file's; "" when it may be one."""
+    """Return why a name can't be that of a raw file, "" if it can."""
     if len(parts) > DEPTH:
         return "it is deeper than a node's files are"
     for part in parts:
@@ -87,7 +87,7 @@ def refused(parts: list[str]) -> str:
 
 
 def collect(source: Path, taken: Taken) -> None:
-    """Take the raw files of a folder that a guest has written, or may be writing."""
+    """Take the raw files of a folder that a guest has written, or is still writing."""
     try:
         top = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
@@ -154,7 +154,7 @@ def _one(name: str, fd: int, taken: Taken) -> None:
 
 
 def _plain(fd: int) -> bool:
-    """Say whether the guest, too, has a regular file there: its links and devices are files with attributes here."""
+    """Return whether this is a regular file in the guest too: its links and devices are files with attributes here."""
     try:
         mode = int.from_bytes(os.getxattr(fd, "user.virtfs.mode"), "little")
     except OSError:  # it has none

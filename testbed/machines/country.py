@@ -43,7 +43,7 @@ def borrow() -> tuple[int, int]:
 
 
 def alone(fd: int) -> bool:
-    """Lock the file for this process alone if nobody else has it; it is not locked at all otherwise."""
+    """Lock the file exclusively if no other process has it; otherwise leave it unlocked."""
     with suppress(BlockingIOError):
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
@@ -51,7 +51,7 @@ def alone(fd: int) -> bool:
 
 
 def give_back(fd: int, folder: int, free: bool) -> None:
-    """Set the domain that there was before, unless other labs with radios are there still.
+    """Set the previous domain again, unless other labs with radios are still up.
 
     Without `free` that is left to the next lab with radios. Where stations went without leaving their networks, the
     kernel would not obey, but join what the user asks for with what their access points said, for all labs to come
@@ -76,7 +76,7 @@ def give_back(fd: int, folder: int, free: bool) -> None:
 
 
 def current() -> str:
-    """Return the country of the kernel's regulatory domain, 00 for that of the whole world."""
+    """Return the country of the kernel's regulatory domain, 00 for the world domain."""
     with netlink.connect(wire.NETLINK_GENERIC) as sock:
         kind = _family(sock)
         sock.send(wire.header(len(nl80211.GET_COUNTRY), kind, wire.NLM_F_REQUEST, 1) + nl80211.GET_COUNTRY)

@@ -1,4 +1,4 @@
-"""Labs that are not on this kernel: in a guest of their own, or on a machine that ssh reaches."""
+"""Labs that run elsewhere: in a guest of their own, or on a machine that ssh reaches."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def find(lab: str) -> Elsewhere:
 
 
 def up(errand: Errand, lab: str, size: Size, told: Told, progress: Progress) -> int:
-    """Bring a lab up, or change it, on another machine; its guest is kept when that went well."""
+    """Bring a lab up or change it on another machine; its guest is kept if that succeeds."""
     if errand.choice.machine != MICROVM:
         place = target_of(known.find(errand.choice.machine))
         return perform(place, asked(place, errand))
@@ -76,7 +76,7 @@ def up(errand: Errand, lab: str, size: Size, told: Told, progress: Progress) -> 
 
 
 def once(errand: Errand, lab: str, size: Size, told: Told, progress: Progress) -> int:
-    """Run a command line that leaves no lab."""
+    """Run a command line that leaves no lab behind."""
     if errand.choice.machine != MICROVM:
         place = target_of(known.find(errand.choice.machine))
         return perform(place, asked(place, errand))
@@ -85,7 +85,7 @@ def once(errand: Errand, lab: str, size: Size, told: Told, progress: Progress) -
 
 
 def same_version(place: Target) -> str:
-    """Return the version there; Unsupported when it is not ours, or when its sources are others."""
+    """Return the version there; Unsupported if its version or its sources differ from ours."""
     version = remote.version(place)
     if version != __version__:
         raise Unsupported(

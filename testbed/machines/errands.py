@@ -28,7 +28,7 @@ Place = Target | Guest
 
 
 class Errand(Struct, frozen=True):
-    """A command line for another machine, where a Path is one of the files that it reads."""
+    """A command line for another machine; each Path in it is a file that it reads."""
 
     choice: Choice
     words: Sequence[str | Path]
@@ -36,7 +36,7 @@ class Errand(Struct, frozen=True):
 
 
 def target_of(machine: Known) -> Target:
-    """Return a machine that the user has named, as ssh reaches it."""
+    """Return how ssh reaches a machine that the user has added."""
     return Target(machine.name, machine.words(), (machine.program,))
 
 
@@ -76,7 +76,7 @@ def _call(
     tty: bool = False,
     hears: Hears | None = None,
 ) -> int:
-    """Run a command in a guest; LabError when it fails and the guest's kernel had a fault meanwhile."""
+    """Run a command in a guest; LabError if it fails and the guest's kernel reported a fault meanwhile."""
     mark = os.fstat(place.console.fileno()).st_size
     status = command.call(place, words, streams=streams, env=env, tty=tty, hears=hears)
     faults = kernel_faults(console.since(place.console.fileno(), mark).decode(errors="replace")) if status else []
@@ -86,7 +86,7 @@ def _call(
 
 
 def asked(place: Place, errand: Errand, results: str = "", case: int = -1) -> Request:
-    """Return a request: the words of an errand, with the paths that its files have there."""
+    """Return an errand as a request, with the paths that its files have on the other machine."""
     there = _below({Path(os.path.abspath(path)): text for path, text in errand.files.items()})
     words = [there[Path(os.path.abspath(word))][0] if isinstance(word, Path) else word for word in errand.words]
     words += ["--results", results, "--case", str(case)] if results else []
@@ -101,6 +101,6 @@ def asked(place: Place, errand: Errand, results: str = "", case: int = -1) -> Re
 
 
 def _below(files: dict[Path, str]) -> dict[Path, tuple[str, str]]:
-    """Return (path below the folder that all are in, text) of each file."""
+    """Return (path below the folder that contains all, text) of each file."""
     top = Path(os.path.commonpath([file.parent for file in files])) if files else Path("/")
     return {file: (str(file.relative_to(top)), text) for file, text in files.items()}

@@ -9,17 +9,17 @@ from testbed.errors import InputError
 
 
 def cache() -> Path:
-    """Return the folder of what can be made again."""
+    """Return the folder for what can be made again."""
     return _folder("XDG_CACHE_HOME", "~/.cache")
 
 
 def config() -> Path:
-    """Return the folder of what the user has said."""
+    """Return the folder for the user's settings."""
     return _folder("XDG_CONFIG_HOME", "~/.config")
 
 
 def _folder(variable: str, default: str) -> Path:
-    """Return a folder of testbed's below what a variable names, which counts only where that is absolute."""
+    """Return testbed's folder below the one that a variable names; a relative path there is ignored."""
     named = os.environ.get(variable, "")
     found = named if named.startswith("/") else os.path.expanduser(default)
     if not found.startswith("/"):

@@ -1,4 +1,4 @@
-"""The guest of one lab: made for it, and gone with it unless it is kept."""
+"""The guest of one lab: it is started for the lab and ends with it unless it is kept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Progress = Callable[[], AbstractContextManager[Callable[[str, float], None]]]  #
 
 @contextmanager
 def guest(name: str, size: Size, told: Told, progress: Progress, stage: Path | None = None) -> Iterator[Guest]:
-    """Yield a guest for one lab; it is gone afterwards unless it was kept."""
+    """Yield a guest for one lab; it ends afterwards unless it was kept."""
     from testbed.machines.guest import image
 
     if (made := image.find()) is None:
@@ -43,7 +43,7 @@ def guest(name: str, size: Size, told: Told, progress: Progress, stage: Path | N
 
 
 def about(found: Guest) -> dict[str, object]:
-    """Return what a manifest says of a guest."""
+    """Return what the manifest of a run contains about its guest."""
     from testbed.machines.guest import image
 
     made = image.find()
@@ -57,7 +57,7 @@ def about(found: Guest) -> dict[str, object]:
 
 
 def require_guest() -> None:
-    """Raise Unsupported when no guest can be had here, as far as that is known without starting one."""
+    """Raise Unsupported if guests are impossible here, as far as that is known without starting one."""
     from testbed.machines.guest import building, image
 
     booted.require_programs()

@@ -26,7 +26,7 @@ _BLOCK = 1 << 20
 
 
 class Opened(Struct, frozen=True):
-    """Files of a folder, as descriptors, and the names of those that are not what they were."""
+    """Files of a folder as descriptors, and the names of those that have changed."""
 
     files: Mapping[str, int]
     damaged: tuple[str, ...] = ()
@@ -61,7 +61,7 @@ def folder(path: Path) -> Path:
 
 
 def read(path: Path, most: int = 1 << 22) -> bytes:
-    """Return the content of a small file that nobody else can change."""
+    """Return the content of a small file that no other user can change."""
     fd = opened(path)
     try:
         return os.pread(fd, most, 0)
@@ -70,7 +70,7 @@ def read(path: Path, most: int = 1 << 22) -> bytes:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a small file that nobody else can change, whatever the umask is."""
+    """Write a small file that no other user can change, whatever the umask is."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     with open(os.open(path, flags, 0o644), "w") as file:
         file.write(text)
@@ -110,7 +110,7 @@ def verified(home: Path, names: Iterable[str], digests: Mapping[str, str]) -> Op
 
 
 def remember(home: Path, names: Iterable[str]) -> None:
-    """Take the files of a folder for what they are to be: they were just made."""
+    """Record the present files of a folder as the right ones: they were just made."""
     (home / RECORD).unlink(missing_ok=True)
     verified(home, names, {}).close()
 
@@ -122,7 +122,7 @@ def digest(fd: int) -> str:
 
 
 def _sparsely(fd: int) -> str:
-    """Return the SHA-256 of the blocks of a file that are not zeros, and where they are: a memory is mostly hole."""
+    """Return the SHA-256 of a file's blocks that are not holes, and their offsets: most of a saved memory is holes."""
     size = os.fstat(fd).st_size
     summed = hashlib.sha256(b"%d\n" % size)
     zeros, at = bytes(_BLOCK), 0
@@ -139,7 +139,7 @@ def _sparsely(fd: int) -> str:
 
 
 def _walk(path: Path) -> int:
-    """Return a descriptor (O_PATH) of a file or folder, looked at with everything that leads to it."""
+    """Return a descriptor (O_PATH) of a file or folder after checking every folder on its path."""
     rest = list(reversed(Path(os.path.abspath(path)).parts[1:]))
     at = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -170,7 +170,7 @@ def _walk(path: Path) -> int:
 
 
 def _check(fd: int, path: Path) -> None:
-    """Raise LabError when somebody else owns a file or folder or may change it."""
+    """Raise LabError if another user owns a file or folder or may change it."""
     found = os.fstat(fd)
     where = os.readlink(f"/proc/self/fd/{fd}")
     mode = stat.S_IMODE(found.st_mode)
@@ -190,7 +190,7 @@ def _check(fd: int, path: Path) -> None:
 
 
 def _high(fd: int) -> int:
-    """Return the same descriptor above the standard streams, which a caller without them may have given this number."""
+    """Return the descriptor with a number above the standard streams, which a caller may have closed."""
     if fd > 2:
         return fd
     try:

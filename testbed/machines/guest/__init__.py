@@ -1,1 +1,1 @@
-"""The microVM: its image, its processes, and what passes between it and the host."""
+"""The microVM: its image, its processes, and how it communicates with the host."""

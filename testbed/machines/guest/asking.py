@@ -1,4 +1,4 @@
-"""What a guest's keeper is asked and tells, and what QEMU and the guest say to it: all of it decoded by type."""
+"""Messages to and from a guest's keeper, and those of QEMU and the guest to it; all are decoded by type."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _Name = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
 
 
 class BrokenStateError(LabError):
-    """A saved guest could not be restored; a cold boot may do."""
+    """A saved guest could not be restored; a cold boot may succeed."""
 
 
 class PanicError(LabError):
-    """A guest's kernel panicked before its init was there; another boot may do."""
+    """A guest's kernel panicked before its init ran; another boot may succeed."""
 
 
 ERRORS = {**answers.ERRORS, "BrokenStateError": BrokenStateError, "PanicError": PanicError}
@@ -38,7 +38,7 @@ class Stop(Asked, frozen=True):
 
 
 class Call(Asked, frozen=True):
-    """This connection is that of a command in the guest: if it closes, the command hangs up."""
+    """This connection belongs to a command in the guest: if it closes, the command gets a hangup."""
 
     name: _Name
 
@@ -55,7 +55,7 @@ class Signal(Asked, frozen=True):
 
 
 class ShareRow(Struct, frozen=True):
-    """A folder that the guest has; a path may be bytes that are no text."""
+    """A folder that is shared with the guest; a path may be bytes that are not valid text."""
 
     folder: bytes
     at: str
@@ -63,7 +63,7 @@ class ShareRow(Struct, frozen=True):
 
 
 class About(Struct, frozen=True):
-    """What a keeper tells of its guest."""
+    """What a keeper reports about its guest."""
 
     name: str
     size: Size
@@ -83,7 +83,7 @@ class About(Struct, frozen=True):
 
 
 def rows(shares: Mapping[str, Share]) -> dict[str, ShareRow]:
-    """Return shared folders as they travel."""
+    """Return shared folders in the form in which they are sent."""
     return {n: ShareRow(bytes(s.folder), s.at, s.writable) for n, s in shares.items()}
 
 
@@ -107,14 +107,14 @@ def decode(data: bytes) -> Question:
 
 
 def answer(line: Line, value: object) -> None:
-    """Answer a request, or tell an error or the end of the guest."""
+    """Answer a request, or report an error or the end of the guest."""
     if isinstance(value, TestbedError):
         value = answers.failed(value, ERRORS)
     line.send(answers.encode(value if isinstance(value, Dead | Failed) else answers.done(value)))
 
 
 def heard(connection: socket.socket) -> Raw:
-    """Return the value of the next answer; raise the error that it is, LabError when the guest is dead.
+    """Return the value of the next answer; raise it if it is an error, and LabError if the guest is dead.
 
     EOFError when the keeper is gone.
     """
@@ -132,18 +132,18 @@ def heard(connection: socket.socket) -> Raw:
 
 
 def told(value: Raw) -> About:
-    """Return what a keeper tells, from the value of its answer."""
+    """Return what a keeper reports, from the value of its answer."""
     return understood(_TOLD, value)
 
 
 class Refusal(Struct):
-    """Why QEMU does not do what it was told."""
+    """Why QEMU refuses a command."""
 
     desc: str
 
 
 class QemuSaid(Struct):
-    """A line of QEMU's (docs/interop/qmp-spec): an answer, its greeting or an event."""
+    """A line from QEMU (docs/interop/qmp-spec): an answer, its greeting or an event."""
 
     id: str = ""
     error: Refusal | None = None
@@ -157,7 +157,7 @@ class QemuStatus(Struct):
 
 
 class GuestSaid(Struct):
-    """A line of the guest's PID 1 (provision/testbed-guest.c): something happened, or is done or failed."""
+    """A line from the guest's PID 1 (provision/testbed-guest.c): an event, or the result of a command."""
 
     event: str = ""
     done: str = ""

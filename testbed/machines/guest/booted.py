@@ -1,4 +1,4 @@
-"""What a guest is booted from: an image's files as they were built, the programs, and what a saved guest depends on."""
+"""What a guest boots from: the files of an image, the programs that it needs, and what a saved guest depends on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "ssh": "openssh-client", "ssh
 
 
 class Image(Protocol):
-    """What is booted (machines/guest/image)."""
+    """An image to boot (machines/guest/image)."""
 
     @property
     def folder(self) -> Path:
@@ -31,7 +31,7 @@ class Image(Protocol):
 
 
 def files(image: Image, boot: Boot) -> tuple[int, ...]:
-    """Open what is booted; LabError when it is not what was built, or when somebody else can change it."""
+    """Open the files to boot; LabError if they are not what was built, or if another user can change them."""
     found = trusted.verified(image.folder, [f.name for f in (boot.kernel, boot.initrd, boot.root)], _digests(image))
     if found.damaged:
         found.close()
@@ -43,7 +43,7 @@ def files(image: Image, boot: Boot) -> tuple[int, ...]:
 
 
 def _digests(image: Image) -> dict[str, str]:
-    """Return the digests of an image's files that it was built with, as far as that is known."""
+    """Return the digests that an image's files had when it was built, as far as they are known."""
     try:
         files = json.loads(trusted.read(image.folder / "manifest.json"))["files"]
         return {name: str(files[name]["sha256"]) for name in files}
@@ -52,12 +52,12 @@ def _digests(image: Image) -> dict[str, str]:
 
 
 def damaged(digest: str, names: Iterable[str]) -> str:
-    """Return the sentence for an image that is not what was built."""
+    """Return the sentence about an image that has changed since it was built."""
     return f"image {digest} is damaged ({', '.join(names)}): `testbed image build --again` builds it again"
 
 
 def require_programs() -> None:
-    """Raise Unsupported when a program is missing that a guest needs, and say how to get it."""
+    """Raise Unsupported if a program that a guest needs is missing, and say how to get it."""
     for tool in _TOOLS:
         _found(tool)
 
@@ -69,25 +69,25 @@ def _found(tool: str) -> str:
 
 
 def qemu_version() -> str:
-    """Return what changes when QEMU is replaced; asking it for its version takes as long as a restore."""
+    """Return a text that changes when QEMU is replaced; to ask for its version takes as long as a restore."""
     program = _found("qemu-system-x86_64")
     found = os.stat(program)
     return f"{os.path.realpath(program)} {found.st_size} {found.st_mtime_ns}"
 
 
 def processor() -> str:
-    """Return what a saved guest of KVM's depends on of the host's processor."""
+    """Return what a guest that was saved under KVM depends on: the host's processor."""
     rows = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].splitlines()
     return "\n".join(r for r in rows if r.split("\t")[0] in ("vendor_id", "model name", "flags", "microcode"))
 
 
 def sources(code: Share) -> str:
-    """Return the digest of testbed's sources and of their place: a guest that imported others imports these again."""
+    """Return the digest of testbed's sources and their path in the guest, which imports them again if it differs."""
     return digest(code.folder / "testbed", code.at)
 
 
 def booted(image: Image, accel: str) -> Boot:
-    """Return what of an image is booted."""
+    """Return the files of an image that are booted."""
     return Boot(kernel(image), image.folder / "initrd.gz", image.folder / "root.squashfs", accel)
 
 

@@ -1,4 +1,4 @@
-"""Run the recipe of the guest's image, in namespaces that die with this process, and tell how far it is."""
+"""Run the recipe of the guest's image in namespaces that end with this process, and report progress."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ STEPS = {
 
 
 def run(work: Path, sources: Path, log: Path, progress: Progress, locked: bool = False, mirror: str = "") -> Path:
-    """Make an image by the recipe in `work`, return its folder there; raise with what the recipe says when it fails.
+    """Build an image by the recipe in `work` and return its folder there; raise the recipe's own words if it fails.
 
     `sources` keeps the pinned tarballs, and `log` everything that is said. When this process ends in the midst,
     however it ends, the kernel ends the build with its mounts; only `work` is left.
@@ -83,7 +83,7 @@ def run(work: Path, sources: Path, log: Path, progress: Progress, locked: bool =
 
 
 def require(cache: Path) -> None:
-    """Raise Unsupported, naming everything that a build needs and this machine lacks, and how to get it."""
+    """Raise Unsupported with everything that a build needs and this machine lacks, and how to get it."""
     missing = []
     if platform.machine() != "x86_64":
         missing.append(f"an x86_64 machine, for which the guest is built: this one is {platform.machine()}")
@@ -103,7 +103,7 @@ def require(cache: Path) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Remove a folder, also where a build of an ordinary user left files of the user's subordinate ids in it."""
+    """Remove a folder, even if a build as an ordinary user left files of subordinate ids in it."""
     shutil.rmtree(folder, ignore_errors=True)
     if folder.exists():
         subprocess.run((*_root(), "rm", "-rf", "--one-file-system", str(folder)), check=False)
@@ -136,7 +136,7 @@ def _no_namespaces() -> str:
 
 
 def watched(lines: Iterable[str], progress: Progress) -> Iterator[str]:
-    """Pass the lines of a build on, and tell how far it is that says them."""
+    """Pass the lines of a build on, and report its progress."""
     lock, starts = recipe.lock(), [*STEPS.values(), 1.0]
     text, low, high, seen, expected = "", 0.0, 0.0, 0, 1
     for line in lines:

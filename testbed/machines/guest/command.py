@@ -86,7 +86,7 @@ def _await(
     out: int,
     hears: Hears | None,
 ) -> int:
-    """Return the exit status of ssh; the command hangs up when nobody reads `out` (-1: a terminal) any more."""
+    """Return the exit status of ssh; when nobody reads `out` any more (-1: a terminal), the command gets a hangup."""
     ended = os.pidfd_open(child.pid)
     poll = select.poll()
     for source in (ended, connection.fileno(), signals.read, *([hears[0]] if hears is not None else [])):
@@ -119,7 +119,7 @@ def _await(
 
 
 def _hear(guest: Guest, connection: socket.socket) -> None:
-    """Read what a keeper says; LabError when that is the end of its guest."""
+    """Read a message of a keeper; LabError if it is the end of its guest."""
     try:
         asking.heard(connection)
     except EOFError:
@@ -127,7 +127,7 @@ def _hear(guest: Guest, connection: socket.socket) -> None:
 
 
 class _Signals(Struct):
-    """The signals of this process that are a command's, as bytes of a pipe while this is entered."""
+    """A context in which signals to this process are bytes of a pipe, to be passed on to a command."""
 
     read: int = -1
     write: int = -1

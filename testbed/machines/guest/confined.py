@@ -1,4 +1,4 @@
-"""A process without privileges: QEMU runs kernels and labs that nobody vouches for, and they may take it over.
+"""A process without privileges for QEMU, which untrusted guests may take over.
 
 It belongs to a user of its own, has no groups and no capabilities, can't gain any by executing a program, and writes no
 file larger than `LARGEST`. QEMU adds a filter of system calls (`-sandbox`).
@@ -33,7 +33,7 @@ _LIMITS = {
 
 
 def user() -> int:
-    """Return the id for a process that is to be confined; 0 where it can't be another's than ours."""
+    """Return a user id for a confined process; 0 if this user can't become another one."""
     if os.geteuid() != 0:
         return 0
     maps = [_mapped(Path("/proc/self", name)) for name in ("uid_map", "gid_map")]
@@ -49,7 +49,7 @@ def _mapped(file: Path) -> list[range]:
 
 
 def start(argv: Sequence[str], uid: int, fds: Sequence[int], out: int, lends: bool) -> tuple[int, int]:
-    """Start a program with these descriptors, and `out` for what it says, as a process that may nothing.
+    """Start a program without privileges, with these descriptors and `out` for its output.
 
     Return its process id, and where it asks for the file that is lent to it (machines/lent.py); -1 without.
     """
@@ -84,7 +84,7 @@ def _become(argv: Sequence[str], uid: int, fds: Sequence[int], out: int, asks: s
 
 
 def give_up(uid: int) -> None:
-    """Become a process that may nothing; there is no way back."""
+    """Give up all privileges for good."""
     for limit, most in _LIMITS.items():
         allowed = resource.getrlimit(limit)[1]
         least = most if allowed == resource.RLIM_INFINITY else min(most, allowed)
@@ -99,7 +99,7 @@ def give_up(uid: int) -> None:
 
 
 def _groups() -> list[int]:
-    """Return the group that may use KVM, if a group may."""
+    """Return the group that may use KVM, if there is one."""
     if not KVM.exists():
         return []
     found = KVM.stat()
@@ -108,7 +108,7 @@ def _groups() -> list[int]:
 
 
 def admit(uid: int) -> None:
-    """Let a user who is not a member of its group use /dev/kvm in this mount namespace, by a node of his own."""
+    """Let a user outside of its group use /dev/kvm in this mount namespace, through a device node of their own."""
     if not uid or not KVM.exists() or _groups() or KVM.stat().st_mode & 0o006 == 0o006:
         return
     number = KVM.stat().st_rdev

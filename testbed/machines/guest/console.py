@@ -1,6 +1,6 @@
-"""What a guest says on its console: a file of the keeper's with the first and the last of it, however much that is.
+"""The console of a guest: a file of its keeper with the beginning and the end of the output, however long it is.
 
-The file is as long as all that was said, so that places in it stay what they are; its middle is a hole.
+The file is as long as the whole output, so that offsets in it stay valid; its middle is a hole.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PART = 1 << 16
 
 
 class Console(Struct, eq=False):
-    """The keeper's end of a console, or of another stream of a process that nobody vouches for."""
+    """The keeper's end of a console, or of another stream of an untrusted process."""
 
     source: socket.socket
     file: int
@@ -29,7 +29,7 @@ class Console(Struct, eq=False):
     gone: int = 0  # where the hole ends
 
     def hear(self) -> bool:
-        """Keep what has come, some of it; say whether there may be more."""
+        """Keep some of what has arrived; return whether there may be more."""
         said = b""
         with suppress(BlockingIOError, ConnectionResetError):
             said = self.source.recv(_PART, socket.MSG_DONTWAIT)
@@ -45,7 +45,7 @@ class Console(Struct, eq=False):
         return True
 
     def text(self) -> bytes:
-        """Return what is kept, with all that has come."""
+        """Return what is kept, including everything that has arrived by now."""
         for _ in range(1024):  # a guest may say more all the time
             if not self.hear():
                 break
@@ -53,12 +53,12 @@ class Console(Struct, eq=False):
 
 
 def opened(source: socket.socket, path: Path, head: int = HEAD, tail: int = TAIL) -> Console:
-    """Return a console that is kept in a new file."""
+    """Return a console that writes to a new file."""
     return Console(source, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), head, tail)
 
 
 def text(file: int, head: int = HEAD, tail: int = TAIL) -> bytes:
-    """Return what is kept of a console, and how much is not."""
+    """Return what is kept of a console, with a note on how much was dropped."""
     size = os.fstat(file).st_size
     if size <= head + tail:
         return os.pread(file, size, 0)
@@ -67,6 +67,6 @@ def text(file: int, head: int = HEAD, tail: int = TAIL) -> bytes:
 
 
 def since(file: int, mark: int) -> bytes:
-    """Return what was said after a place, as far as it is kept."""
+    """Return the output after an offset, as far as it is kept."""
     size = os.fstat(file).st_size
     return os.pread(file, TAIL, max(mark, size - TAIL))

@@ -1,4 +1,4 @@
-"""The images of the microVM's guest: cached by the digest of their recipe, and there as a whole or not at all."""
+"""Images of the microVM's guest, cached by the digest of their recipe; each is complete or absent."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class Image(Struct, frozen=True, dict=True):
         return self.folder / "root.squashfs"
 
     def damaged(self) -> list[str]:
-        """Return which files are not what was built: reading them all takes a second, a guest that can't start asks."""
+        """Return the files that have changed since the build; it reads all of them, which takes a second."""
         return [name for name in FILES if _digest(self.folder / name) != self.manifest["files"][name]["sha256"]]
 
     def lock(self) -> recipe.Lock:
-        """Return the packages that it was made of."""
+        """Return the packages that the image was made of."""
         both = (self.manifest["lock"]["packages"], self.manifest["lock"]["build"])
         return recipe.Lock(*(tuple(recipe.Package(*row) for row in rows) for rows in both))
 
@@ -62,7 +62,7 @@ def cache() -> Path:
 
 
 def find() -> Image | None:
-    """Return the cached image of the present recipe and lock."""
+    """Return the cached image of the current recipe and lock, None if there is none."""
     return _load(cache() / recipe.digest())
 
 
@@ -74,7 +74,7 @@ def images() -> list[Image]:
 
 
 def remove(digest: str) -> Image:
-    """Remove one image, and what was saved beside it; raise InputError when there is none."""
+    """Remove one image and the guests saved beside it; raise InputError if there is none."""
     found = [i for i in images() if digest and i.digest.startswith(digest)]
     if len(found) != 1:
         known = ", ".join(i.digest for i in images()) or "there are none"
@@ -92,7 +92,7 @@ def build(
     again: bool = False,
     mirror: str = "",
 ) -> Image:
-    """Return the image of the present recipe, made now when the cache has none.
+    """Return the image of the current recipe; build it if the cache has none.
 
     `locked` takes exactly the versions of the lock, or raises Unsupported with those that are no longer to be had;
     `update_lock` writes the lock; `again` builds though there is one; `mirror` is for packages that the usual one lost.
@@ -129,7 +129,7 @@ def build(
 
 
 def _load(folder: Path) -> Image | None:
-    """Return the image in a folder: all of it is there, at the size that it had when it was made."""
+    """Return the image in a folder if all its files are there in their original sizes."""
     with suppress(OSError, ValueError, KeyError):
         manifest = json.loads(trusted.read(folder / "manifest.json"))
         if all((folder / n).stat().st_size == manifest["files"][n]["bytes"] for n in FILES):
@@ -139,7 +139,7 @@ def _load(folder: Path) -> Image | None:
 
 @contextmanager
 def _alone(progress: Progress) -> Iterator[None]:
-    """One build at a time; what an earlier one left that was killed is removed."""
+    """Allow one build at a time, and remove what a killed build has left."""
     with open(trusted.lock(cache() / ".lock"), "w") as file:
         try:
             flock(file, LOCK_EX | LOCK_NB)
@@ -166,7 +166,7 @@ def _lock_of(out: Path) -> recipe.Lock:
 
 
 def _keep(out: Path, digest: str, made: recipe.Lock, seconds: float) -> Image:
-    """Describe what was built and, as the last act, give it its name in the cache."""
+    """Describe what was built and, at the very end, give it its name in the cache."""
     files = {}
     for name in FILES:
         files[name] = {"sha256": _digest(out / name), "bytes": (out / name).stat().st_size}

@@ -1,7 +1,7 @@
-"""PID 1 of a guest's sandbox: starts QEMU, makes the guest this guest, watches it; QEMU ends with it.
+"""PID 1 of a guest's sandbox: it starts QEMU, gives the guest its identity and watches it; QEMU ends with it.
 
-QEMU, the keys, the console and the connection that ssh commands share are in namespaces of the keeper's: whatever
-kills it or QEMU, the kernel removes the rest.
+QEMU, the keys, the console and the connection that ssh commands share are in the keeper's namespaces: whatever kills
+it or QEMU, the kernel removes the rest.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PATIENCE = 8  # s without a sign of life, after which a guest hangs
 
 
 def serve(order: Order) -> Callable[[socket.socket, socket.socket], None]:
-    """Return the body of a sandbox that runs a guest; tells the owner when it can be used, or why it can't."""
+    """Return the body of a sandbox that runs a guest; it tells the owner when the guest is ready, or why it is not."""
 
     def body(listener: socket.socket, owner: socket.socket) -> None:
         try:
@@ -49,7 +49,7 @@ def serve(order: Order) -> Callable[[socket.socket, socket.socket], None]:
 
 
 def _watch(keeper: Keeper, listener: socket.socket) -> None:
-    """Serve the command line until the guest ends, is ended, or gives no sign of life."""
+    """Serve the command line until the guest ends, is stopped, or gives no sign of life."""
     with selectors.DefaultSelector() as selector:
         listening = Listening(selector, listener, LONGEST, lambda line: line in keeper.calls or bool(line.outbox))
         streams = {stream.source: stream for stream in (keeper.console, keeper.said)}
@@ -98,7 +98,7 @@ def _watch(keeper: Keeper, listener: socket.socket) -> None:
 
 
 def _hung_up(owner: Line) -> bool:
-    """Say whether the owner is gone; it has nothing to say before that."""
+    """Return whether the owner is gone; it sends nothing before that."""
     try:
         return not owner.connection.recv(LINE, socket.MSG_DONTWAIT)
     except BlockingIOError:
@@ -114,7 +114,7 @@ def _hang_up(keeper: Keeper, listening: Listening, line: Line) -> None:
 
 
 def _serve(keeper: Keeper, listening: Listening, line: Line) -> bool:
-    """Answer one request; False when nobody is there any more, or not understood."""
+    """Answer one request; return False if its sender is gone or was not understood."""
     try:
         line.flush()
         if line.outbox or (found := line.receive()) is None:
@@ -151,7 +151,7 @@ def _serve(keeper: Keeper, listening: Listening, line: Line) -> bool:
 
 
 def _ended(keeper: Keeper, missed: int) -> str:
-    """Reap; say how the guest ended if it did."""
+    """Reap children; return how the guest ended, "" if it runs."""
     death = ""
     while True:
         try:

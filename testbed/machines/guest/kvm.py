@@ -1,4 +1,4 @@
-"""Whether KVM runs this image's kernel: it is booted, for an existing /dev/kvm proves nothing."""
+"""Find out whether KVM runs this image's kernel, by booting it: that /dev/kvm exists proves nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PATIENCE = 15.0  # s; where KVM works, a kernel is in its init within one
 
 
 def works(boot: Boot, version: str, remembered: Path) -> tuple[bool, str]:
-    """Return whether KVM runs this kernel here, and how that is known; a boot of the host asks once."""
+    """Return whether KVM runs this kernel here, and how that is known; it is tried once for each boot of the host."""
     if not DEVICE.exists():
         return False, f"there is no {DEVICE}"
     if not os.access(DEVICE, os.R_OK | os.W_OK):

@@ -1,4 +1,4 @@
-"""A file that QEMU opens for reading and writing and gets for reading only: the memory of a saved guest.
+"""Give QEMU the memory of a saved guest for reading only, although it opens that file for reading and writing.
 
 QEMU maps that file privately and never writes to it, but opens it as if it did (softmmu/physmem.c: file_ram_open;
 `rom=off,readonly=on` came with 8.2). With such a descriptor, a guest that has taken over its QEMU could change what all
@@ -36,12 +36,12 @@ _FILTER = (
 
 
 def listener() -> int:
-    """Have this process ask before it opens such a file; return where it does."""
+    """Make this process ask before it opens such a file; return the descriptor that receives its questions."""
     return linux.seccomp_listener(b"".join(struct.pack("=HBBI", *row) for row in _FILTER))
 
 
 def possible() -> bool:
-    """Say whether the kernel lets a process ask so: a container, or its seccomp profile, may forbid that."""
+    """Return whether the kernel allows this: a container or its seccomp profile may forbid it."""
     with signals.signals_wait():
         if (child := os.fork()) == 0:
             status = 1
@@ -55,7 +55,7 @@ def possible() -> bool:
 
 
 def lend(asks: int, name: str, file: int, life: int, seconds: float) -> bool:
-    """Answer until the file `name` has been asked for, by a descriptor of `file`; say whether that came to pass."""
+    """Answer until the file `name` is opened, with a descriptor of `file`; return whether that happened."""
     poll = select.poll()
     for fd in (asks, life):
         poll.register(fd, select.POLLIN)
@@ -74,7 +74,7 @@ def lend(asks: int, name: str, file: int, life: int, seconds: float) -> bool:
 
 
 def _path(pid: int, address: int, length: int) -> bytes:
-    """Return what a process has at an address; nothing where it may not be looked into (Yama)."""
+    """Return what a process has at an address; nothing if its memory may not be read (Yama)."""
     try:
         memory = os.open(Path(f"/proc/{pid}/mem"), os.O_RDONLY | os.O_CLOEXEC)
     except PermissionError:

@@ -1,6 +1,6 @@
-"""Guests: QEMU running the image's kernel, restored from a saved boot when that fits, reached over SSH.
+"""Guests: QEMU runs the image's kernel, restored from a saved guest if one fits, and ssh reaches it.
 
-A guest is a sandbox of its own with a keeper as PID 1; its name is an abstract socket, as a lab's.
+A guest is a sandbox of its own with a keeper as PID 1; its name is an abstract socket, like that of a lab.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SPACES = linux.CLONE_NEWNS | linux.CLONE_NEWPID | linux.CLONE_NEWUTS
 
 
 class Guest(Struct, frozen=True):
-    """A guest that can be used."""
+    """A guest that is ready."""
 
     name: str
     ssh: tuple[str, ...]  # words before a command
@@ -73,9 +73,9 @@ def start(
     told: Told = lambda _: None,
     accel: str | None = None,
 ) -> Guest:
-    """Start a guest, restored from a saved one that is made when there is none; it ends with this process until kept.
+    """Start a guest, restored from a saved one, which is made if there is none; it ends with this process until kept.
 
-    `restore=False` boots it. `told` gets a sentence whenever something takes long or is not as wished.
+    `restore=False` boots it. `told` gets a sentence whenever something takes long or differs from what was asked for.
     """
     _check(shares)
     version = qemu_version()
@@ -153,7 +153,7 @@ def _saved(image: Image, order: Order, version: str, told: Told) -> Path | None:
 
 
 def _restored(order: Order, folder: Path, why: str) -> Guest:
-    """Start a guest from a saved one; BrokenStateError when that is not what was saved."""
+    """Start a guest from a saved one; BrokenStateError if that has changed since it was saved."""
     try:
         found = saved.opened(folder)
     except FileNotFoundError as e:
@@ -196,7 +196,7 @@ def _guest(told: About, life: FileIO, why: str, owner: socket.socket | None) -> 
 
 
 def guests() -> list[str]:
-    """Return the names of this user's guests that are up or coming up."""
+    """Return the names of this user's guests that are up or starting."""
     return reach.names(GUESTS)
 
 
@@ -216,7 +216,7 @@ def keep(guest: Guest) -> None:
 
 
 def stop(guest: Guest) -> None:
-    """End a guest and everything that runs in it; return when nothing is left."""
+    """Stop a guest and everything in it; return when nothing is left."""
     with suppress(LabError, BrokenPipeError), connect(guest.name) as connection:
         asking.ask(connection, Stop())
     ending.await_end(guest.name, guest.life, 10)
@@ -225,7 +225,7 @@ def stop(guest: Guest) -> None:
 
 
 def alive(guest: Guest) -> About:
-    """Return what a guest's keeper tells of it; LabError, with the end of its console, when it is gone."""
+    """Return what a guest's keeper reports; LabError with the end of the console if the guest is gone."""
     try:
         connection = connect(guest.name)
     except LabError as e:

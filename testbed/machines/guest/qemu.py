@@ -1,4 +1,4 @@
-"""The words that start QEMU for a guest, and what a saved guest depends on. Pure."""
+"""The command line of QEMU for a guest, and what a saved guest depends on. Pure."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _KERNEL = (
 
 
 class Size(Struct, frozen=True):
-    """What a guest has: processors, and memory in MiB."""
+    """The size of a guest: processors, and memory in MiB."""
 
     cpus: int = 2
     memory: int = 2048
 
     @classmethod
     def of(cls, nodes: int, cpus: int | None = None, memory: int | None = None) -> Size:
-        """Return what was asked for, else what labs need: 2 GiB up to 500 nodes, for larger ones twice that."""
+        """Return the size asked for; by default two processors and 2 GiB, or 4 GiB for more than 500 nodes."""
         return cls(cpus or 2, memory or (2048 if nodes <= 500 else 4096))
 
 
 class Boot(Struct, frozen=True):
-    """What is booted, and where it is run: files of an image, and QEMU's accelerator (kvm or tcg)."""
+    """The files of an image to boot, and QEMU's accelerator (kvm or tcg)."""
 
     kernel: Path
     initrd: Path
@@ -46,7 +46,7 @@ class Boot(Struct, frozen=True):
 
 
 class Share(Struct, frozen=True):
-    """A folder of the host, and where the guest has it; `only`: names in it that are shared, all of them without any.
+    """A folder of the host and its path in the guest; `only` limits what is shared to these names in it.
 
     In one that is writable, the guest's owners, modes, links and devices are attributes of plain files here, which are
     QEMU's and have mode 0600. `mapped` says where they are kept: mapped-xattr, or mapped-file without such attributes.
@@ -60,7 +60,7 @@ class Share(Struct, frozen=True):
 
 
 class Wires(Struct, frozen=True):
-    """QEMU's ends of what connects it: three socket descriptors (no console is heard with -1), an empty folder."""
+    """QEMU's ends of its connections: three socket descriptors (-1: no console), and an empty folder."""
 
     qmp: int = -1
     agent: int = -1
@@ -69,7 +69,7 @@ class Wires(Struct, frozen=True):
 
 
 class Memory(Struct, frozen=True):
-    """The file of a guest's RAM: shared while a guest is made to be saved, private (copied on write) afterwards."""
+    """The file of a guest's memory: shared while the guest is being saved, private (copied on write) afterwards."""
 
     file: Path
     private: bool
@@ -117,7 +117,7 @@ def argv(
 
 
 def digest(boot: Boot, size: Size, image: str, version: str, processor: str) -> str:
-    """Return the name of everything that a saved guest depends on; folders of the host and sockets are not of it.
+    """Return a digest of everything that a saved guest depends on, without folders of the host and sockets.
 
     `image` names the image's content, `version` QEMU's, `processor` the host's, which counts when KVM runs on it.
     """
@@ -127,5 +127,5 @@ def digest(boot: Boot, size: Size, image: str, version: str, processor: str) -> 
 
 
 def _quoted(value: Path | str) -> str:
-    """Return a value of one of QEMU's comma-separated options (a comma is doubled)."""
+    """Return a value for one of QEMU's comma-separated options, with its commas doubled."""
     return str(value).replace(",", ",,")

@@ -1,4 +1,4 @@
-"""What the image of a guest is made of: the files beside this one, their digest, and the lock of package versions."""
+"""The recipe of a guest's image: its files (machines/provision), their digest, and the lock of package versions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Package(Struct, frozen=True, order=True):
 
 
 class Lock(Struct, frozen=True):
-    """Every package that an image was made of, and what it was built with."""
+    """Every package in an image, and every package that it was built with."""
 
     packages: tuple[Package, ...] = ()
     build: tuple[Package, ...] = ()
@@ -51,13 +51,13 @@ def parse_lock(text: str) -> Lock:
 
 
 def lock(folder: Path = FOLDER) -> Lock:
-    """Return the lock of the recipe; an empty one when it has none yet."""
+    """Return the lock of the recipe, an empty one if it has none yet."""
     file = folder / LOCK
     return parse_lock(file.read_text()) if file.exists() else Lock()
 
 
 def digest(folder: Path = FOLDER) -> str:
-    """Return what names the image of this recipe and lock: it changes with any of their files."""
+    """Return the digest of the recipe and its lock, by which the image is named."""
     summed = hashlib.sha256()
     for file in sorted(f for f in folder.iterdir() if f.is_file()):
         summed.update(f"{file.name}\0{file.stat().st_size}\0".encode() + file.read_bytes())
@@ -65,7 +65,7 @@ def digest(folder: Path = FOLDER) -> str:
 
 
 def difference(wanted: Iterable[Package], found: Iterable[Package]) -> tuple[str, ...]:
-    """Say in which packages two lists differ, one sentence a package."""
+    """Return a sentence for each package in which two lists differ."""
     had, has = {p.name: p for p in wanted}, {p.name: p for p in found}
     rows = [
         f"{n}: {had[n].version} is locked, {has[n].version} came" for n in had.keys() & has.keys() if had[n] != has[n]

@@ -1,4 +1,4 @@
-"""A guest whose QEMU runs: what it was ordered to be, and the conversations with QEMU and with the guest's PID 1."""
+"""A guest whose QEMU runs: what was ordered, and the conversations with QEMU and with the guest's PID 1."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ S = TypeVar("S", QemuSaid, GuestSaid)
 
 
 class Order(Struct, frozen=True):
-    """What the keeper is to run: `files` are the descriptors that `boot` names, `save` is an empty folder."""
+    """What the keeper shall run: `files` are the descriptors that `boot` names, `save` is an empty folder."""
 
     name: str
     boot: Boot
@@ -59,9 +59,9 @@ class Saved(Struct, frozen=True):
 
 
 class Talk(Struct, Generic[S], eq=False):
-    """A conversation in lines: what is heard is JSON, as what QEMU is told; a guest is told words.
+    """A conversation in lines: both sides of QEMU's and what a guest sends are JSON; a guest receives words.
 
-    The guest is not trusted: a line that is too long, or that is not understood, is dropped.
+    The guest is not trusted: lines that are too long or not understood are dropped.
     """
 
     connection: socket.socket
@@ -76,13 +76,13 @@ class Talk(Struct, Generic[S], eq=False):
             socket.send_fds(self.connection, [json.dumps(message).encode() + b"\n"], fds)
 
     def tell(self, *words: object) -> None:
-        """Send words, one line; one who does not listen must not stop us, and hangs (PATIENCE)."""
+        """Send words as one line; a guest that does not read must not block us, and is found to hang (PATIENCE)."""
         with suppress(BrokenPipeError, ConnectionResetError, BlockingIOError):
             line = "\t".join(quote(str(word)) for word in words).encode() + b"\n"
             self.connection.sendall(line, socket.MSG_DONTWAIT)
 
     def hear(self) -> None:
-        """Read what has come."""
+        """Read what has arrived."""
         with suppress(ConnectionResetError):
             *lines, self.inbox = (self.inbox + self.connection.recv(LINE)).split(b"\n")
             if lines and self.skips:
@@ -96,7 +96,7 @@ class Talk(Struct, Generic[S], eq=False):
 
 
 class Keeper(Struct, eq=False):
-    """A guest, from the moment that its QEMU runs."""
+    """A guest from the moment when its QEMU runs."""
 
     order: Order
     owner: Line | None
@@ -122,7 +122,7 @@ class Keeper(Struct, eq=False):
 
 
 def wait(keeper: Keeper, talk: Talk[S], wanted: Callable[[S], bool], seconds: float, what: str) -> S:
-    """Return the first line of a conversation that is wanted; what comes before it is dropped."""
+    """Return the first line that `wanted` accepts; lines before it are dropped."""
     look, deadline = time.monotonic() + _LOOK, time.monotonic() + seconds
     poll = select.poll()
     streams: dict[int, Console] = {s.source.fileno(): s for s in (keeper.console, keeper.said)}
@@ -161,12 +161,12 @@ def ask(keeper: Keeper, command: str, **arguments: object) -> Raw:
 
 
 def status_of(keeper: Keeper, query: str) -> str:
-    """Return the status that one of QEMU's queries answers with, "" when it has none yet."""
+    """Return the status in the answer to one of QEMU's queries, "" if there is none yet."""
     return understood(asking.STATUS, ask(keeper, query)).status
 
 
 def tell(keeper: Keeper, verb: str, *words: object, seconds: float = 20) -> None:
-    """Have the guest's PID 1 do something (provision/testbed-guest.c)."""
+    """Make the guest's PID 1 do something (provision/testbed-guest.c)."""
     keeper.agent.tell(verb, *words)
     answer = wait(keeper, keeper.agent, lambda m: m.done == verb, seconds, f"answer to {verb}")
     if answer.error is not None:
@@ -174,7 +174,7 @@ def tell(keeper: Keeper, verb: str, *words: object, seconds: float = 20) -> None
 
 
 def mount(keeper: Keeper, slot: str) -> None:
-    """Have the guest mount a shared folder."""
+    """Make the guest mount a shared folder."""
     share = keeper.order.shares[slot]
     tell(keeper, "mount", slot, share.at, int(share.writable))
 
@@ -199,7 +199,7 @@ def cause(keeper: Keeper, status: int) -> str:
 
 
 def last_rows(console: bytes, rows: int = 20) -> str:
-    """Return the end of a console, for people; a fault of the kernel's and what came before it if there is one."""
+    """Return the end of a console for a message, or the kernel's fault and the lines before it if there is one."""
     text = [r for r in console.decode(errors="replace").replace("\r", "").splitlines() if r.strip()]
     fault = next((n for n, row in enumerate(text) if kernel_faults([row])), len(text))
     end = text[max(0, fault - 5) :] if fault < len(text) else text

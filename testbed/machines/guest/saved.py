@@ -1,9 +1,10 @@
-"""Guests that were booted once and saved, each a folder beside the image, named by everything that it depends on.
+"""Guests that were booted once and saved: folders beside the image, named by everything that they depend on.
 
 The folder has QEMU's device state and the guest's memory as a file. A restored guest maps that file privately, so
 nothing is read at the start, and guests share what they do not write. Its `code` is the digest of the sources that its
-command line has imported: with others it serves, but imports them at each start, which takes an emulated processor ten
-seconds. So it is used once with others (somebody edits), and made again for sources that come back.
+command line has imported. With other sources it works, but imports them at each start, which takes an emulated
+processor ten seconds. So it is used once with sources that differ (they are being edited), and saved again when the
+same ones are used a second time.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _KEPT = 4  # of other sizes, or of a QEMU that was since replaced; each is some 
 
 
 def find(beside: Path, digest: str, code: str) -> Path | None:
-    """Return the saved guest of a digest; None if it was used with these sources before without importing them."""
+    """Return the saved guest of a digest; None if it was already used once with these sources, which it lacks."""
     folder = beside / f"saved-{digest}"
     imported = _text(folder / "code")
     if imported is None:
@@ -38,7 +39,7 @@ def find(beside: Path, digest: str, code: str) -> Path | None:
 
 
 def opened(folder: Path) -> Opened:
-    """Open the files of a saved guest, and compute their digests again if anything of them has changed."""
+    """Open the files of a saved guest, and compute their digests again if the files have changed."""
     known = (folder / RECORD).exists()  # else nothing says that they are what was saved
     found = verified(folder, FILES, {})
     return found if known else Opened(found.files, FILES)
@@ -51,9 +52,9 @@ def _text(file: Path) -> str | None:
 
 
 def make(beside: Path, digest: str, code: str, fill: Callable[[Path], None], waits: Callable[[], None]) -> Path:
-    """Return a saved guest, made by `fill` if nobody else has; `waits` is called when somebody is at it.
+    """Return a saved guest, made by `fill` if there is none; `waits` is called if another process is making it.
 
-    It is filled under another name: one that was interrupted is never taken for a good one.
+    It is made under another name, so that an interrupted one is never taken for a complete one.
     """
     with _alone(beside / f".saved-{digest}.lock", waits):
         if (found := find(beside, digest, code)) is not None:
@@ -76,7 +77,7 @@ def make(beside: Path, digest: str, code: str, fill: Callable[[Path], None], wai
 
 
 def remove(folder: Path) -> None:
-    """Remove a saved guest; guests that run from it keep its memory."""
+    """Remove a saved guest; guests that were restored from it keep its memory."""
     gone = folder.with_name(f".{folder.name}-gone-{os.getpid()}")
     folder.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
@@ -84,7 +85,7 @@ def remove(folder: Path) -> None:
 
 @contextmanager
 def _alone(file: Path, waits: Callable[[], None]) -> Iterator[None]:
-    """Hold a lock that ends with this process, however that ends."""
+    """Hold a lock, which ends with this process at the latest."""
     fd = lock(file)
     try:
         try:

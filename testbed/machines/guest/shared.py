@@ -1,4 +1,4 @@
-"""The folders that a guest is given, in the mount namespace of its keeper: what it needs, and as QEMU may use it."""
+"""The folders that are shared with a guest, prepared for QEMU in the mount namespace of its keeper."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LOCKED = {
 
 
 def bound(share: Share, at: Path, user: int) -> Share:
-    """Return a share with the folder of it that QEMU, run as `user`, has: what it may see is in it, and no more."""
+    """Return a share whose folder has what QEMU, running as `user`, may see, and nothing else."""
     try:
         at.mkdir(mode=0o755, parents=True)
         if not share.writable:
@@ -44,13 +44,13 @@ def bound(share: Share, at: Path, user: int) -> Share:
 
 
 def is_full(at: Path) -> bool:
-    """Say whether a guest has left less than the reserve of a disk to others."""
+    """Return whether a guest has filled a disk down to the reserve."""
     found = os.statvfs(at)
     return found.f_bavail * found.f_frsize < RESERVE
 
 
 def _given(source: Path, at: Path, user: int) -> None:
-    """Let QEMU read a folder: as it is where it may, else a copy of it."""
+    """Let QEMU read a folder: the folder itself if its user may read it, otherwise a copy."""
     if user and not _readable(source):
         shutil.copytree(source, at, copy_function=shutil.copyfile)
         for folder, _, files in os.walk(at):
@@ -68,7 +68,7 @@ def _mounted(source: Path, at: Path) -> None:
 
 
 def _readable(source: Path) -> bool:
-    """Say whether everybody may read what is in a folder."""
+    """Return whether everybody may read what is in a folder."""
     for folder, _, files in os.walk(source):
         if os.stat(folder).st_mode & 0o005 != 0o005:
             return False
@@ -78,14 +78,14 @@ def _readable(source: Path) -> bool:
 
 
 def _restrict(at: Path, more: int) -> None:
-    """Let nothing on a mount be executed with another's rights, or be a device."""
+    """Ignore set-user-ID bits and devices on a mount."""
     kept = sum(flag for bit, flag in _LOCKED.items() if os.statvfs(at).f_flag & bit)
     flags = kept | more | linux.MS_NOSUID | linux.MS_NODEV
     linux.mount("none", str(at), "", linux.MS_REMOUNT | linux.MS_BIND | flags)
 
 
 def _mapping(at: Path) -> str:
-    """Return how attributes of a guest's are kept: in those of the file system if it has such."""
+    """Return how a guest's file attributes are stored: as extended attributes if the file system has them."""
     try:
         os.setxattr(at, "user.testbed", b"1")
         os.removexattr(at, "user.testbed")

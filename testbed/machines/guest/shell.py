@@ -1,4 +1,4 @@
-"""The SSH of a guest: its keys, the words of a command, and the connection that all commands share."""
+"""SSH to a guest: its keys, the command line of ssh, and the connection that all commands share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from testbed.machines.guest.running import FOLDER, Keeper, tail
 
 
 def spawn(*argv: str, log: Path | None = None) -> int:
-    """Start a program of ssh's and return its process id."""
+    """Start one of OpenSSH's programs and return its process id."""
     out = os.open(log or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         pid = os.posix_spawnp(
@@ -32,7 +32,7 @@ def spawn(*argv: str, log: Path | None = None) -> int:
 
 
 def for_dropbear(key: str) -> bytes:
-    """Return an Ed25519 key of ssh-keygen's as Dropbear's server reads it.
+    """Convert an Ed25519 key of ssh-keygen to the form that Dropbear's server reads.
 
     OpenSSH's (its PROTOCOL.key): a magic, four strings (RFC 4251, section 5) and a count, then a string that holds two
     check numbers, type, public key, both keys and a comment. Dropbear's: type and both keys.
@@ -44,7 +44,7 @@ def for_dropbear(key: str) -> bytes:
 
 
 def _strings(data: bytes, count: int) -> tuple[list[bytes], bytes]:
-    """Return strings of SSH's wire format, each with its length before it, and what follows them."""
+    """Return strings of SSH's wire format, each after its length, and the bytes that follow them."""
     found = []
     for _ in range(count):
         end = 4 + int.from_bytes(data[:4], "big")
@@ -54,7 +54,7 @@ def _strings(data: bytes, count: int) -> tuple[list[bytes], bytes]:
 
 
 def ssh(folder: Path, port: int) -> tuple[str, ...]:
-    """Return ssh's words for a guest whose keys are in `folder`; it shares the keeper's connection if that stands."""
+    """Return ssh's words for a guest whose keys are in `folder`; it uses the keeper's connection if it can."""
     options = {
         "UserKnownHostsFile": str(folder / "known_hosts"),
         "GlobalKnownHostsFile": "none",
@@ -72,7 +72,7 @@ def ssh(folder: Path, port: int) -> tuple[str, ...]:
 
 
 def connect(keeper: Keeper) -> None:
-    """Make the connection that every command shares: a new one costs an emulated processor a key exchange."""
+    """Open the connection that all commands share: a new one costs an emulated processor a key exchange."""
     *words, where = ssh(FOLDER, keeper.port)
     keeper.master = spawn(*words, "-M", "-N", "-o", "ServerAliveInterval=0", where, log=FOLDER / "ssh.log")
     deadline = time.monotonic() + 30

@@ -1,4 +1,4 @@
-"""The folder that a guest writes into: a new one for each, in the user's cache, and gone with it."""
+"""The folder into which a guest writes: a new one for each guest in the user's cache, removed at its end."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from testbed.machines import home, trusted
 
 
 def place() -> Path:
-    """Return where these folders are."""
+    """Return the folder that contains them."""
     return home.cache() / "guests"
 
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """Yield a new folder; those of processes that were killed are removed."""
+    """Yield a new folder, and remove those that killed processes have left."""
     top = trusted.folder(place())
     alone = trusted.opened(top)
     try:
@@ -51,9 +51,9 @@ def _sweep(top: Path) -> None:
 
 
 def discard(folder: Path, patience: float = float("inf")) -> None:
-    """Remove a folder that somebody else has written, however deep and wide it is, and follow nothing in it.
+    """Remove a folder with untrusted content, however deep and wide it is, without following links in it.
 
-    Who still writes there could go on for ever: after `patience` seconds the rest is left.
+    A process that still writes there could go on for ever: after `patience` seconds the rest is left.
     """
     with suppress(OSError):  # what QEMU, if it still runs, makes meanwhile goes with the next guest
         top = _opened(folder)
@@ -78,7 +78,7 @@ def _opened(folder: Path | str, at: int | None = None) -> int:
 def _empty(top: int, until: float) -> None:
     """Remove what is in a folder; folders in folders are first moved up, so that no path becomes long.
 
-    They get names that nobody can have foreseen: a guest could have made others of these names.
+    They get unpredictable names: a guest could have made others of the same names.
     """
     while (names := os.listdir(top)) and time.monotonic() < until:
         for name in names:

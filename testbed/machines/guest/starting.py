@@ -1,4 +1,4 @@
-"""From the start of QEMU to a guest that can be used, or that is saved."""
+"""Start QEMU and make its guest ready, or save it."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _start(order: Order, owner: Line) -> Keeper:
 
 
 def _room(file: Path, size: int, user: int) -> int:
-    """Make the file of a memory that is to be saved; it is QEMU's until that is done."""
+    """Create the file of a memory that will be saved; it belongs to QEMU's user until then."""
     fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     os.ftruncate(fd, size)
     if user:
@@ -127,7 +127,7 @@ def _boot(keeper: Keeper) -> None:
 
 
 def _save(keeper: Keeper, folder: Path) -> None:
-    """Boot, import, and save; nothing that makes a guest this guest is in it yet."""
+    """Boot, import testbed and save; the guest has no identity of its own yet."""
     _boot(keeper)
     with keeper.phase("warm"):
         tell(keeper, "settle", seconds=_BOOT)
@@ -170,7 +170,7 @@ def _activate(keeper: Keeper) -> None:
 
 
 def told(keeper: Keeper) -> About:
-    """Return what is told of a guest."""
+    """Return what is reported about a guest."""
     order = keeper.order
     return About(
         name=order.name,

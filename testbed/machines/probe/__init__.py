@@ -1,1 +1,1 @@
-"""What this machine offers, and how it is asked."""
+"""Find out what this machine offers."""

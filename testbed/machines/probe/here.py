@@ -1,4 +1,4 @@
-"""This machine: which features it offers, and how that is known."""
+"""The features of this machine, and how each is known."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from testbed.machines.probe import programs, remembered
 
 
 class Finding(Struct, frozen=True):
-    """Whether a feature is there, and how that is known."""
+    """Whether a feature is present, and how that is known."""
 
     feature: Feature
     present: bool
@@ -24,7 +24,7 @@ class Finding(Struct, frozen=True):
 
 
 def probe(wanted: Iterable[Feature], fresh: bool = False) -> tuple[Finding, ...]:
-    """Return what this machine offers of some features, as remembered of this boot unless `fresh`.
+    """Return which of some features this machine has, as remembered from this boot unless `fresh`.
 
     Leaves nothing behind: no interface, radio, qdisc, namespace or process.
     """
@@ -51,7 +51,7 @@ def _ask(feature: Feature) -> Finding:
 
 
 def require(wanted: Iterable[Feature], fresh: bool = False) -> None:
-    """Raise Unsupported, naming every feature that is missing, how that is known and how to get it."""
+    """Raise Unsupported with every missing feature, how that is known and how to get it."""
     missing = [f for f in probe(with_namespaces(wanted), fresh) if not f.present]
     if missing:
         raise refusal(missing)
@@ -73,7 +73,7 @@ def refusal(missing: Iterable[Finding]) -> Unsupported:
 
 
 def causes(missing: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Return what is missing without what only follows: without the database nobody knows of any channel."""
+    """Return what is missing without mere consequences: if the database is missing, so is every channel."""
     missing = tuple(missing)
     unknown = any(f.feature == features.REGDB for f in missing)
     return tuple(f for f in missing if f.feature.channel is None or not unknown)
@@ -89,7 +89,7 @@ def cured(found: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def versions(tools: Iterable[Feature]) -> dict[str, str]:
-    """Return the first line of what each tool says of its version."""
+    """Return the first line of each tool's version output."""
     called = {t: t.program or t.name for t in tools if not t.kernel and t.stated is None}
     option = {"ping": "-V", "smcrouted": "-v", "hostapd": "-v", "wpa_supplicant": "-v"}
     present = {t: program for t, program in called.items() if programs.which(program)}
@@ -97,7 +97,7 @@ def versions(tools: Iterable[Feature]) -> dict[str, str]:
 
 
 def commit(folder: Path) -> dict[str, object] | None:
-    """Return the git commit that a folder's files are of, and whether they differ from it; None outside of git."""
+    """Return the git commit of a folder, and whether its files differ from it; None outside of git."""
     if programs.which("git") is None:
         return None
     done = programs.output("git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")

@@ -1,4 +1,4 @@
-"""How a kernel is asked for each feature: by doing it, in a scratch namespace that goes with its one process.
+"""Probe the kernel for features by using them, in a scratch namespace that ends with its only process.
 
 Modules that a request names are loaded by the kernel as for any user; nothing else changes outside.
 Sources: include/uapi/linux/pkt_sched.h, amt.h, mroute.h, mroute6.h, if_tun.h, mptcp_pm.h.
@@ -32,7 +32,7 @@ _MRT_INIT = 200  # mroute.h; MRT6_INIT of mroute6.h is the same
 
 
 def ask(feature: Feature) -> str:
-    """Use a feature of this kernel and return what was seen; OSError or LabError when it is not there."""
+    """Use a feature of this kernel and return what was seen; OSError or LabError if it is missing."""
     if feature.name.startswith(features.MPTCP_SCHEDULER.name):
         return _scheduler(feature)
     if feature.name.startswith(features.CONGESTION):
@@ -41,7 +41,7 @@ def ask(feature: Feature) -> str:
 
 
 class _Scratch(Struct, frozen=True):
-    """Stands for the scratch namespace where a request is encoded."""
+    """The scratch namespace, as requests need it for their encoding."""
 
     def index(self, ifname: str) -> int:
         with netlink.connect(wire.NETLINK_ROUTE) as sock:
@@ -103,7 +103,7 @@ def _vlan() -> str:
 
 
 def _amt() -> str:
-    """Make a relay on a veth, for the driver takes no other kind that is everywhere (drivers/net/amt.c)."""
+    """Make a relay on a veth, the only kind that the driver takes and that every kernel has (drivers/net/amt.c)."""
     _pair("probe-amt0", "probe-amt1")
     relay = AmtAdd("probe-amt", "02:00:00:00:00:04", "relay", "probe-amt0", "192.0.2.1", amt.PORT)
     return _accepted(relay.encode(_Scratch()), "an amt relay")

@@ -1,4 +1,4 @@
-"""How programs and files of this machine are asked for a feature: what they say and contain, nothing is started."""
+"""Probe programs and files of this machine for features: what programs print about themselves, what files contain."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PATIENCE = 10
 
 
 class Said(Struct, frozen=True):
-    """What a program said before it ended."""
+    """The output of a program that has ended."""
 
     status: int
     out: str
@@ -28,17 +28,17 @@ class Said(Struct, frozen=True):
 
     @property
     def first(self) -> str:
-        """Return the first line, of its output where there is one."""
+        """Return the first line, of standard output if there is any."""
         return next(iter((self.out.strip() or self.err.strip()).splitlines()), "").strip()
 
 
 def which(program: str) -> str | None:
-    """Return the path of a program, also where PATH lacks the system's own folders."""
+    """Return the path of a program, even if PATH lacks the system folders."""
     return shutil.which(program, path=_PATH)
 
 
 def output(program: str, *words: str, said: str = "") -> Said:
-    """Run a program to its end; OSError when there is none or it does not end."""
+    """Run a program to its end; OSError if it is missing or does not end."""
     if (path := which(program)) is None:
         raise OSError(errno.ENOENT, f"{program} is not in PATH")
     try:
@@ -51,7 +51,7 @@ def output(program: str, *words: str, said: str = "") -> Said:
 
 
 def ask(feature: Feature) -> str:
-    """Return how it is known that a program or file is there; OSError when it is not."""
+    """Return how it is known that a program or file is present; OSError if it is missing."""
     if (probe := _PROBES.get(feature.name)) is not None:
         return probe()
     if feature.stated is not None:
@@ -96,7 +96,7 @@ def _iperf3_mptcp() -> str:
 
 
 def _hostapd_be() -> str:
-    """Let hostapd read two lines: one of 802.11be, and one that is wrong, so that it ends before it opens anything."""
+    """Make hostapd read an 802.11be setting and then a wrong one, so that it ends before it opens anything."""
     done = output("hostapd", "/proc/self/fd/0", said="mld_ap=1\nno_such_item=1\n")
     if "'no_such_item'" not in done.out:
         raise OSError(errno.EPROTO, f"hostapd was to refuse no_such_item, and said: {done.first}")
@@ -134,7 +134,7 @@ def _regulatory_db() -> str:
 
 
 def _channel(country: str, freq: int) -> str:
-    """Ask the database: the kernel itself would only tell when the access point has been made."""
+    """Read the database: the kernel itself would refuse only when the access point starts."""
     path = Path(_regulatory_db().partition(" ")[0])
     if why := regulatory.refusal(path.read_bytes(), country, freq):
         raise OSError(errno.EPERM, why)

@@ -1,4 +1,4 @@
-"""Whether mac80211_hwsim makes a radio, and one that knows MLO: tried in the namespace that this process is in."""
+"""Find out whether mac80211_hwsim makes radios, with or without MLO, by making one in the present namespace."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from testbed.linux.wire import Message, text
 
 
 def made(mlo: bool) -> str:
-    """Make a radio without an interface, look at its wiphy, remove it; OSError says what was not there.
+    """Make a radio without an interface, look at its wiphy and remove it; OSError says what is missing.
 
     It is gone before this returns, with the socket if this process dies, and with the namespace at last.
     """
@@ -41,7 +41,7 @@ def _request(sock: socket.socket, family: int, cmd: int, body: bytes) -> None:
 
 
 def _wiphy(sock: socket.socket, name: str) -> frozenset[int]:
-    """Return which attributes nl80211 reports of a wiphy; it takes several messages to tell all (SPLIT_WIPHY_DUMP)."""
+    """Return the attributes that nl80211 reports of a wiphy, in several messages (SPLIT_WIPHY_DUMP)."""
     entries = netlink.dump(sock, _family(sock, nl80211.FAMILY), nl80211.GET_WIPHYS)
     found = frozenset[int]().union(*(w.told for w in map(nl80211.parse_wiphy, entries) if w.name == name))
     if not found:

@@ -1,4 +1,4 @@
-"""The regulatory database that the kernel reads (wireless-regdb): where a country lets an access point transmit.
+"""The regulatory database of the kernel (wireless-regdb): where a country allows access points.
 
 Source: net/wireless/reg.c (struct fwdb_header, fwdb_country, fwdb_collection, fwdb_rule; all big endian).
 """
@@ -16,7 +16,7 @@ _DFS, _NO_IR = 0x04, 0x08  # enum fwdb_flags
 
 
 class Rule(Struct, frozen=True):
-    """A range of frequencies in kHz, and whether one must look for radars there, or may not begin to transmit."""
+    """A range of frequencies in kHz, and whether it requires radar detection (DFS) or forbids to initiate radiation."""
 
     start: int
     end: int
@@ -25,7 +25,7 @@ class Rule(Struct, frozen=True):
 
 
 def rules(database: bytes, country: str) -> tuple[Rule, ...] | None:
-    """Return the rules of a country (ISO 3166 alpha-2), None when it has none; ValueError for another kind of file."""
+    """Return the rules of a country (ISO 3166 alpha-2), None if it has none; ValueError for another kind of file."""
     if database[:4] != MAGIC or struct.unpack_from(">I", database, 4)[0] != _VERSION:
         raise ValueError("this is not a regulatory database of version 20")
     at = 8
@@ -48,7 +48,7 @@ def _collection(database: bytes, at: int) -> Iterator[Rule]:
 
 
 def refusal(database: bytes, country: str, freq: int) -> str:
-    """Say why a country allows no access point on a 20 MHz channel (MHz of its centre), "" when it does."""
+    """Return why a country forbids an access point on a 20 MHz channel (MHz of its centre), "" if it allows it."""
     found = rules(database, country)
     if found is None:
         return f"there is no country {country} in the regulatory database"

@@ -1,8 +1,8 @@
-"""What was found present, kept for one boot of the machine, because a probe costs as much as a small lab.
+"""Features that were found present, remembered for one boot, because a probe costs as much as a small lab.
 
-A positive finding counts while all that it rests on is as it was: the module is loaded, the sysctl has that value,
-the program is that file. A negative one is never kept: modprobe, apt-get or an administrator may cure it at any
-moment, and only a probe notices. What the kernel refuses all the same is probed afresh (`start`).
+A positive finding is valid while everything that it depends on is unchanged: the module is loaded, the sysctl has that
+value, the program is that file. A negative one is never kept: modprobe, apt-get or an administrator may cure it at any
+moment, and only a probe notices. What the kernel refuses all the same is probed again (`start`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from testbed.machines.probe.programs import which
 
 
 def recall(wanted: Iterable[Feature]) -> dict[Feature, str]:
-    """Return those of some features that are known to be present, and how that was known."""
+    """Return which of some features are known to be present, and how that was known."""
     file = _file()
     entries = {} if file is None else _read(file, _key())
     return {
@@ -31,7 +31,7 @@ def recall(wanted: Iterable[Feature]) -> dict[Feature, str]:
 
 
 def keep(present: Mapping[Feature, str], absent: Iterable[Feature]) -> None:
-    """Keep what was found present and forget what was not; a folder that can't be written costs time, nothing else."""
+    """Remember what was found present and forget what was not; without a writable folder, it is probed each time."""
     if (file := _file()) is None:
         return
     key = _key()
@@ -45,7 +45,7 @@ def keep(present: Mapping[Feature, str], absent: Iterable[Feature]) -> None:
 
 
 def _file() -> Path | None:
-    """Return this boot's file, None where there can't be one."""
+    """Return the file of this boot, None if there can't be one."""
     with suppress(OSError, InputError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return home.cache() / f"features-{boot}.json"
@@ -53,7 +53,7 @@ def _file() -> Path | None:
 
 
 def _key() -> dict[str, object]:
-    """Return what all findings rest on: the kernel, this program, and what this process may do."""
+    """Return what all findings depend on: the kernel, this program, and the rights of this process."""
     rows = Path("/proc/self/status").read_text().splitlines()
     probes = max(f.stat().st_mtime_ns for f in Path(__file__).parent.glob("*.py"))
     return {
@@ -66,7 +66,7 @@ def _key() -> dict[str, object]:
 
 
 def _state(feature: Feature) -> dict[str, Any]:
-    """Return what a finding rests on as it is now: a sysctl's value, a folder's existence, a file's time and size."""
+    """Return the present state of what a finding depends on: a sysctl's value, a folder, a file's time and size."""
     paths = [*feature.rests_on, *filter(None, (feature.program and which(feature.program),))]
     return {path: _look(path) for path in paths}
 
@@ -82,7 +82,7 @@ def _look(path: str) -> Any:
 
 
 def _read(file: Path, key: Mapping[str, object]) -> dict[str, Any]:
-    """Return the entries of a file, none when it is not there, not whole, or somebody else may have written it."""
+    """Return the entries of a file; none if it is missing, incomplete, or writable by another user."""
     try:
         content = json.loads(trusted.read(file))
     except (OSError, ValueError, LabError):
@@ -93,7 +93,7 @@ def _read(file: Path, key: Mapping[str, object]) -> dict[str, Any]:
 
 
 def _write(file: Path, text: str) -> None:
-    """Replace the file at once, and remove those of earlier boots: nobody can use them again."""
+    """Replace the file atomically, and remove those of earlier boots."""
     _folder(file.parent)
     new = file.with_suffix(f".{os.getpid()}")
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -110,7 +110,7 @@ def _write(file: Path, text: str) -> None:
 
 
 def _folder(wanted: Path) -> None:
-    """Make a folder, unless in somebody else's: `sudo` may keep HOME, and a user can't write what root made there."""
+    """Make a folder, but not in another user's: `sudo` may keep HOME, where files of root would block the user."""
     nearest = next(p for p in (wanted, *wanted.parents) if p.exists())
     if nearest.stat().st_uid != os.geteuid():
         raise PermissionError(f"{nearest} belongs to somebody else")

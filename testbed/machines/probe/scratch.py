@@ -1,4 +1,4 @@
-"""A child process with namespaces of its own, where the kernel is asked: they go with it."""
+"""A child process with namespaces of its own, in which the kernel is probed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHORT = ""  # the name of no feature: nothing could be found out
 
 
 def probe(wanted: Sequence[Feature]) -> dict[str, tuple[bool, str]]:
-    """Return (present, how that is known) by name; a failed unshare can't be undone, hence the child."""
+    """Return (present, how that is known) by name; in a child, because unshare(2) can't be undone."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:

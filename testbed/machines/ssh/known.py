@@ -1,4 +1,4 @@
-"""The machines that a user has named: `testbed machine add NAME ssh://user@host`, kept in one small file."""
+"""The machines that a user has added (`testbed machine add NAME ssh://user@host`), in one small file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RESERVED = ("auto", "here", "microvm")
 
 
 class Known(Struct, frozen=True):
-    """A host that ssh reaches and that has this program; `options` are ssh's own (ssh_config(5), Key=Value)."""
+    """A host that ssh reaches and that has testbed; `options` are those of ssh_config(5), as Key=Value."""
 
     name: str
     url: str
@@ -33,14 +33,14 @@ class Known(Struct, frozen=True):
     options: tuple[str, ...] = ()
 
     def words(self) -> tuple[str, ...]:
-        """Return the words of ssh(1) before a command: no question is asked, and a dead host is noticed in 15 s."""
+        """Return the words of ssh(1) before a command: it asks nothing, and notices a dead host in 15 s."""
         # A connection of its own, and not one that others share: the command there ends when it does.
         options = (*self.options, "BatchMode=yes", "ControlPath=none", *_PATIENCE)
         return ("ssh", *(w for option in options for w in ("-o", option)), self.url)
 
 
 def checked(name: str, url: str) -> None:
-    """Raise InputError when this is not a name of a machine, or not an address that ssh accepts."""
+    """Raise InputError if this is not a valid name of a machine, or not an address that ssh accepts."""
     if not _NAME.fullmatch(name) or name in RESERVED:
         raise InputError(
             f"{name!r} is not a valid name for a machine: lower-case letters, digits and -, a letter first; "
@@ -51,7 +51,7 @@ def checked(name: str, url: str) -> None:
 
 
 def machines() -> dict[str, Known]:
-    """Return the machines by name; InputError when the file is not ours, for it says what ssh runs."""
+    """Return the machines by name; InputError if the file belongs to another user, as it decides what ssh runs."""
     try:
         rows = json.loads(trusted.read(_file()))
         return {r["name"]: Known(r["name"], r["url"], r["program"], tuple(r["options"])) for r in rows}
@@ -64,7 +64,7 @@ def machines() -> dict[str, Known]:
 
 
 def find(name: str) -> Known:
-    """Return a machine by its name; InputError that lists those there are."""
+    """Return a machine by its name; InputError lists the known ones."""
     there = machines()
     if name not in there:
         names = ", ".join((*RESERVED, *there))
@@ -73,7 +73,7 @@ def find(name: str) -> Known:
 
 
 def add(made: Known) -> None:
-    """Keep a machine; InputError when another one has its name."""
+    """Add a machine; InputError if another one has its name."""
     if _change(lambda there: {**there, made.name: there.get(made.name, made)})[made.name] != made:
         raise InputError(
             f"machine {made.name}: another one has this name (`testbed machine ls`); "
@@ -88,7 +88,7 @@ def remove(name: str) -> None:
 
 
 def _change(change: Callable[[Mapping[str, Known]], dict[str, Known]]) -> dict[str, Known]:
-    """Write the list as it is after a change, whole or not at all, and return it; one change at a time."""
+    """Change the list, one change at a time, write it atomically, and return it."""
     file = _file()
     try:
         lock = trusted.opened(trusted.folder(file.parent))

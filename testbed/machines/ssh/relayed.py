@@ -1,4 +1,4 @@
-"""What another machine says, on its way to our user: a process of its own makes everything in it visible."""
+"""Output of another machine on its way to our user: a process of its own makes everything in it visible."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _PART = 1 << 16
 
 @contextmanager
 def relayed(streams: Sequence[int] = (1, 2)) -> Iterator[tuple[int, ...]]:
-    """Yield a pipe for each of some descriptors: what is written there comes out here, with all of it visible.
+    """Yield a pipe for each of some descriptors: what is written to it comes out here with everything visible.
 
     For what a command line prints on another machine; a command of the user's own (`exec`, `shell`) is not filtered.
-    All that was written has come out when this ends, which is when the last one that has a pipe closes it.
+    It ends when the last process that has a pipe closes it; everything that was written has come out by then.
     """
     pipes = [os.pipe2(os.O_CLOEXEC) for _ in streams]
     with signals.signals_wait():
@@ -37,7 +37,7 @@ def relayed(streams: Sequence[int] = (1, 2)) -> Iterator[tuple[int, ...]]:
 
 
 def _pass_on(ways: Mapping[int, int]) -> NoReturn:
-    """Copy until every source has ended, or until nobody reads any more: then its writer gets EPIPE from us.
+    """Copy until every source has ended, or until nobody reads any more: then the writer gets EPIPE.
 
     Signals stay blocked: this ends when its sources do, and keeps nothing else of its parent's open.
     """

@@ -1,4 +1,4 @@
-"""The command line on another machine: the same program there, reached by ssh, as if it ran here."""
+"""Run the command line on another machine through ssh, as if it ran here."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ _CHATTER = (
 
 
 class NotReachedError(LabError):
-    """There was no connection to the machine: nothing was begun there."""
+    """The machine could not be reached, and nothing was started there."""
 
 
 class Target(Struct, frozen=True):
-    """A machine as ssh reaches it: the words before a command (ssh first, where to last), and the program there."""
+    """A machine as ssh reaches it: the words before a command, from `ssh` to the destination, and the program there."""
 
     name: str
     words: tuple[str, ...]
@@ -91,7 +91,7 @@ def ask(target: Target, asked: Request, streams: Sequence[int] = (1, 2), hears: 
 
 
 def fetch(target: Target, token: str, taken: Taken) -> None:
-    """Bring the raw files of a request here, all of them or none."""
+    """Fetch the raw files of a request, all of them or none."""
     try:
         with (
             TemporaryDirectory(prefix=".fetched-", dir=taken.folder) as work,
@@ -112,7 +112,7 @@ def fetch(target: Target, token: str, taken: Taken) -> None:
 
 
 def _receive(stream: IO[bytes], taken: Taken) -> bool:
-    """Take what `request.collect` sends: size and name in a line before each file. Say whether its end has come."""
+    """Take the files that `request.collect` sends after their sizes and names; return whether all have come."""
     for row in iter(lambda: stream.readline(_HEADER), b""):
         if row == b"\n":
             return True
@@ -137,7 +137,7 @@ def _copied(stream: IO[bytes], out: int, size: int) -> None:
 
 
 def version(target: Target) -> str:
-    """Return the version of the program there; an error of ours, in the words of ssh or the machine, without one."""
+    """Return the version of the program there; without one, raise an error in the words of ssh or the machine."""
     pipe = subprocess.PIPE
     with _ssh(target, ("--version",), stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe) as ssh:
         out, err = (text.decode(errors="replace").strip() for text in ssh.process.communicate())
@@ -158,7 +158,7 @@ class _Ssh(Struct, frozen=True):
     log: int
 
     def status(self) -> int:
-        """Return the exit status of the command in the end; LabError in ssh's words when there is none."""
+        """Return the exit status of the command at its end; LabError in ssh's words if there is none."""
         status = self.process.wait()
         rows = os.pread(self.log, 1 << 20, 0).decode(errors="replace").splitlines()
         # RFC 4254, section 6.10: this message brings a command's exit status, so it is the command's.
@@ -230,7 +230,7 @@ def _lacks(target: Target, said: str) -> NoReturn:
 
 @contextmanager
 def _heard(pass_on: Callable[[int], None]) -> Iterator[list[int]]:
-    """Pass signals on instead of dying of them, for the other side decides what they mean; yield those that came."""
+    """Pass signals on instead of dying of them, as the other side decides what they mean; yield those that came."""
     heard: list[int] = []
 
     def handler(number: int, _: FrameType | None) -> None:
@@ -246,7 +246,7 @@ def _heard(pass_on: Callable[[int], None]) -> Iterator[list[int]]:
 
 
 def _hear(ssh: _Ssh, source: int, heard: Callable[[bytes], None]) -> None:
-    """Give what comes from a descriptor to a function, until ssh ends."""
+    """Pass what comes from a descriptor to a function until ssh ends."""
     ended = os.pidfd_open(ssh.process.pid)
     try:
         while ended not in (ready := select.select([source, ended], [], [])[0]):

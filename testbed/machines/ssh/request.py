@@ -50,7 +50,7 @@ class Request(Struct, frozen=True):
 
 
 def encode(request: Request) -> bytes:
-    """Return a request as it travels: its length in a line, then itself."""
+    """Return a request as it is sent: a line with its length, then the request."""
     body = json.dumps(asdict(request)).encode()
     return b"%d\n" % len(body) + body
 
@@ -92,7 +92,7 @@ def serve(program: Callable[[], NoReturn]) -> int:
 
 
 def collect(token: str) -> None:
-    """Write the files of a request's results to standard output; remove its folder when a byte says thanks.
+    """Write the files of a request's results to standard output; remove its folder when a byte confirms them.
 
     Before each is a line with its size and name, and after the last one an empty line.
     """
@@ -146,7 +146,7 @@ def _some(fd: int, most: int) -> bytes:
 
 
 def _sweep(place: Path) -> None:
-    """Remove the folders of requests whose results nobody has fetched within a day."""
+    """Remove the folders of requests whose results were not fetched within a day."""
     for other in place.parent.glob(f"testbed-{os.geteuid()}-*"):
         with suppress(OSError):  # another one removes it
             found = other.lstat()
@@ -156,7 +156,7 @@ def _sweep(place: Path) -> None:
 
 
 def _ended(place: Path) -> bool:
-    """Say whether the request of a folder is not performed any more."""
+    """Return whether the request of a folder has ended."""
     try:
         lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -211,7 +211,7 @@ def _perform(request: Request, place: Path, program: Callable[[], NoReturn]) -> 
 def _become(
     request: Request, place: Path, parent: int, mask: Iterable[int], program: Callable[[], NoReturn]
 ) -> NoReturn:
-    """Be the command line that was asked for; it ends with its parent, and that with the connection."""
+    """Become the command line that was asked for; it ends with its parent, which ends with the connection."""
     try:
         os.setpgrp()  # a signal to the group of its parent comes from that, once
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -230,7 +230,7 @@ def _become(
 
 
 def _relay(life: int, listens: bool) -> bool:
-    """Pass on the signals that come as bytes until the child has ended; say whether their sender went away."""
+    """Pass on the signals that arrive as bytes until the child has ended; return whether their sender went away."""
     sources = [life, 0] if listens else [life]
     while life not in select.select(sources, [], [])[0]:
         said = os.read(0, 64)

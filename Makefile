@@ -65,9 +65,9 @@ test: machine $(VENV)/.docs ## run all tests
 	# TCG sometimes breaks a booting kernel: a test in a guest has three tries, and reports each. The main experiment
 	# fills the processors of a small machine, and rates are within three percent only on idle processors: these tests
 	# run alone, and those without a guest have one try.
-	@$(BIN)/pytest -q -n 2 --dist loadgroup -m "machine and not quiet" --reruns 2 --durations 12
+	@$(BIN)/pytest -q -n 2 --dist loadgroup -m "machine and not quiet" --reruns 2 --durations 12 tests/machine
 	@$(BIN)/pytest -q -m "quiet and not machine" -p no:rerunfailures
-	@$(BIN)/pytest -q -n 1 -m "machine and quiet" --reruns 2 --durations 12
+	@$(BIN)/pytest -q -m "machine and quiet" --reruns 2 --durations 12 tests/machine
 
 pure: setup ## the tests that need no lab and no root; with another Python: PYTHON=python3.13 VENV=.venv-3.13
 	@$(BIN)/pytest -q -n $(WORKERS) --ignore tests/kernel --ignore tests/machine -m "not kernel and not machine" -p no:rerunfailures

@@ -146,6 +146,13 @@ def pytest_configure(config: pytest.Config) -> None:
             here.symlink_to(user / kept)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse a test with guests that is elsewhere: `make test` looks for these in one folder alone."""
+    lost = [item.nodeid for item in items if item.get_closest_marker("machine") and "tests/machine/" not in item.nodeid]
+    if lost:
+        raise pytest.UsageError(f"tests that are marked `machine` belong in tests/machine: {lost}")
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         shutil.rmtree(config.stash[_CACHE])

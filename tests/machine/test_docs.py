@@ -13,12 +13,18 @@ from tests.conftest import ROOT
 from tests.machine.conftest import Run
 from tests.test_docs import SECTIONS, commands, explained, marked, perform
 
-pytestmark = [pytest.mark.machine, pytest.mark.xdist_group("measure")]
+pytestmark = pytest.mark.machine
 
+# With the tests of Wi-Fi, which look at the runs of the same experiments.
+GROUPED = [
+    pytest.param(section, marks=pytest.mark.xdist_group("wifi" if "mlo" in text else "measure"))
+    for section, text in SECTIONS.items()
+    if marked(text, "machine")
+]
 _EXPERIMENT = re.compile(r"testbed run experiments/([a-z0-9-]+)\.yaml\s*")
 
 
-@pytest.mark.parametrize("section", [s for s, text in SECTIONS.items() if marked(text, "machine")])
+@pytest.mark.parametrize("section", GROUPED)
 def test_commands_do_what_the_page_shows(section: str, tmp_path: Path, ran: Callable[[str], Run]) -> None:
     for name in ("topologies", "experiments", "docs"):
         shutil.copytree(ROOT / name, tmp_path / name)

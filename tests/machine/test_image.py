@@ -185,13 +185,13 @@ def test_a_build_that_is_killed_or_interrupted_leaves_nothing_that_runs_and_no_i
     argv = (sys.executable, "-m", "testbed", "image", "build")
     log = home / "images" / "build.log"
 
-    def begin() -> subprocess.Popen[str]:
+    def begin(said: str) -> subprocess.Popen[str]:
         log.unlink(missing_ok=True)
         made = subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE, text=True)
-        until("packages are being unpacked", 120, lambda: log.exists() and "Unpacking " in log.read_text())
+        until(f"the log has {said}", 120, lambda: log.exists() and f"\n{said}" in log.read_text())
         return made
 
-    killed = begin()
+    killed = begin("Unpacking ")
     assert of_build(home)
     killed.kill()
     killed.communicate()
@@ -199,8 +199,9 @@ def test_a_build_that_is_killed_or_interrupted_leaves_nothing_that_runs_and_no_i
     (left,) = (home / "images").glob(".building-*")
     assert list(left.glob("root/var/lib/dpkg"))  # it was in the midst
 
-    interrupted = begin()
+    interrupted = begin("Get:")
     assert not left.exists()
+    assert of_build(home)
     interrupted.send_signal(signal.SIGINT)
     assert "interrupted" in interrupted.communicate(timeout=60)[1]
     assert interrupted.returncode == 130

@@ -106,7 +106,7 @@ def test_a_check_that_fails_and_a_node_that_is_not_there(lab: str, tmp_path: Pat
     assert "FAIL  bulk.goodput_mbps" in done.stdout
     assert str(tmp_path / "two-hosts") in done.stdout, "the folder as it is called here"
     metrics, _ = results(tmp_path, "two-hosts")
-    assert metrics["bulk.goodput_mbps"] == pytest.approx(4.8, rel=0.1)
+    assert 2 < metrics["bulk.goodput_mbps"] < 5, "the rate is the one that was set here"
     assert testbed("report", str(tmp_path / "two-hosts/latest")).returncode == 1
     assert testbed("exec", lab, "nobody", "--", "true").returncode == 125
 
@@ -225,6 +225,9 @@ def test_an_image_that_is_not_whole_is_not_taken_for_one(copied: Path) -> None:
     assert testbed("image", "ls").stdout == "no image is there; `testbed image build` makes one\n"
 
 
+# Most of the guest's memory is set aside for huge pages, which nobody uses: the rest is full within seconds, and no
+# other guest is booted and saved for a size of its own.
+SMALL = "echo 800 >/proc/sys/vm/nr_hugepages"
 HOG = "kept = []\nwhile True: kept.append(b'x' * (1 << 22))"
 
 
@@ -232,9 +235,10 @@ def test_a_run_in_a_guest_that_is_out_of_memory_fails_with_the_kernels_words(
     tmp_path: Path, name: str, guests: None
 ) -> None:
     file = tmp_path / "hog.yaml"
-    work = {"hog": {"command": {"node": "a", "argv": ["python3", "-c", HOG], "seconds": 60}}}
+    script = f'{SMALL}; exec python3 -c "$0"'
+    work = {"hog": {"command": {"node": "a", "argv": ["sh", "-c", script, HOG], "seconds": 60}}}
     file.write_text(json.dumps({"name": "hog", "nodes": {"a": {}}, "workloads": work}))
-    words = ("--name", name, "--results", str(tmp_path), "--machine", "microvm", "--memory", "768")
+    words = ("--name", name, "--results", str(tmp_path), "--machine", "microvm")
     done = testbed("run", str(file), *words, timeout=PATIENCE)
     assert done.returncode == 3, done.stdout + done.stderr
     assert "hog.command ended with signal SIGKILL" in done.stdout
@@ -243,9 +247,9 @@ def test_a_run_in_a_guest_that_is_out_of_memory_fails_with_the_kernels_words(
 
 
 def test_a_lab_whose_guest_is_out_of_memory_is_told_in_the_kernels_words(name: str, guests: None) -> None:
-    words = ("--name", name, "--machine", "microvm", "--memory", "768")
+    words = ("--name", name, "--machine", "microvm")
     assert testbed("up", str(TWO), *words, timeout=PATIENCE).returncode == 0
-    fill = "for f in /tmp/a /dev/shm/b /root/c; do head -c 1G /dev/zero >$f & done; wait; sleep 1000"
+    fill = f"{SMALL}; for f in /tmp/a /dev/shm/b /root/c; do head -c 1G /dev/zero >$f & done; wait; sleep 1000"
     done = testbed("exec", name, "client", "--", "sh", "-c", fill)
     assert done.returncode == 3, done.stdout + done.stderr
     if "it hangs: no sign of life" not in done.stderr:

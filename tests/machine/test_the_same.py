@@ -40,6 +40,7 @@ DIFFERENT = {
     "test_a_server_that_is_still_writing_when_its_client_has_ended_is_left_to_end": "a guest has programs of its own",
     "test_figures_that_the_host_limited_are_marked": "an emulated processor limits them all",
     "test_a_command_has_the_umask_of_its_caller": "in a guest it has that of the guest, as over ssh",
+    "test_whatever_the_umask_every_user_in_a_lab_reads_its_hosts_and_root_alone_writes_them": "the same",
     "test_a_missing_feature_is_named_with_its_cure_and_nothing_is_created": "a guest lacks none",
 }
 SAME = {

@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from testbed.errors import InputError, Problem
-from testbed.language.document import Document, Mark, Source, get, place
-from testbed.language.document import Path as Place
+from testbed.language.document import Document, Mark, Source, get, position
+from testbed.language.document import Path as Where
 from testbed.language.experiment import EXPERIMENT, Case, Experiment, Settings, faults, label, products, stated
 from testbed.language.explain import problems
 from testbed.language.files import content, root_of
@@ -105,7 +105,7 @@ def build(document: Document, like: Built | None = None) -> Topology:
     return topology
 
 
-def _at(document: Document, data: dict[str, Any], path: Place) -> Mark:
+def _at(document: Document, data: dict[str, Any], path: Where) -> Mark:
     """Return what is blamed: a word itself; of a mapping or a list, and where the author chose the key, that."""
     chosen = path[-2:-1] in (("sysctl",), ("silence",))
     return document.at(path, key=chosen or not isinstance(get(data, path), str | int | float))
@@ -147,7 +147,7 @@ def _built(
 
 
 def _option(words: str) -> Mark:
-    """Return the place of what is not in a file: problems there begin with these words."""
+    """Return the position of what is not in a file: problems there begin with these words."""
     return Mark(Source(words, ()), 0, 0)
 
 
@@ -158,7 +158,7 @@ def _text(path: Path, name: str, mark: Mark, root: Path | None = None) -> str:
         return raw.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as e:
         before, rows = raw[: e.start].decode(), raw.decode(errors="replace").splitlines()
-        at = place(Source(name, tuple(rows)), before, len(before))
+        at = position(Source(name, tuple(rows)), before, len(before))
         cure = "save the file as UTF-8"
         raise InputError(at.problem(f"this is not UTF-8 text: the byte 0x{raw[e.start]:02x}", cure)) from e
     except (OSError, ValueError) as e:  # ValueError: a NUL in the name

@@ -1,4 +1,4 @@
-"""Plain data with the place of every key and value in its file, and problems at these places."""
+"""Plain data with the position of every key and value in its file, and problems at these positions."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from msgspec import Struct, field
 from testbed.errors import Problem
 
 Path = tuple[str | int, ...]
-Fault = tuple[Path, str, str]  # the place of what is wrong, a sentence, a hint
-_ROW, _AROUND = 240, 80  # characters of a line that is shown whole, and before the place in a longer one
+Fault = tuple[Path, str, str]  # the path of what is wrong, a sentence, a hint
+_ROW, _AROUND = 240, 80  # characters of a line that is shown whole, and before the column in a longer one
 _SENTENCE = 1000  # characters of what is said, which may quote a name of any length
 _BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")  # what ends a line for libyaml; str.splitlines() knows more
 
 
 class Mark(Struct, frozen=True):
-    """A place in a file: line and column count from 0, width is that of the text there."""
+    """A position in a file: line and column count from 0, and `width` is the length of the text there."""
 
     source: Source
     line: int
@@ -27,13 +27,13 @@ class Mark(Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """Return the word that is written there, "" if it is not a single word or not in a file."""
+        """Return the word that is written at a path, "" if it is not a single word or not in a file."""
         rows = self.source.rows
         width = min(self.width, _SENTENCE)
         return rows[self.line][self.column : self.column + width] if self.line < len(rows) else ""
 
     def problem(self, message: str, hint: str = "") -> Problem:
-        """Return a problem at this place."""
+        """Return a problem at a path."""
         rows, name = self.source.rows, self.source.name
         message, hint = _brief(message), _brief(hint)
         if not rows:
@@ -44,21 +44,21 @@ class Mark(Struct, frozen=True):
 
 
 class Source(Struct, frozen=True):
-    """A file's name as the user wrote it, and its lines; an option has no lines."""
+    """The name of a file as the user wrote it, and its lines; a command-line option has none."""
 
     name: str
     rows: tuple[str, ...]
 
 
 class Document(Struct):
-    """Plain data, the place of each value, and the place of each mapping key (by the path of its value)."""
+    """Plain data with the positions of its values and of its keys (by the path of the value)."""
 
     data: Any
     values: MutableMapping[Path, Mark] = field(default_factory=dict)
     keys: MutableMapping[Path, Mark] = field(default_factory=dict)
 
     def at(self, path: Path, *, key: bool = False) -> Mark:
-        """Return the place of the deepest part of `path` that was written."""
+        """Return the position of the deepest part of `path` that is in the file."""
         for end in range(len(path), -1, -1):
             kinds = (self.keys, self.values) if key and end == len(path) else (self.values, self.keys)
             for marks in kinds:
@@ -72,14 +72,14 @@ def rows_of(text: str) -> tuple[str, ...]:
     return tuple(_BREAK.split(text))
 
 
-def place(source: Source, text: str, offset: int) -> Mark:
-    """Return the place of a character of a text."""
+def position(source: Source, text: str, offset: int) -> Mark:
+    """Return the position of a character in a text."""
     rows = rows_of(text[:offset])
     return Mark(source, len(rows) - 1, len(rows[-1]))
 
 
 def _excerpt(row: str, column: int) -> tuple[str, int]:
-    """Return a line and 0, or of a long one what is around a column, and that column in it, from 1."""
+    """Return a line and 0; of a long line only the part around a column, and that column in it, from 1."""
     if len(row) <= _ROW:
         return row, 0
     begin = max(0, column - _AROUND)
@@ -89,19 +89,19 @@ def _excerpt(row: str, column: int) -> tuple[str, int]:
 
 
 def _brief(text: str) -> str:
-    """Return a sentence for a terminal: of a long one its beginning and its end."""
+    """Return a sentence for a terminal: a long one is shortened to its beginning and its end."""
     if len(text) > _SENTENCE:
         text = f"{text[: _SENTENCE * 2 // 3]} ... {text[-_SENTENCE // 3 :]}"
     return _printable(text)
 
 
 def _printable(text: str) -> str:
-    """Return the text without what could move the cursor or colour the terminal."""
+    """Return the text without characters that could move the cursor or change colours."""
     return text if text.isprintable() else "".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in text)
 
 
 def forget(document: Document, path: Path) -> None:
-    """Remove the places of a value, of its key and of everything in it."""
+    """Remove the positions of a value, of its key and of everything in it."""
     for part in inside(get(document.data, path), path):
         document.values.pop(part, None)
         document.keys.pop(part, None)

@@ -1,4 +1,4 @@
-"""The file of one case with nothing left to resolve: written for a results folder, and read from it again."""
+"""The file of one case with everything resolved, as it is written to a results folder and read from there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from testbed.language.writing import written
 
 
 def resolved(text: str, name: str) -> Topology:
-    """Return the topology of a file that `effective` wrote, without checking it again; InputError for another file."""
+    """Return the topology of a file that `effective` wrote, unchecked; InputError if another file is there."""
     document = parse(text, name)
     data = {k: v for k, v in mapping(document).items() if k not in EXPERIMENT}
     try:
@@ -26,5 +26,5 @@ def resolved(text: str, name: str) -> Topology:
 
 
 def effective(data: dict[str, Any], seed: int) -> str:
-    """Return the file of one case, with nothing left to resolve: it can be run by itself."""
+    """Return the file of one case with everything resolved, which can be run by itself."""
     return written({**filled(data), **({"seed": seed} if seed else {})})

@@ -1,4 +1,4 @@
-"""What a validator found wrong with a document, in plain sentences and each at its place."""
+"""Explain the errors of a validator in plain sentences with their positions."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _BOUNDS = {
 def problems(document: Document, model: type[BaseModel], errors: Iterable[Any], extra: Sequence[str]) -> list[Problem]:
     """Return the errors of validating a document as problems; `extra` are keys of its top level beside the model's.
 
-    What would be said beside the first hundred has no hints, which take the time.
+    Only the first hundred have hints, which are what takes time.
     """
     located = [(error, _locate(document.data, tuple(error["loc"]))) for error in errors]
     absent = {path for error, path in located if error["type"] == "missing"}
@@ -90,7 +90,7 @@ def problems(document: Document, model: type[BaseModel], errors: Iterable[Any], 
 
 
 def _unknown(model: type[BaseModel], path: Path, known: list[str]) -> str:
-    """Say where an unknown key belongs, what it may have meant, or which keys there are."""
+    """Return where an unknown key belongs, what it may mean, or which keys are allowed."""
     word, here = str(path[-1]), path[:-1]
     if (sentence := _ABSENT.get(word)) is not None:
         return sentence
@@ -133,7 +133,7 @@ def _sentence(error: Any, path: Path, mark: Mark, model: type[BaseModel]) -> tup
 
 
 def _cure(kind: str, path: Path, mark: Mark, got: Any, model: type[BaseModel]) -> str:
-    """Return how a value of the wrong type becomes one of the right type, as far as that can be guessed."""
+    """Return how to correct a value of the wrong type, as far as that can be guessed."""
     if kind == "string_type" and isinstance(got, bool | int | float):
         return f'write "{mark.text or got}"'
     if kind == "string_type" and isinstance(got, dict) and len(got) == 1:
@@ -164,7 +164,7 @@ def _shown(got: Any, mark: Mark) -> str:
 
 
 def _locate(data: Any, location: tuple[Any, ...]) -> Path:
-    """Return the part of a pydantic location that is in the data: without the names of a union's branches."""
+    """Return a pydantic location as a path in the data, without the names of a union's branches."""
     path: Path = ()
     for part in location:
         here = get(data, path)
@@ -205,11 +205,11 @@ def flatten(kind: Any) -> list[Any]:
 
 
 class Names(dict[str, None]):
-    """Many names in their order, that are asked again and again whether one is meant."""
+    """Many names in their order, prepared for repeated searches for one that is close."""
 
     @cached_property
     def near(self) -> dict[str, str]:
-        """Return names by what they are with a letter left out."""
+        """Return names by what is left of them without one letter."""
         found: dict[str, str] = {}
         for name in self:
             for part in _shorter(name):
@@ -218,7 +218,7 @@ class Names(dict[str, None]):
 
 
 def name_set(found: Iterable[str]) -> Names:
-    """Return names as those that are asked again and again; what is there twice counts once."""
+    """Prepare names for repeated searches; a name that is there twice counts once."""
     return Names(dict.fromkeys(found))
 
 
@@ -228,7 +228,7 @@ def _shorter(word: str) -> Iterator[str]:
 
 
 def close(word: str, known: Iterable[str]) -> str:
-    """Return the known word that is closest, "" when none is close; of very many, only one that is a letter off."""
+    """Return the closest known word, "" if none is close; among very many, only one that differs by a letter."""
     if len(word) > _LONG:
         return ""
     if isinstance(known, Names) and len(known) > _MANY:
@@ -238,6 +238,6 @@ def close(word: str, known: Iterable[str]) -> str:
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Return "did you mean ...?" when a known word is close, else ""."""
+    """Return "did you mean ...?" if a known word is close, else ""."""
     found = close(word, known)
     return f"did you mean {found!r}?" if found else ""

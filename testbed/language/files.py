@@ -1,4 +1,4 @@
-"""Read what a command line or a file names: an ordinary file of bounded size, and no link that leads elsewhere."""
+"""Read a file that a command line or another file names: an ordinary one of bounded size, without leaving a folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KINDS = {
 
 
 def content(path: Path, most: int = MOST, root: Path | None = None) -> bytes:
-    """Return a file's content; OSError, whose `strerror` says why, for what is not an ordinary file of that size.
+    """Return a file's content; OSError, whose `strerror` says why, if it is not an ordinary file of that size.
 
     With `root`, a folder without links in its path, the file must be in it, whatever links are on the way.
     """

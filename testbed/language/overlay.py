@@ -1,4 +1,4 @@
-"""One document laid over another: an experiment over its topology, and single values over a file (pure)."""
+"""Lay one document over another: an experiment over its topology, or single values over a file (pure)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from testbed.language.document import Document, Mark, Path, forget, get, inside
 
 
 def merge(under: Document, over: Document) -> Document:
-    """Lay one document over another: mappings merge by key, everything else replaces; places come along."""
+    """Lay one document over another: mappings merge by key, everything else is replaced, and positions are kept."""
     found = Document(under.data, dict(under.values), dict(under.keys))
     found.data = _merge(found, over, ())
     return found
@@ -36,16 +36,16 @@ def _adopt(found: Document, over: Document, path: Path) -> Any:
         for marks, theirs in ((found.values, over.values), (found.keys, over.keys)):
             if (mark := theirs.get(part)) is not None:
                 marks[part] = mark
-    # What an alias or a `<<` stands for has no place of its own.
+    # What an alias or a `<<` stands for has no position of its own.
     found.values.setdefault(path, over.at(path))
     found.keys.setdefault(path, over.at(path, key=True))
     return value
 
 
-def override(document: Document, dotted: str, value: Document, place: Mark, key: Mark) -> Document:
-    """Return the document with one value set; in `links.cable.loss` an item of a list goes by name, end or number.
+def override(document: Document, dotted: str, value: Document, at: Mark, key: Mark) -> Document:
+    """Return the document with one value set; paths name items of lists by name, end or number (`links.cable.loss`).
 
-    `place` is where the value is written, `key` where its path is.
+    `at` is where the value is written, `key` where its path is.
     """
     path: Path = ()
     parts = dotted.split(".")
@@ -63,14 +63,14 @@ def override(document: Document, dotted: str, value: Document, place: Mark, key:
             raise InputError(key.problem(f"{where} has no item {head!r}", f"there are: {known}"))
         path = (*path, named.get(head, head))
         parts = parts[head.count(".") + 1 :]
-    # The places of all other values stay where they are: an experiment lays a thousand cases over one document.
+    # The positions of all other values are not copied: an experiment lays a thousand cases over one document.
     hidden: dict[Path, Any] = dict.fromkeys(inside(get(document.data, path), path))
-    values, keys = ChainMap({**hidden, path: place}, document.values), ChainMap({**hidden, path: key}, document.keys)
+    values, keys = ChainMap({**hidden, path: at}, document.values), ChainMap({**hidden, path: key}, document.keys)
     return Document(_replaced(document.data, path, value.data), values, keys)
 
 
 def _names(items: list[Any]) -> dict[str, int]:
-    """Return what items of a list are called in a dotted path: numbers, ends of links, and names before these."""
+    """Return the names of a list's items in dotted paths: numbers, ends of links and, before these, `name`."""
     found = {str(n): n for n in range(len(items))}
     mappings = [(n, item) for n, item in enumerate(items) if isinstance(item, dict)]
     found |= {end: n for n, item in mappings for end in item.get("ends") or () if isinstance(end, str)}

@@ -1,7 +1,7 @@
-"""YAML text -> Document: the one module that reads YAML.
+"""YAML text to Document: the only module that reads YAML.
 
-Libyaml's C parser gives events with positions; the tree is built here, because its recursive composer
-crashes on deep nesting and forgets duplicate keys. Scalars follow the YAML 1.2 core schema: `no` and
+Libyaml's C parser yields events with positions; the tree is built here, because its recursive composer
+crashes on deep nesting and loses duplicate keys. Scalars follow the YAML 1.2 core schema: `no` and
 `on` are strings, and `1:30` is not a number.
 """
 
@@ -15,7 +15,7 @@ import yaml
 from msgspec import Struct, field
 
 from testbed.errors import InputError, Problem
-from testbed.language.document import Document, Mark, Path, Source, place, rows_of
+from testbed.language.document import Document, Mark, Path, Source, position, rows_of
 from testbed.language.syntax import complaint
 
 _MARK = re.compile("\ufeff")
@@ -35,7 +35,7 @@ _CONTROL = yaml.reader.Reader.NON_PRINTABLE  # compiled already; a byte order ma
 
 
 class _Open(Struct):
-    """A collection whose end event has not come yet."""
+    """A collection whose end event is still to come."""
 
     path: Path
     value: Any
@@ -45,11 +45,11 @@ class _Open(Struct):
 
 
 def parse(text: str, name: str) -> Document:
-    """Parse one YAML document; raise InputError with every problem that parsing can see."""
+    """Parse one YAML document; raise InputError with every problem that shows while parsing."""
     source = Source(name, rows_of(text))
     if bad := _CONTROL.search(text) or _MARK.search(text):
         message = f"the control character U+{ord(bad[0]):04X} is not allowed in YAML"
-        raise InputError(place(source, text, bad.start()).problem(message))
+        raise InputError(position(source, text, bad.start()).problem(message))
     try:
         return _Builder(source).build(text)
     except yaml.MarkedYAMLError as e:
@@ -120,7 +120,7 @@ class _Builder(Struct):
                     )
 
     def path(self) -> Path:
-        """Return the path of the value that comes next."""
+        """Return the path of the next value."""
         if not self.stack:
             return ()
         top = self.stack[-1]
@@ -174,7 +174,7 @@ class _Builder(Struct):
         self.document.keys.setdefault((*top.path, key), self.mark(event))
 
     def judge(self, event: Any) -> None:
-        """Note what no name, path, argument, password or kernel parameter can be."""
+        """Report a value that can't be a name, path, argument, password or kernel parameter."""
         if bad := _NEVER.search(event.value):
             why = "no name, path, command or value for the kernel has it"
             what = f"a text can't have the character U+{ord(bad[0]):04X}: {why}"
@@ -195,7 +195,7 @@ class _Builder(Struct):
 
 
 def _extent(value: Any) -> tuple[int, int]:
-    """Return how many values this is, and how deeply they are nested."""
+    """Return the number of values in this one, and the depth of their nesting."""
     if not isinstance(value, dict | list):
         return 1, 0
     inside = [_extent(v) for v in (value.values() if isinstance(value, dict) else value)]
@@ -203,7 +203,7 @@ def _extent(value: Any) -> tuple[int, int]:
 
 
 def scalar(text: str) -> Any:
-    """Return what a text without quotes stands for (YAML 1.2 core schema)."""
+    """Return the value of a text without quotes (YAML 1.2 core schema)."""
     if text in _WORDS:
         return _WORDS[text]
     if _INT.fullmatch(text):

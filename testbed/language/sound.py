@@ -1,4 +1,4 @@
-"""The data of a document as the validator takes it: filled in, or without its faulty parts (pure)."""
+"""The data of a document for the validator: with empty parts filled in, or without its faulty parts (pure)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ROLES = [
 
 
 class Built(Struct, frozen=True):
-    """A document's data and the topology without faults that it states."""
+    """A document's data, and the topology that it states without its faulty parts."""
 
     data: dict[str, Any]
     topology: Topology
@@ -58,7 +58,7 @@ def filled(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def reused(data: dict[str, Any], like: Built) -> dict[str, Any]:
-    """Return the data with the models of `like` in place of what they were made of."""
+    """Return the data with models of `like` instead of the equal data that they were made from."""
     found = dict(data)
     for section in _SECTIONS:
         new, old, made = data.get(section), like.data.get(section), getattr(like.topology, section)
@@ -76,9 +76,9 @@ def reused(data: dict[str, Any], like: Built) -> dict[str, Any]:
 def sound(
     data: dict[str, Any], locations: list[tuple[Any, ...]]
 ) -> tuple[dict[str, Any], dict[str, list[int]], frozenset[str]]:
-    """Return the data without what has errors, the original index of what is left in each list, and the doubts.
+    """Return the data without its faulty parts, the original index of each item left in a list, and the doubts.
 
-    What others refer to is kept as far as it goes: a node without its faulty roles, a link without its shaping.
+    What other parts refer to is kept as far as possible: a node without its faulty roles, a link without its shaping.
     """
     bad: dict[str, dict[Any, set[Any]]] = {}
     for loc in locations:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from testbed.errors import Problem
 from testbed.language.document import Mark
 
-# Libyaml's complaints (it has no codes for them) in plain words: whether their place is where the construct began
-# rather than where it went wrong, and a sentence; {line} and {sign} are those of the beginning.
+# Libyaml's complaints (it has no codes for them) in plain words: whether they are shown where the construct began and
+# not where it went wrong, and a sentence; {line} and {sign} are those of the beginning.
 _SYNTAX: Mapping[str, tuple[bool, str]] = {
     "could not find expected ':'": (True, "a `:` must follow a key: `key: value`"),
     "mapping values are not allowed in this context": (
@@ -41,7 +41,7 @@ _SYNTAX: Mapping[str, tuple[bool, str]] = {
 
 
 def complaint(said: str, context: str, wrong: Mark, began: Mark) -> Problem:
-    """Return what libyaml said as a problem; `began` is where the construct began that went `wrong`."""
+    """Return libyaml's message as a problem; `began` is the start of the construct that went `wrong`."""
     rows, sign = wrong.source.rows, _character(wrong)
     if sign == "\t":
         return wrong.problem("a tab can't indent a line: YAML takes spaces only")

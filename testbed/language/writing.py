@@ -1,4 +1,4 @@
-"""Data -> YAML text that `parsing` reads back as the same data."""
+"""Data to YAML text, which `parsing` reads back as the same data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _WIDTH = 120  # characters of a line
 
 
 class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
-    """Quotes a text that would be read as something else, and writes every alias out."""
+    """Quotes every text that would be read as something else, and writes no aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         """Return true for everything."""

@@ -1,4 +1,4 @@
-"""Addresses and MACs that the author left out: the same file always gets the same ones (pure)."""
+"""Plan the addresses that a file leaves out; the same file always gets the same ones (pure)."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Net = IPv4Network | IPv6Network
 
 
 class NoRoom(ValueError):
-    """A network has no address left, or the pool no network; `at` is the end that wants it."""
+    """A network has no address left, or the pool has no network; `at` is the end that needs one."""
 
     def __init__(self, message: str, at: Path) -> None:
-        """Take a sentence and the place in the file."""
+        """Take a sentence and the path in the file."""
         super().__init__(message)
         self.at = at
 
 
 def mac(node: str, ifname: str, taken: set[str]) -> str:
-    """Return a locally administered address made from the names: other nodes and links do not change it."""
+    """Return a locally administered address made from the names, so that other nodes and links do not change it."""
     number = crc32(f"{node}:{ifname}".encode())
     while True:
         raw = f"{number & 0xFFFFFFFF:08x}"
@@ -48,7 +48,7 @@ def link_local(address: str) -> str:
 def given(
     segments: Mapping[int, tuple[Interface, ...]], left_out: set[tuple[str, str]], families: tuple[int, ...]
 ) -> dict[tuple[str, str], tuple[str, ...]]:
-    """Give every interface without stated addresses the next of its segment's network, in the order of the file."""
+    """Give interfaces without stated addresses the next ones of their segment's network, in the order of the file."""
     left_out = {(i.node, i.name) for members in segments.values() for i in members} & left_out
     stated = [interface_of(a) for members in segments.values() for i in members for a in i.addresses]
     found: dict[tuple[str, str], list[str]] = {key: [] for key in left_out}
@@ -83,7 +83,7 @@ def given(
 def _allocator(version: int, used: list[Net]) -> Callable[[int, Path], Net]:
     """Return a function from a number of members to the next free network of the pool.
 
-    Each IPv4 network begins at a /24 of its own: 10.0.3.0/30 is the third segment, which a person can read.
+    Each IPv4 network begins at a /24 of its own for readability: 10.0.3.0/30 is the third segment.
     """
     pool = _POOLS[version]
     stride = 8 if version == 4 else 64

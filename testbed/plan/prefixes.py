@@ -1,4 +1,4 @@
-"""Networks of a lab as numbers, and the fewest prefixes that lead to each by its next hop (pure)."""
+"""The networks of a lab as numbers, and the fewest prefixes that give each its next hop (pure)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Known(Struct, frozen=True):
 
 
 def known(net: Network, version: int) -> Known:
-    """Return the networks of a family, and hosts outside of them that events make: no two overlap."""
+    """Return the networks of a family, and the hosts outside of them that events add, without overlaps."""
     found: dict[tuple[int, int], int | None] = {}
     for segment, members in net.segments.items():
         for i in members:
@@ -52,7 +52,7 @@ def known(net: Network, version: int) -> Known:
 
 
 def _network(address: str) -> tuple[int, int]:
-    """Return the base and length of an address's network, as numbers: ipaddress takes ten times as long."""
+    """Return the base and length of an address's network as numbers; ipaddress would take ten times as long."""
     host, _, length = address.partition("/")
     value, shift = (int(IPv6Address(host)), 128) if ":" in host else (int(IPv4Address(host)), 32)
     shift -= int(length)
@@ -60,7 +60,7 @@ def _network(address: str) -> tuple[int, int]:
 
 
 def merged(nets: Known, taken: Sequence[int]) -> Iterator[tuple[str, int]]:
-    """Yield the fewest prefixes, none within another, that give every network its hop; without those of no hop.
+    """Yield the fewest prefixes, none within another, that give every network with a hop that hop.
 
     `taken` is the number of the hop of each network.
     """

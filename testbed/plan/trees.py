@@ -1,4 +1,4 @@
-"""The way of multicast packets from a source to its receivers: shortest paths of segments and routers (pure).
+"""The paths of multicast packets from sources to receivers: shortest in segments and routers (pure).
 
 A segment is what one multicast frame reaches. A multicast router joins segments: it takes packets from one and
 passes them on to others. `hops` and `ends` yield all that there is to go by, so that a tunnel is one more hop, from the
@@ -28,7 +28,7 @@ class Growth(Struct, frozen=True):
 
 
 def planned(net: Network) -> dict[str, Tree]:
-    """Return the tree of each multicast workload, without those that have no source or no group to send to."""
+    """Return the tree of each multicast workload that has a source and a group."""
     found: dict[str, Tree] = {}
     every: dict[int, list[Hop]] = {}
     for name, work in _workloads(net.topology):
@@ -41,7 +41,7 @@ def planned(net: Network) -> dict[str, Tree]:
 
 
 def hops(net: Network, version: int) -> Iterator[Hop]:
-    """Yield what multicast routers can do between interfaces with addresses of a family, and relays into tunnels."""
+    """Yield the hops of multicast routers between interfaces with addresses of a family, and of relays into tunnels."""
     for name in (n for n in net.topology.nodes if n in net.multicast_routers):
         mine = [i for i in net.interfaces[name] if not i.port and i.host(version)]
         for near in (i for i in mine if i.name not in _carriers(net, name)):
@@ -54,21 +54,21 @@ def hops(net: Network, version: int) -> Iterator[Hop]:
 
 
 def ends(net: Network, node: str, version: int) -> Iterator[Spot]:
-    """Yield where a node can send or receive packets of a family, in the order of the file."""
+    """Yield the interfaces where a node can send or receive packets of a family, in the order of the file."""
     for i in net.interfaces.get(node, ()):
         if not i.port and i.host(version):
             yield Spot(node, i.name, i.segment)
 
 
 def _carriers(net: Network, node: str) -> frozenset[str]:
-    """Return what carries the tunnel of an AMT gateway: multicast comes to it out of the tunnel."""
+    """Return the interfaces that carry an AMT gateway's tunnel; multicast reaches it only through the tunnel."""
     return frozenset(t.dev for t in net.tunnels.get(node, ()) if t.discovery)
 
 
 def grow(source: Spot, steps: Iterable[Hop]) -> Growth:
     """Return the shortest ways from a source into every segment (breadth first; of equal ones the first in `steps`).
 
-    What the source itself could pass on is left out: the kernel does not route what its own host sends.
+    Hops of the source itself are left out: the kernel does not route packets that its own host sends.
     """
     leaving: dict[int, list[Hop]] = {}
     for hop in steps:
@@ -92,7 +92,7 @@ def grow(source: Spot, steps: Iterable[Hop]) -> Growth:
 def _find(net: Network, work: Multicast, every: Sequence[Hop]) -> Tree | None:
     """Return the tree of a workload from the interface of the source that is nearest to most receivers.
 
-    None when the source has no address of the group's family. Receivers that no tree reaches are left out.
+    None if the source has no address of the group's family. Receivers that the tree does not reach are left out.
     """
     grown = [grow(end, every) for end in ends(net, work.source, work.version)]
     found = [(growth, dict(_reached(net, work, growth))) for growth in grown]
@@ -123,7 +123,7 @@ def _wanted(net: Network, receiver: Receiver, version: int) -> Iterator[Spot]:
 
 
 def way(tree: Tree) -> Way:
-    """Return where a source sends and its receivers listen."""
+    """Return the interfaces where a source sends and its receivers listen."""
     return Way(tree.host, tree.source.ifname, tuple((node, spot.ifname) for node, spot in tree.ends.items()))
 
 
@@ -137,13 +137,13 @@ def _workloads(topology: Topology) -> Iterator[tuple[str, Multicast]]:
 
 
 def members(net: Network) -> frozenset[str]:
-    """Return the nodes where multicast comes in by more than one interface: routers of it, and some receivers."""
+    """Return the nodes that take multicast from more than one interface: its routers, and some receivers."""
     receivers = {r.node for _, work in _workloads(net.topology) for r in work.receivers}
     return net.multicast_routers | {name for name in receivers if len(net.interfaces[name]) > 1}
 
 
 def entries(net: Network) -> dict[str, tuple[Entry, ...]]:
-    """Return the (S,G) routes of each multicast router; workloads of one source and group share theirs."""
+    """Return the (S,G) routes of each multicast router; workloads with the same source and group share them."""
     found: dict[tuple[str, str, str, str], list[str]] = {}
     for name, work in _workloads(net.topology):
         if (tree := net.trees.get(name)) is None:

@@ -1,4 +1,4 @@
-"""AMT tunnels: by which interface and address each gateway and relay has them, and what stands against it (pure).
+"""AMT tunnels: the interface and address of each gateway and relay, or why there is none (pure).
 
 The tunnels are the kernel's: over IPv4, a relay has one stream interface, and answers from that address only.
 """
@@ -19,7 +19,7 @@ from testbed.units import interface_of
 
 
 def relays(net: Network) -> dict[str, Relay]:
-    """Return the relays by their nodes, each looked at once for all of its gateways."""
+    """Return the relays by their nodes; each is examined once for all of its gateways."""
     asking: dict[str, list[str]] = {}
     for name, node in net.topology.nodes.items():
         if node.amt_gateway is not None:
@@ -34,7 +34,7 @@ def relays(net: Network) -> dict[str, Relay]:
 
 
 def planned(net: Network) -> dict[str, tuple[Tunnel, ...]]:
-    """Return the ends of tunnels of each node, without those that can't work."""
+    """Return the ends of tunnels by node, without those that can't work."""
     found: dict[str, tuple[Tunnel, ...]] = {}
     for name in net.topology.nodes:
         ends = [gateway(net, name), net.relays[name].end if name in net.relays else None]
@@ -49,7 +49,7 @@ def named(role: AmtGateway) -> str:
 
 
 def _relay(net: Network, name: str, role: AmtRelay, gateways: tuple[str, ...], ways: dict[int, str]) -> Tunnel | Fault:
-    """Return the relay's end of a node, or what is wrong with it."""
+    """Return the end of a relay's tunnels, or what is wrong with it."""
     at: Path = ("nodes", name, "amt_relay")
     mine = _usable(net, name)
     if role.interface is not None:
@@ -69,7 +69,7 @@ def _relay(net: Network, name: str, role: AmtRelay, gateways: tuple[str, ...], w
 
 
 def gateway(net: Network, name: str) -> Tunnel | Fault | None:
-    """Return the gateway's end of a node, what is wrong with it, or None where there is none or the relay is wrong."""
+    """Return the end of a gateway's tunnel, what is wrong with it, or None if there is none or its relay is wrong."""
     role = net.topology.nodes[name].amt_gateway
     if role is None:
         return None
@@ -120,7 +120,7 @@ def _end(stream: Interface, name: str, discovery: str = "") -> Tunnel:
 
 
 def _chosen(net: Network, node: str, ifname: str, at: Path) -> Interface | Fault:
-    """Return the interface that the author chose, or what is wrong with it."""
+    """Return the interface that the file chooses, or what is wrong with it."""
     found = of(net, node, ifname)
     if not found:
         return (*at, "interface"), _lacks(net, node, ifname), suggest(ifname, [i.name for i in _usable(net, node)])
@@ -135,7 +135,7 @@ def _lacks(net: Network, node: str, ifname: str) -> str:
 
 
 def of(net: Network, node: str, ifname: str) -> list[Interface]:
-    """Return the interfaces with a name; tunnels only if there is no other."""
+    """Return the interfaces with a name; a tunnel only if there is no other one."""
     return [i for i in net.interfaces[node] if i.name == ifname and i.kind != "amt"] or [
         i for i in net.interfaces[node] if i.name == ifname
     ]
@@ -149,9 +149,9 @@ def _usable(net: Network, node: str) -> list[Interface]:
 def _towards(
     net: Network, node: str, targets: Iterable[Interface], ways: dict[int, str] | None = None
 ) -> list[Interface]:
-    """Return the interfaces by which packets to these leave a node: on a common link, else as routes say.
+    """Return the interfaces through which packets to these leave a node: on a common link, else by routes.
 
-    `ways` are the planned ones, where they are known already.
+    `ways` are the planned ones, if they are already known.
     """
     mine, targets = _usable(net, node), list(targets)
     there = {t.segment for t in targets}
@@ -175,7 +175,7 @@ def _routed(
 
 
 def _ways(net: Network, node: str, segments: set[int]) -> dict[int, str]:
-    """Return the interface by which planned routes of a node lead to each of these segments, if any do."""
+    """Return the interface through which a node's planned routes lead to each of these segments, if any do."""
     own = {i.segment for i in net.interfaces[node] if not i.port}
     if segments <= own or net.topology.nodes[node].routes is not None or net.topology.routing == "none":
         return {}
@@ -185,7 +185,7 @@ def _ways(net: Network, node: str, segments: set[int]) -> dict[int, str]:
 
 
 def _covers(network: str, address: IPv4Address | IPv6Address) -> int:
-    """Return the prefix length of a network that contains an address, -1 if it does not (or is not a network)."""
+    """Return the prefix length of a network if it contains an address, -1 otherwise (or if it is not a network)."""
     try:
         found = ip_network("0.0.0.0/0" if network == "default" else network)
     except ValueError:

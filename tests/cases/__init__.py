@@ -6,6 +6,7 @@ choose by the beginning of a file's name.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 from testbed.language import parsing
 
 FOLDER = Path(__file__).parent
+_NAME = f"case-{os.getpid()}"  # of a lab that is up
 _MUST = re.compile(r"^# must come out: (.*)$", re.M)
 
 
@@ -60,7 +62,7 @@ def command(case: Case, results: Path) -> tuple[str, ...]:
     if case.on == "check":
         return ("check",)
     if case.verb == "up":
-        return ("up", "--machine", case.on, "--name", "a-case")
+        return ("up", "--machine", case.on, "--name", _NAME)
     return ("run", "--machine", case.on, "--results", str(results))
 
 
@@ -69,7 +71,7 @@ def perform(case: Case, results: Path, timeout: float = 300) -> tuple[bool, str]
     words = (sys.executable, "-m", "testbed", *command(case, results), str(case.path))
     done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False, cwd=FOLDER / "public")
     if case.verb == "up" and done.returncode == 0:
-        subprocess.run((sys.executable, "-m", "testbed", "down", "a-case"), capture_output=True, check=False)
+        subprocess.run((sys.executable, "-m", "testbed", "down", _NAME), capture_output=True, check=False)
     said = done.stdout + done.stderr
     good = done.returncode == case.status and re.search(case.says, said) is not None
     good = good and not (case.not_says and re.search(case.not_says, said))

@@ -33,7 +33,10 @@ FLOORS: tuple[dict[str, str], ...] = (
     },
     {"metrics": "bounds measured nodes owners paths reception recorded records said table wifi"},
     {"workloads": "command iperf3 iperf3_report multicast ping place"},
-    {"language": "document effective experiment explain files overlay parsing schema sound syntax topology writing"},
+    {
+        "language": "described document effective experiment explain files overlay parsing schema sound syntax "
+        "topology writing"
+    },
     {
         "plan": "addresses assemble endpoints events interfaces lab links moments multipath network prefixes routes "
         "run speed tables trees tunnels"

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 
 from testbed.errors import InputError
-from testbed.language import parsing
+from testbed.language import described, parsing
 from testbed.language.schema import schema
 from testbed.loading import read
 from tests.kept import Say, compare, say
@@ -36,6 +36,25 @@ def test_the_kept_copy_is_what_the_command_prints(say: Say) -> None:
     assert status == 0
     assert json.loads(out) == schema()
     compare(out, ROOT / "docs/topology.schema.json")
+
+
+def properties() -> dict[tuple[str, str], dict[str, Any]]:
+    """Every property of the schema, by its model and its name."""
+    made = schema()
+    return {
+        (n, k): v for n, part in [("", made), *made["$defs"].items()] for k, v in part.get("properties", {}).items()
+    }
+
+
+def test_every_key_says_what_it_means() -> None:
+    found = properties()
+    assert len(found) > 200
+    assert [".".join(at) for at, value in found.items() if not value.get("description", "").strip()] == []
+
+
+def test_no_key_is_described_that_there_is_not() -> None:
+    known = set(properties())
+    assert [(model, key) for model, key, _ in described.rows() if (model, key) not in known] == []
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from testbed.language.described import rows
 from testbed.language.topology import Topology
 
 
@@ -25,6 +26,10 @@ def schema() -> dict[str, Any]:
     del found["required"]
     found["anyOf"] = [{"required": ["name", "nodes"]}, {"required": ["topology"]}]
     found["properties"]["nodes"]["additionalProperties"] = {"anyOf": [{"$ref": "#/$defs/Node"}, {"type": "null"}]}
+    for model, key, text in rows():
+        part = found["$defs"].get(model, {}) if model else found
+        if key in part.get("properties", {}):
+            part["properties"][key].setdefault("description", text)
     for part in (found, *found["$defs"].values()):
         for value in part.get("properties", {}).values():
             if "pattern" in value and not isinstance(value.get("default"), str):

@@ -15,6 +15,7 @@ import pytest
 
 from testbed import results
 from testbed.errors import BugError, CheckFailed, InputError, LabError, TestbedError, Unsupported
+from testbed.language.experiment import label
 from testbed.loading import load, read
 from testbed.metrics.measured import Measured
 from testbed.report import together
@@ -23,15 +24,18 @@ from testbed.report.report import Report
 from testbed.report.together import Outcome, Which
 from testbed.runs import cases
 from testbed.runs.invocation import Invocation, begin, invoked, places
+from tests.kept import Say, say
+
+__all__ = ["say"]
 
 ROOT = Path(__file__).parent.parent
 TOPOLOGY = load(ROOT / "topologies/two-hosts.yaml")
 WORST_FIRST = (70, 3, 4, 2, 1, 0)
 
 
-def ended(status: int, label: str = "") -> Outcome:
+def ended(status: int, name: str = "") -> Outcome:
     """A case that alone would end with this exit status."""
-    case, folder = Which("two-hosts", label), Path("x")
+    case, folder = Which("two-hosts", name), Path("x")
     kinds: dict[int, type[TestbedError]] = {70: BugError, 4: Unsupported, 2: InputError}
     if status in kinds:
         return Outcome(case, None, None, kinds[status](f"status {status}\nmore"))
@@ -177,3 +181,29 @@ def test_what_can_not_be_written_hides_no_other_error(several: Invocation) -> No
     with pytest.raises(LabError, match="the results can't be written"):
         cases.keep(several, [good])
     cases.keep(several, [good, ended(4)])
+
+
+@pytest.mark.parametrize(
+    ("paths", "found"),
+    [
+        (("links.cable.rate",), "rate=1"),
+        (("links.wifi.rate", "links.lte.rate"), "wifi.rate=1_lte.rate=1"),
+        (("links.wifi.rate", "links.wifi.delay"), "rate=1_delay=1"),
+        (("links.wifi.rate", "links.wifi.forward.rate"), "wifi.rate=1_forward.rate=1"),
+        (("rate", "links.wifi.rate"), "rate=1_wifi.rate=1"),
+        (("links.0.rate", "links.10.rate"), "0.rate=1_10.rate=1"),
+    ],
+)
+def test_a_case_is_named_by_as_much_of_its_keys_as_tells_them_apart(paths: tuple[str, ...], found: str) -> None:
+    assert label(tuple((path, 0, 1) for path in paths)) == found
+
+
+def test_plan_says_which_case_of_several_it_is_of(say: Say, tmp_path: Path) -> None:
+    file = tmp_path / "several.yaml"
+    file.write_text(
+        "name: l\nnodes: {a: {}, b: {}}\nlinks: [{ends: [a:x, b:x]}]\nmatrix: {links.0.rate: [1mbit, 2mbit]}\n"
+    )
+    status, out, err = say("plan", str(file))
+    assert (status, "tbf rate 1000000bit" in out) == (0, True)
+    assert err == "testbed: the file has several cases, and this is the first: links.0.rate=1mbit\n"
+    assert say("plan", str(file), "--set", "matrix={}", "--set", "repeat=3")[2] == "", "they are all the same"

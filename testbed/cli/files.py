@@ -13,7 +13,7 @@ from testbed.errors import InputError, Problem
 def check(file: File, sets: Sets = None, strict: Strict = False, as_json: AsJson = False) -> None:
     """Check a file and report all of its errors and warnings; nothing is created."""
     try:
-        experiment = checked(file, sets, strict, say=not as_json)
+        experiment = checked(file, sets, strict, aloud=not as_json)
     except InputError as e:
         if not as_json:
             raise

@@ -6,31 +6,40 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from testbed.cli.progress import warn
+from testbed.cli.progress import say, warn
 from testbed.errors import InputError
 from testbed.lab import asker
 
 if TYPE_CHECKING:
     from testbed.language.experiment import Experiment
+    from testbed.language.topology import Topology
     from testbed.plan.lab import Plan
 
 
 def planned(file: Path, sets: list[str] | None) -> Plan:
-    """Return the plan of a topology with some values overridden."""
-    from testbed.loading import load
+    """Return the plan of a topology with some values overridden, of several cases that of the first."""
+    from testbed.loading import read
     from testbed.plan.lab import plan as make
 
-    return make(load(file, tuple(sets or ()), under()))
+    return make(first(read(file, tuple(sets or ()), under())))
 
 
-def checked(file: Path, sets: list[str] | None, strict: bool, say: bool = True) -> Experiment:
+def first(experiment: Experiment) -> Topology:
+    """Return the topology of the first case, and say which one that is when there are others."""
+    settings = experiment.cases[0].settings
+    if len({case.settings for case in experiment.cases}) > 1 and not asker.read().file:
+        say(f"the file has several cases, and this is the first: {', '.join(settings)}")
+    return experiment.cases[0].topology
+
+
+def checked(file: Path, sets: list[str] | None, strict: bool, aloud: bool = True) -> Experiment:
     """Read a file and say its warnings, unless another machine has; if `strict`, they are errors."""
     from testbed.loading import read
 
     found = read(file, tuple(sets or ()), under())
     if strict and found.warnings:
         raise InputError(*found.warnings)
-    if say and not asker.read().file:
+    if aloud and not asker.read().file:
         for warning in found.warnings:
             warn(warning)
     return found

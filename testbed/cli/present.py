@@ -137,7 +137,7 @@ def images(found: Iterable[Image], current: str) -> str:
 def outcome(found: Outcome, place: str) -> str:
     """Return what came of a case: its report, or why there is none."""
     if found.report is not None:
-        return report(found.report, place)
+        return report(found.report, place, found.case.title)
     return f"{found.case.title}: error\n\nfailed: {found.error}"
 
 
@@ -147,13 +147,14 @@ def several(outcomes: Sequence[Outcome], verdict: str, place: str) -> str:
     return f"{len(rows)} runs: {verdict}\n\n{columns(rows)}\n\nresults in {place}"
 
 
-def report(found: Report, place: str) -> str:
-    """Return the outcome of a run; `place` is its results folder as the user would write it."""
-    whole = "\n\n".join(_sections(found, place))
-    return whole if whole.count("\n") < _SCREEN else "\n".join(_sections(found, place, brief=True))
+def report(found: Report, place: str, title: str = "") -> str:
+    """Return the outcome of a run; `place` is its results folder as the user would write it, `title` names its case."""
+    title = title or found.topology.name
+    whole = "\n\n".join(_sections(found, place, title))
+    return whole if whole.count("\n") < _SCREEN else "\n".join(_sections(found, place, title, brief=True))
 
 
-def _sections(found: Report, place: str, brief: bool = False) -> Iterator[str]:
+def _sections(found: Report, place: str, title: str, brief: bool = False) -> Iterator[str]:
     measured: list[Sequence[str]] = []
     tables: list[str] = []
     for name, work in found.topology.workloads.items():
@@ -163,7 +164,7 @@ def _sections(found: Report, place: str, brief: bool = False) -> Iterator[str]:
         for key in work.workload().metrics():
             if (metric := found.metrics.get(f"{name}.{key}")) is not None:
                 measured.append((f"  {name}.{key}", _number(metric.value), metric.unit, metric.note))
-    yield f"{found.topology.name}: {found.verdict}"
+    yield f"{title}: {found.verdict}"
     if measured and brief:
         yield f"measured (metrics.json has all)\n{_briefly(found)}"
     elif measured:

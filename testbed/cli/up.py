@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from testbed.cli import present
 from testbed.cli.declared import Option
-from testbed.cli.inputs import assignments, checked, contents, there
+from testbed.cli.inputs import assignments, checked, contents, first, there
 from testbed.cli.options import AsJson, Cpus, File, MachineName, Memory, Name, Sets, Strict
 from testbed.cli.progress import fraction, progress, say, tell
 from testbed.errors import LabError
@@ -47,7 +47,7 @@ def up(
     from testbed.plan.lab import plan
     from testbed.runs import bring_up as start
 
-    made = plan(checked(file, sets, strict).cases[0].topology)
+    made = plan(first(checked(file, sets, strict)))
     lab_name = name or made.name
     choice = _choice(machine, lab_name, made.requires())
     if choice.machine != choose.HERE:

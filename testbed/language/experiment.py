@@ -100,9 +100,22 @@ def _written(value: object) -> str:
     return str(value) if plain == value and type(plain) is type(value) else json.dumps(value)
 
 
+def _distinct(paths: list[str]) -> list[str]:
+    """Return the last part of each path, or as many of its last parts as no other path ends in."""
+
+    def short(path: str) -> str:
+        parts = path.split(".")
+        ends = (".".join(parts[-n:]) for n in range(1, len(parts)))
+        others = [f".{other}" for other in paths if other != path]
+        return next((end for end in ends if not any(o.endswith(f".{end}") for o in others)), path)
+
+    return [short(path) for path in paths]
+
+
 def label(settings: Settings, n: int = 0, repeat: int = 1) -> str:
     """Return what distinguishes a run from the others: the settings of its case, and its number if it is repeated."""
-    words = [f"{path.rpartition('.')[2]}={value}" for path, _, value in settings]
+    keys = _distinct([path for path, _, _ in settings])
+    words = [f"{key}={value}" for key, (_, _, value) in zip(keys, settings, strict=True)]
     words += [str(n + 1)] if repeat > 1 else []
     found = "".join(c if c.isalnum() or c in "=._%-" else "-" for c in "_".join(words))
     # It is a part of the name of a folder; folders that would be the same are numbered.

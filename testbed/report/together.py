@@ -105,6 +105,7 @@ def summary(found: Outcome) -> dict[str, Any]:
         "settings": list(found.case.settings),
         "status": 0 if wrong is None else wrong.exit_status,
         "error": None if found.error is None else str(found.error),
+        "metrics": _measured(found.report),
     }
     if found.report is not None:
         return {"name": found.report.topology.name, "folder": str(found.folder), **found.report.verdict_json(), **own}

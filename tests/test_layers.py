@@ -29,7 +29,7 @@ FLOORS: tuple[dict[str, str], ...] = (
         "programs.mptcp": "main policies recovery state",
         "programs.multicast": "packets receiver sender",
         "programs.sampler": "air counters main neighbours subflows taps wlans",
-        "nodes": "access_point amt_gateway amt_relay bridge mptcp node path_manager place role router station",
+        "nodes": "access_point amt_gateway amt_relay bridge mptcp node one_path path_manager place role router station",
     },
     {"metrics": "bounds measured nodes owners paths reception recorded records said table wifi"},
     {"workloads": "command iperf3 iperf3_report multicast ping place"},
@@ -42,8 +42,8 @@ FLOORS: tuple[dict[str, str], ...] = (
         "run speed tables trees tunnels"
     },
     {
-        "rules": "addresses amt captures checks events fault links misread multicast names nodes requires segments "
-        "warnings whole workloads"
+        "rules": "addresses amt captures checks events fault flows links misread multicast names nodes requires "
+        "segments warnings whole workloads"
     },
     {"": "loading"},
     {"": "results"},
@@ -51,7 +51,7 @@ FLOORS: tuple[dict[str, str], ...] = (
         "lab": "answers asked asker asking bounds changes configure control ending enter forked furniture holder jobs "
         "listening look messages namespace perform probes processes reach sandbox sources state stopping timeline "
         "travel verbs waits",
-        "report": "doubts effects match matching report together",
+        "report": "doubts effects one_path match matching report together",
     },
     {
         "machines": "case cases choose collected country elsewhere errands home lab_guest trusted",

@@ -11,6 +11,7 @@ from testbed import features
 from testbed.drivers.mptcp import LIMIT, EndpointAdd, LimitsSet, PathManagerHas
 from testbed.drivers.sysctl import SysctlSet
 from testbed.nodes import path_manager
+from testbed.nodes.one_path import Flow, Side, one_path
 from testbed.nodes.path_manager import PathManager
 from testbed.nodes.place import Place
 from testbed.nodes.role import UP, Role, RoleFault
@@ -24,6 +25,7 @@ _OWN = {"net.mptcp.enabled": "1", "net.mptcp.pm_type": "0", "net.mptcp.path_mana
 _SETS = re.compile(r"\b(net[./]mptcp[./](?:enabled|pm_type|path_manager))=[\"']?(\w+)")
 _WRITES = re.compile(r"\b(\w+)[\"']?\s*>\s*/proc/sys/(net/mptcp/(?:enabled|pm_type|path_manager))\b")
 _LIMITS = re.compile(r"\bmptcp\s+limits?\s+set\b")
+_BY_HAND = re.compile(r"\bmptcp\b|\broute\b|\brule\b")
 _ENDPOINT = re.compile(r"\bmptcp\s+endpoints?\s+(?:del|delete|change|replace|flush)\b")
 JOINING: frozenset[Flag] = frozenset({"subflow", "fullmesh", "laminar"})  # these open subflows from the address
 Count = Annotated[int, Field(ge=0, le=LIMIT)]
@@ -125,6 +127,21 @@ class Mptcp(Role):
         if self.path_manager is not None and (self.path_manager.rules or self.path_manager.policy == "fullmesh"):
             return frozenset(h for i in place.interfaces for h in i.hosts())
         return frozenset(e.address for e in planned(self, place) if JOINING & set(e.flags))
+
+    def warned(self, flow: Flow, other: Role) -> Iterator[tuple[str, str, str]]:
+        """Yield why a connection would stay on one path."""
+        assert isinstance(other, Mptcp)
+        ends = ((self, flow.client), (other, flow.server))
+        busy = any(role.path_manager is not None or _BY_HAND.search(str(place.commands)) for role, place in ends)
+        if not busy:  # else programs decide
+            yield from one_path(flow, *(_side(role, place) for role, place in ends))
+
+
+def _side(role: Mptcp, place: Place) -> Side:
+    every = planned(role, place)
+    opening = [e for e in every if JOINING & set(e.flags)]
+    announced = [e for e in every if "signal" in e.flags]
+    return Side(opening, announced, role.limits.subflows, role.limits.add_addr_accepted)
 
 
 _SYSCTLS = (

@@ -13,6 +13,7 @@ from msgspec import Struct
 from testbed.drivers.link import MTU
 from testbed.drivers.smcroute import Entry
 from testbed.features import Feature
+from testbed.nodes.one_path import Flow
 from testbed.nodes.place import Bss, Kind, Place
 from testbed.spec import Spec
 from testbed.steps import Request, Step
@@ -133,6 +134,10 @@ class Role(Spec):
     def joins(self, place: Place) -> frozenset[str] | None:
         """Return the addresses that open connections if each address needs its own routes, else None."""
         return None
+
+    def warned(self, flow: Flow, other: Role) -> Iterator[tuple[str, str, str]]:
+        """Yield (name of a warning, sentence, hint) of a connection to a node with the same role, which is `other`."""
+        yield from ()
 
     def switch(self) -> Switch | None:
         """Return the Ethernet switch that the role adds."""

@@ -162,3 +162,27 @@ def _far(way: _Way, led: set[int], only: Interface | None) -> Iterator[RouteAdd]
     elif only is not None:
         yield RouteAdd("default", way.interface.name, only.host(way.nets.version), way.table)
         yield from table(way.net, way.nets, elsewhere, rest, way.table, 0)
+
+
+def leads(net: Network, node: str, ifname: str, host: str) -> bool:
+    """Say whether an interface of a node leads to an address by itself: by its link, or by routers on that."""
+    target = net.owners[host]
+    version = 6 if ":" in host else 4
+    own = tuple(i for i in net.interfaces[node] if i.addresses and not i.port)
+    interface = next(i for i in own if i.name == ifname)
+    first = tuple(hops(net.graphs[version], [interface], version))
+    way = _Way(net, Known(version, {}, (), (), ()), interface, own, first, 0)
+    beside = any(m.node == target.node for m in _others(way))
+    return beside or target.segment == interface.segment or target.segment in _led(way)
+
+
+def way_out(net: Network, node: str, host: str) -> str:
+    """Return the interface by which a node's planned main routes lead to an address, "" where none does."""
+    target = net.owners[host]
+    version = 6 if ":" in host else 4
+    own = [i for i in net.interfaces[node] if not i.port and i.host(version)]
+    if near := next((i.name for i in own if i.segment == target.segment), ""):
+        return near
+    first = hops(net.graphs[version], own, version)
+    found = search(net.graphs[version], first, {i.segment for i in own})
+    return first[n].dev if (n := found.get(target.segment, -1)) >= 0 else ""

@@ -13,6 +13,7 @@ from testbed.metrics import bounds
 from testbed.metrics.measured import Measured
 from testbed.metrics.records import Air, Happened, Machine, Manifest, Run
 from testbed.nodes.node import Node
+from testbed.report import one_path
 from testbed.workloads.place import STALL
 
 BUSY = 90.0  # per cent of all CPUs: above it a figure may be the host's and not the lab's
@@ -66,6 +67,7 @@ def doubts(seen: Seen) -> Iterator[Doubt]:
         _processors(seen),
         _bounds(seen),
         seen.works,
+        one_path.doubts(seen.topology, seen.metrics),
         _queues(seen),
         _dropped(seen),
         _missed(seen),

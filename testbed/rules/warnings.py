@@ -10,7 +10,7 @@ from msgspec import Struct
 from testbed.language.document import Fault, Path
 from testbed.language.explain import suggest
 from testbed.language.topology import Topology
-from testbed.rules import misread
+from testbed.rules import flows, misread
 from testbed.rules.fault import there_are
 
 Warned = tuple[str, Path, str, str]  # the name of the warning, and a fault
@@ -28,6 +28,19 @@ WARNINGS: Mapping[str, Kind] = {
         "a rate has a unit in bytes per second, such as `mbps` (tc(8)), which many people read as bits",
         "every rate that this one limits or sends",
     ),
+    "mptcp-role": Kind(
+        "a flow has `protocol: mptcp`, and one of its ends is not an MPTCP host: what it says of paths is missing",
+        "figures of paths",
+    ),
+    "mptcp-one-path": Kind(
+        "an MPTCP connection stays on one path, although its hosts have several: for want of endpoints on the side "
+        "that opens it, or because of limits",
+        "rates of MPTCP flows",
+    ),
+    "mptcp-unreachable": Kind(
+        "the second subflow of an MPTCP connection joins an address to which its interface does not lead",
+        "rates of MPTCP flows",
+    ),
 }
 
 
@@ -35,6 +48,7 @@ def warnings(topology: Topology, data: Mapping[str, Any]) -> Iterator[Warned]:
     """Yield every warning of a topology without faults that the file does not silence; `data` is what it states."""
     kinds: Mapping[str, Iterator[Fault]] = {
         "rate-in-bytes": misread.rates_in_bytes(data),
+        **{name: flows.faults(topology, name) for name in ("mptcp-role", "mptcp-one-path", "mptcp-unreachable")},
     }
     for name, found in kinds.items():
         if name not in topology.silence:

@@ -131,7 +131,7 @@ def manifest(overrides: tuple[str, ...], settings: tuple[str, ...], seed: int, *
         "testbed": __version__,
         "python": platform.python_version(),
         "kernel": {"release": system.release, "version": system.version, "architecture": system.machine},
-        "host": {"cpus": os.cpu_count(), "user": "root" if os.geteuid() == 0 else "user"},
+        "host": {"cpus": os.cpu_count(), **_processor(), "user": "root" if os.geteuid() == 0 else "user"},
         "machine": "here",
         "accelerator": None,
         "overrides": list(overrides),
@@ -139,6 +139,16 @@ def manifest(overrides: tuple[str, ...], settings: tuple[str, ...], seed: int, *
         "seed": seed,
         **more,
     }
+
+
+def _processor() -> dict[str, str]:
+    """Return the model of the processor, as far as the kernel says it (/proc/cpuinfo of x86 has one)."""
+    with suppress(OSError):
+        for row in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            key, colon, value = row.partition(":")
+            if colon and key.strip() == "model name":
+                return {"cpu": value.strip()[:200]}
+    return {}
 
 
 def point_latest(folder: Folder) -> None:

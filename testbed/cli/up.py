@@ -47,6 +47,7 @@ def up(
     from testbed.plan.lab import plan
     from testbed.runs import bring_up as start
 
+    began = time.monotonic() - asker.read().spent
     made = plan(first(checked(file, sets, strict)))
     lab_name = name or made.name
     choice = _choice(machine, lab_name, made.requires())
@@ -59,10 +60,9 @@ def up(
         flags = {"--dry-run": dry_run, "--recreate": recreate, "--json": as_json}
         given = (flag for flag, is_given in flags.items() if is_given)
         words: tuple[str | Path, ...] = ("up", file, *there(lab_name), *assignments(sets), *given)
-        errand = Errand(choice, words, contents(file, sets))
+        errand = Errand(choice, words, contents(file, sets), began)
         guest = Size.of(len(made.topology.nodes), cpus, memory)
         raise SystemExit(elsewhere.up(errand, lab_name, guest, say, fraction))
-    began = time.monotonic()
     what = "up"
     if lab_name in reach.names():
         lab = control.find(lab_name)

@@ -7,7 +7,7 @@ from math import isfinite
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from testbed.errors import InputError, LabError, TestbedError, Unsupported
 from testbed.lab.messages import BROKEN
@@ -51,6 +51,7 @@ class Host(Struct, frozen=True):
 
     cpus: Annotated[int, Meta(ge=1, le=1 << 20)]
     user: Annotated[str, Meta(pattern="^(root|user)$")]
+    cpu: _Text | UnsetType = UNSET
 
 
 class About(Struct, frozen=True):

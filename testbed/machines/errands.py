@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -33,6 +34,9 @@ class Errand(Struct, frozen=True):
     choice: Choice
     words: Sequence[str | Path]
     files: dict[Path, str]
+    began: float | None = (
+        None  # when the command line that has it began (CLOCK_MONOTONIC), for what it says of its time
+    )
 
 
 def target_of(machine: Known) -> Target:
@@ -92,7 +96,8 @@ def asked(place: Place, errand: Errand, results: str = "", case: int = -1) -> Re
     words += ["--results", results, "--case", str(case)] if results else []
     file = os.path.abspath(next(iter(errand.files))) if errand.files else ""
     under = list(there.values())[1][0] if len(errand.files) > 1 else ""
-    env = Asker(file=file, under=under, machine=errand.choice.machine).variables()
+    spent = time.monotonic() - errand.began if errand.began is not None else 0.0
+    env = Asker(file=file, under=under, machine=errand.choice.machine, spent=spent).variables()
     tied = isinstance(place, Target)
     # A guest has our own sources, of which an emulated processor need not compute the digest.
     version = sources.version() if tied else __version__

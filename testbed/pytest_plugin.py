@@ -96,6 +96,7 @@ class Lab:
     _results: Path = field(repr=False)
     _find: Callable[[str | Path], Path] = field(repr=False)
     _tell: Tell = field(repr=False)
+    _record: Tell = field(repr=False)
     _runs: list[Run] = field(repr=False, default_factory=list)
 
     def exec(
@@ -127,6 +128,9 @@ class Lab:
         self._tell(f"run {chosen.name}", "\n".join([*rows_of(done), *(row for c in cases for row in _missed(c))]))
         if all(case["error"] is not None for case in cases):
             _refused(done, self.machine, chosen, given)
+        for case in cases:
+            for missed in _missed(case):  # pytest's own XML has the properties of a test, but no sections
+                self._record("testbed", f"{chosen.name} {case['case']}".strip() + f": {' '.join(missed.split())}")
         self._runs.append(Run(done.returncode, tuple(map(_case, cases))))
         return self._runs[-1]
 
@@ -173,6 +177,9 @@ def lab(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Labs]:
     def tell(title: str, text: str) -> None:
         request.node.add_report_section("call", f"testbed {title}", text)
 
+    def record(name: str, value: str) -> None:
+        request.node.user_properties.append((name, value))
+
     def up(file: str | Path, machine: str = "auto", sets: Sequence[str] = (), name: str | None = None) -> Lab:
         __tracebackhide__ = True
         path, unique = find(file), unique_name(name or "pytest")
@@ -184,7 +191,7 @@ def lab(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Labs]:
             _refused(done, machine, path, sets)
         place = machine if machine != "auto" else "microvm" if unique in guests() else "here"
         nodes = tuple(json.loads(done.stdout)["nodes"])
-        made = Lab(unique, place, nodes, path, tuple(sets), tmp_path / "results", find, tell)
+        made = Lab(unique, place, nodes, path, tuple(sets), tmp_path / "results", find, tell, record)
         ending.callback(made.down)
         return made
 

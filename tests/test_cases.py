@@ -19,7 +19,7 @@ from testbed.language.experiment import label
 from testbed.loading import load, read
 from testbed.metrics.measured import Measured
 from testbed.report import together
-from testbed.report.report import Outcome as Judged
+from testbed.report.judge import Outcome as Judged
 from testbed.report.report import Report
 from testbed.report.together import Outcome, Which
 from testbed.runs import cases

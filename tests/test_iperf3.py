@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from testbed.language.parsing import parse
 from testbed.loading import build
+from testbed.metrics.recorded import Recorded
 from testbed.plan.lab import plan
 from testbed.plan.run import run_steps
 from testbed.steps import Spawn
+from testbed.workloads.iperf3_report import Interval, Part, Said, Side, figures
+from testbed.workloads.ping import Ping
 
 
 def client(flow: str, links: str = "{ends: [a:eth0, b:eth0]}", events: str = "[]") -> list[str]:
@@ -67,3 +72,51 @@ def test_a_length_of_time_is_in_seconds_with_or_without_a_unit(seconds: str, at:
         f", seconds: {seconds}, at: {at}", events=f"[{{at: {at}, node: a, sysctl: {{net.ipv4.tcp_sack: 0}}}}]"
     )
     assert option(words, "-t") == "15"
+
+
+def reported(*rates: float, lost: int = 0, retransmits: int = 0) -> Said:
+    """Return a report of intervals of 0.1 s with these rates (Mbit/s)."""
+    parts = [
+        Part(n / 10, (n + 1) / 10, round(rate * 1e6 / 80), lost_packets=lost, packets=10, retransmits=retransmits)
+        for n, rate in enumerate(rates)
+    ]
+    return Said([Interval(p, streams=[p]) for p in parts])
+
+
+def test_a_window_has_the_intervals_in_it_on_the_clock_of_the_run() -> None:
+    """A flow that began at 2 s: 1 Mbit/s for a second, then 3."""
+    said = reported(*[1.0] * 10, *[3.0] * 10, lost=1, retransmits=2)
+    side = Side(said, began=2.0, seen=True)
+    whole = figures("tcp", side, side, False, 0.1)
+    assert whole["goodput_mbps"].value == pytest.approx(2)
+    assert whole["start_s"].value == 2
+    part = figures("tcp", side, side, False, 0.1, lambda t: 3 <= t <= 3.5)
+    assert part["goodput_mbps"].value == pytest.approx(3)
+    assert part["received_bytes"].value == pytest.approx(3e6 / 8 / 2)
+    assert part["retransmits"].value == 10
+    assert figures("udp", side, side, False, 0.1, lambda t: t > 3)["loss_pct"].value == 10
+    assert figures("tcp", side, side, False, 0.1, lambda t: t > 9) == {}
+
+
+def test_a_window_of_a_ping_has_the_requests_that_were_sent_in_it(tmp_path: Path) -> None:
+    """Ten requests a second from 1 s on; the third second's are lost, and those after it take 20 ms."""
+    work = Ping.model_validate({"from": "a", "to": "b", "at": "1s", "seconds": 4, "interval": "100ms"})
+    (tmp_path / "a").mkdir()
+    rows = [
+        f"[{1000 + 1 + n / 10 + ms / 1e3:.6f}] 64 bytes from 10.0.0.1: icmp_seq={n + 1} ttl=64 time={ms} ms"
+        for n in range(40)
+        if not 20 <= n < 30
+        for ms in [20.0 if n >= 30 else 10.0]
+    ]
+    (tmp_path / "a/p.ping.txt").write_text("\n".join([*rows, "40 packets transmitted, 30 received, 25% packet loss"]))
+
+    def within(begin: float, end: float) -> dict[str, float]:
+        folder = Recorded(tmp_path, origin=5.0, real=1000.0, window=(begin, end))
+        return {key: m.value for key, m in work.read("p", folder).items()}
+
+    assert within(0.95, 2.95)["loss_pct"] == 0
+    assert within(0.95, 2.95)["rtt_max_ms"] == 10
+    assert within(2.95, 3.95)["loss_pct"] == 100
+    assert within(1.95, 3.95)["loss_pct"] == 50
+    assert within(3.95, 4.95)["rtt_min_ms"] == 20
+    assert within(9, 10) == {}

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from testbed.machines.guest.ready import Fact
     from testbed.machines.probe.here import Finding
     from testbed.report.effects import Effect
-    from testbed.report.report import Outcome as Judged
+    from testbed.report.judge import Outcome as Judged
     from testbed.report.report import Report
     from testbed.report.together import Outcome
     from testbed.workloads.multicast import Multicast
@@ -143,8 +143,12 @@ def outcome(found: Outcome, place: str) -> str:
 
 def several(outcomes: Sequence[Outcome], verdict: str, place: str) -> str:
     """Return what several runs came to, a line each, and all; `place` is the folder of all."""
+    from testbed.report import together
+
     rows = [(f"  {o.case.label}", "error" if o.report is None else o.report.verdict) for o in outcomes]
-    return f"{len(rows)} runs: {verdict}\n\n{columns(rows)}\n\nresults in {place}"
+    over = [_check(o) for _, o in together.across(outcomes)]
+    checks = f"checks over all repeats\n{columns(over)}\n\n" if over else ""
+    return f"{len(rows)} runs: {verdict}\n\n{columns(rows)}\n\n{checks}results in {place}"
 
 
 def report(found: Report, place: str, title: str = "") -> str:

@@ -204,15 +204,21 @@ class Event(Spec):
 
 
 class Check(Spec):
-    """An expectation: what a metric must be. `at` takes a sampled metric at that time of the run."""
+    """An expectation: what a metric, or the sum of some, must be in the run, at a time, or in a part of the run."""
 
-    metric: str
+    metric: str = ""
+    sum: tuple[str, ...] = Field((), max_length=1000, description="The sum of these, in place of `metric`")
     min: float | None = None
     max: float | None = None
     equals: float | None = None
     present: bool | None = None
     at: Moment | None = None
-    divide_by: str | None = Field(None, description="Compare metric / this other metric")
+    window: tuple[Moment, Moment] | None = Field(None, description="In this part of the run alone: [4s, 8s]")
+    for_: Moment | None = Field(None, alias="for", gt=0, description="The bounds hold that long without a break")
+    repeats: Literal["each", "median", "mean", "min", "max", "p95"] = Field(
+        "each", description="Of the repeats of a case: each must pass, or this of them all"
+    )
+    divide_by: str | tuple[str, ...] | None = Field(None, description="Divide by this other metric, or the sum of some")
 
 
 class Samples(Spec):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import pairwise
 from math import inf
 from typing import Any
 
@@ -10,6 +12,7 @@ from msgspec import Struct
 
 from testbed.metrics.table import PERCENTILES
 
+COUNTED = frozenset(("byte", "packet", "segment", "count", "frame", "join"))  # units of what only grows
 _ROUND = 1e-3  # seconds by which times that mean the same may differ
 
 
@@ -36,6 +39,29 @@ class Measured(Struct, frozen=True):
             return self.series[n - 1][1] if n else None
         ended, value = min(self.series, key=lambda pair: abs(pair[0] - moment), default=(inf, 0.0))
         return value if abs(ended - moment) <= self.span else None
+
+    def spans(self) -> Iterator[tuple[float, float, float]]:
+        """Yield (from, to, value) of the series: a sample holds until the next, a rate in the interval before."""
+        if self.span:
+            before = -inf
+            for t, value in self.series:
+                yield max(before, t - (self.span if before == -inf else 1.5 * self.span)), t, value
+                before = t
+        else:
+            yield from ((t, after, v) for (t, v), (after, _) in pairwise(self.series))
+
+    def within(self, begin: float, end: float) -> float | None:
+        """Return the value in a part of the run: the mean of a rate, the growth of a counter, the highest of others."""
+        if self.span:
+            parts = [(min(stop, end) - max(start, begin), v) for start, stop, v in self.spans()]
+            spent = sum(length for length, _ in parts if length > 0)
+            return sum(length * v for length, v in parts if length > 0) / spent if spent else None
+        if self.unit in COUNTED:
+            first, last = self.at(begin), self.at(end)
+            first = 0.0 if first is None and self.series and self.series[0][0] >= begin else first
+            return None if first is None or last is None else last - first
+        inside = [v for t, v in self.series if begin <= t <= end]
+        return max(inside) if inside else self.at(begin)
 
     def plain(self) -> dict[str, Any]:
         """Return its entry in metrics.json."""

@@ -62,6 +62,7 @@ class Recorded(Struct, frozen=True):
     CLOCK_MONOTONIC, None if unknown; `seconds` is the run's length. With `complete` the run came to its end, and
     missing files are faults as well. `statuses` are those of the processes of the run, by node and name, and `absent`
     collects why metrics were not measured. `search` matches regular expressions.
+    Workloads read what is in the `window` (seconds of the run) alone. `real` is t = 0 on CLOCK_REALTIME.
     """
 
     path: Path
@@ -73,6 +74,12 @@ class Recorded(Struct, frozen=True):
     statuses: dict[tuple[str, str], int] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
     search: Search = nobody
+    window: tuple[float, float] | None = None
+    real: float = 0.0
+
+    def inside(self, t: float) -> bool:
+        """Return whether a time of the run is in the part of it that is looked at."""
+        return self.window is None or self.window[0] <= t <= self.window[1]
 
     def within(self, t: float) -> bool:
         """Return whether a time of CLOCK_MONOTONIC can belong to this run."""

@@ -45,6 +45,7 @@ class Manifest(Struct, frozen=True):
     machine: str = "here"
     resources: Annotated[dict[Word, Held], Meta(max_length=10)] = {}
     warnings: Annotated[list[Warned], _Some] = []
+    repeats: Annotated[int, Meta(ge=1, le=1_000_000)] = 1  # runs of the same case
 
 
 class Planned(Struct, frozen=True):
@@ -80,13 +81,14 @@ class Ended(Struct, frozen=True):
 
 
 class Run(Struct, frozen=True):
-    """run.json: t = 0 of the run (0 if it never started), its length, its steps, and what failed.
+    """run.json: t = 0 of the run on both clocks (0 if it never started), its length, its steps, and what failed.
 
     `stalls` are (time since t = 0, seconds) in which the holder was not running when it should.
     """
 
     monotonic: Seconds
     seconds: Seconds
+    time: Seconds = 0.0
     stalls: Annotated[list[tuple[Real, Seconds]], Meta(max_length=100_000)] = []
     events: Annotated[list[Happened], Meta(max_length=1_000_000)] = []
     failures: Annotated[list[_Text], _Some] = []

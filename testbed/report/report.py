@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cache, partial
 from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,10 +16,10 @@ from msgspec.structs import asdict, replace
 from testbed import __version__, results
 from testbed.errors import InputError, Problem
 from testbed.language.effective import resolved
-from testbed.language.topology import Check, Topology
+from testbed.language.topology import Topology
 from testbed.linux.kernel_log import kernel_faults
 from testbed.metrics import nodes as derive
-from testbed.metrics import paths, table
+from testbed.metrics import paths
 from testbed.metrics import wifi as links
 from testbed.metrics.measured import Measured
 from testbed.metrics.owners import owners
@@ -26,6 +28,7 @@ from testbed.metrics.records import Air, Format, Machine, Manifest, Planned, Run
 from testbed.plain import shown
 from testbed.report.doubts import Doubt, Seen, clock_steps, doubts, shared
 from testbed.report.effects import Effect, effects, missed
+from testbed.report.judge import Known, Outcome, Window, judge
 from testbed.report.matching import last
 from testbed.results import FORMAT, Folder
 from testbed.steps import AIR
@@ -36,17 +39,6 @@ _PATIENCE = 600.0  # seconds that a run may take longer than its workloads, even
 _FAULTS = 20  # of a guest's kernel, which are failures
 _OTHERS, _RADIOS = 200, 16  # interfaces of a node that its own commands may make, and those of radios
 _TOLD = 1000  # events of nl80211 that may come at once
-
-
-class Outcome(Struct, frozen=True):
-    """One check and what came of it; `value` is None when the metric was not measured, and `why` says so."""
-
-    metric: str
-    expected: str
-    value: float | None
-    unit: str
-    passed: bool
-    why: str = ""
 
 
 class Report(Struct, frozen=True):
@@ -60,6 +52,7 @@ class Report(Struct, frozen=True):
     failures: tuple[str, ...]
     events: tuple[Effect, ...] = ()
     seconds: float = 0.0
+    time: float = 0.0  # t = 0 on CLOCK_REALTIME, 0 when it never came
 
     @property
     def verdict(self) -> str:
@@ -136,17 +129,25 @@ def report(path: Path, instead: Path | None = None) -> Report:
     failures += folder.broken
     if not shared(manifest):
         failures += [f"the guest's kernel says: {row}" for row in kernel_faults(kernel)[:_FAULTS]]
+    known = Known(metrics, folder.absent, cache(partial(_windowed, topology, folder)), frozenset(topology.workloads))
     expected = [e for name, work in topology.workloads.items() for e in work.workload().expectations(name, folder)]
     outcomes = (
         *(Outcome(e.what, e.expected, e.value, "", e.passed, e.why) for e in expected),
-        *(_judge(check, metrics, folder.absent) for check in topology.checks),
+        *(judge(check, known, manifest.repeats) for check in topology.checks),
     )
     seen = Seen(topology, metrics, manifest, run, machine, air, udp, works, kernel, planned.steps)
     happened = tuple(effects(topology, planned, run.events, told, metrics, origin))
     failures += missed(happened, run)
-    whole = Report(path, topology, metrics, outcomes, tuple(doubts(seen)), tuple(failures), happened, run.seconds)
+    whole = Report(
+        path, topology, metrics, outcomes, tuple(doubts(seen)), tuple(failures), happened, run.seconds, run.time
+    )
     _write(Folder(path), whole)
     return whole
+
+
+def _windowed(topology: Topology, folder: Recorded, name: str, window: Window) -> Mapping[str, Measured]:
+    """Return the figures of a workload in a part of the run."""
+    return topology.workloads[name].workload().read(name, replace(folder, window=window))
 
 
 def _circumstances(folder: Recorded) -> tuple[Manifest, Topology, Planned]:
@@ -216,6 +217,7 @@ def _run(folder: Recorded, topology: Topology) -> tuple[Run, Recorded]:
         seconds=run.seconds,
         complete=began and not run.failures,
         statuses=statuses,
+        real=run.time,
     )
 
 
@@ -239,56 +241,6 @@ def _finite(metric: Measured) -> bool:
     return isfinite(metric.value) and isfinite(sum(v for _, v in metric.series))
 
 
-def _judge(check: Check, metrics: Mapping[str, Measured], absent: Mapping[str, str]) -> Outcome:
-    name = (
-        check.metric
-        + (f" / {check.divide_by}" if check.divide_by else "")
-        + (f" at {check.at:g} s" if check.at is not None else "")
-    )
-    bounds = (("=", check.equals), (">=", check.min), ("<=", check.max))
-    expected = " and ".join(f"{sign} {value:g}" for sign, value in bounds if value is not None)
-    expected = expected or ("present" if check.present else "absent")
-    if check.present is False:
-        there = check.metric in metrics
-        return Outcome(
-            name,
-            expected,
-            metrics[check.metric].value if there else None,
-            "",
-            not there,
-            "it is there" if there else "",
-        )
-    value, unit, why = _value(check.metric, check.at, metrics, absent)
-    if value is not None and check.divide_by is not None:
-        other, _, why = _value(check.divide_by, check.at, metrics, absent)
-        value, unit = (value / other if other else None, "") if other is not None else (None, "")
-        why = why or ("" if value is not None else f"{check.divide_by} is 0")
-    if value is not None and not isfinite(value):
-        value, why = None, f"{name} is not a finite number"
-    if value is None:
-        return Outcome(name, expected, None, unit, False, why)
-    low = check.min is None or value >= check.min
-    high = check.max is None or value <= check.max
-    same = check.equals is None or value == check.equals
-    return Outcome(name, expected, value, unit, low and high and same)
-
-
-def _value(
-    name: str, at: float | None, metrics: Mapping[str, Measured], absent: Mapping[str, str]
-) -> tuple[float | None, str, str]:
-    if name not in metrics:
-        what = "unsupported: this kernel has no such counter" if table.of_role(name) else "it was not measured"
-        what = f"{what}: {absent[name]}" if name in absent else what
-        return None, "", f"{name}: {what}"
-    metric = metrics[name]
-    if at is None:
-        return metric.value, metric.unit, ""
-    if (value := metric.at(at)) is None:
-        what = f"no interval that ends at {at:g} s" if metric.span else f"no sample at or before {at:g} s"
-        return None, metric.unit, f"{name}: {what}"
-    return value, metric.unit, ""
-
-
 def _write(folder: Folder, found: Report) -> None:
     rows = (f" {results.json_text(k)}: {results.json_text(m.plain(), None)}" for k, m in found.metrics.items())
     results.put(folder.path / "metrics.json", ("{\n" + ",\n".join(rows) + "\n}\n").encode())
@@ -301,22 +253,38 @@ def junit(found: Report) -> bytes:
 
     XML 1.0 has no way to hold a control character, a surrogate or a noncharacter (section 2.2): they are spelt out.
     """
-    suite = ElementTree.Element("testsuite")
-    _set(suite, name=found.topology.name, tests=str(len(found.outcomes) + len(found.failures)))
-    _set(suite, failures=str(sum(not o.passed for o in found.outcomes)), errors=str(len(found.failures)))
-    for o in found.outcomes:
-        case = ElementTree.SubElement(suite, "testcase")
-        _set(case, classname=found.topology.name, name=f"{o.metric} {o.expected}")
-        if not o.passed:
-            _set(ElementTree.SubElement(case, "failure"), message=o.why or f"it is {o.value:g} {o.unit}".strip())
+    name = found.topology.name
+    suite = suite_of(name, [(name, o) for o in found.outcomes])
     for n, failure in enumerate(found.failures):
         case = ElementTree.SubElement(suite, "testcase")
-        _set(case, classname=found.topology.name, name=f"run {n + 1}")
+        _set(case, classname=name, name=f"run {n + 1}")
         error = ElementTree.SubElement(case, "error")
         _set(error, message=failure.partition("\n")[0])
         error.text = shown(failure)
+    _set(suite, tests=str(len(suite)), errors=str(len(found.failures)))
+    if found.time:
+        _set(suite, timestamp=datetime.fromtimestamp(found.time, UTC).strftime("%Y-%m-%dT%H:%M:%S"))
+        _set(suite, time=f"{found.seconds:.3f}")
+        for case in suite:  # a run measures all its checks at once: readers add the times of cases up
+            _set(case, time=f"{found.seconds / len(suite):.3f}")
     ElementTree.indent(suite)
     return bytes(ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True))
+
+
+def suite_of(name: str, outcomes: Sequence[tuple[str, Outcome]]) -> ElementTree.Element:
+    """Return a suite of checks, each with the name of its class; what passed says its value."""
+    suite = ElementTree.Element("testsuite")
+    _set(suite, name=name, tests=str(len(outcomes)))
+    _set(suite, failures=str(sum(not o.passed for _, o in outcomes)), errors="0")
+    for classname, o in outcomes:
+        case = ElementTree.SubElement(suite, "testcase")
+        _set(case, classname=classname, name=f"{o.metric} {o.expected}")
+        value = f"it is {o.value:g} {o.unit}".strip() if o.value is not None else ""
+        if not o.passed:
+            _set(ElementTree.SubElement(case, "failure"), message=o.why or value)
+        if said := ": ".join(filter(None, (value, o.why))):
+            ElementTree.SubElement(case, "system-out").text = shown(said)
+    return suite
 
 
 def _set(element: ElementTree.Element, **attributes: str) -> None:

@@ -8,16 +8,21 @@ from typing import Annotated, Any
 from xml.etree import ElementTree
 
 from msgspec import Meta, Struct, field
+from msgspec.structs import asdict
 
 from testbed import results
 from testbed.errors import BugError, CheckFailed, InputError, LabError, Problem, TestbedError, Unsupported
 from testbed.metrics.recorded import MIB, Recorded
 from testbed.plain import shown
-from testbed.report.report import LOST, Report
+from testbed.report.judge import Outcome as Judged
+from testbed.report.judge import across as over
+from testbed.report.judge import of
+from testbed.report.report import LOST, Report, suite_of
 from testbed.results import Folder
 
 # The worst first: a mistake of ours says nothing of the lab, and only when all ran is a missed check a regression.
 ORDER: tuple[type[TestbedError], ...] = (BugError, LabError, Unsupported, InputError, CheckFailed)
+LACKING = Judged("", "", None, "", passed=False, why="the run did not come to its end")
 _Text = Annotated[str, Meta(max_length=100_000)]
 
 
@@ -81,6 +86,7 @@ def missed(report: Report) -> TestbedError | None:
 def worst(outcomes: Sequence[Outcome]) -> TestbedError | None:
     """Return the error that the whole comes to: of the worst kind that any run has."""
     found = [(o, e) for o in outcomes if (e := error(o)) is not None]
+    missed = [o for _, o in across(outcomes) if not o.passed]
     for kind in ORDER:
         some = [(o, e) for o, e in found if isinstance(e, kind)]
         if some and len(outcomes) == 1:
@@ -88,12 +94,33 @@ def worst(outcomes: Sequence[Outcome]) -> TestbedError | None:
         if some:
             first, why = some[0]
             return kind(f"{len(some)} of {len(outcomes)} cases: {first.case.title}: {_first(str(why))}")
-    return None
+    return CheckFailed(f"{len(missed)} checks over all repeats of a case failed") if missed else None
+
+
+def across(outcomes: Sequence[Outcome]) -> list[tuple[Which, Judged]]:
+    """Return what came of the checks over all repeats of each case; none of a case that ran once."""
+    groups: dict[tuple[str, tuple[str, ...]], list[Outcome]] = {}
+    for o in outcomes:
+        groups.setdefault((o.case.name, o.case.settings), []).append(o)
+    found = []
+    for some in groups.values():
+        reports = [o.report for o in some if o.report is not None]
+        if len(some) < 2 or not reports:
+            continue
+        checks = reports[0].topology.checks
+        for n, check in enumerate(checks):
+            if check.repeats != "each":
+                place = n - len(checks)  # what is expected of commands comes before the checks
+                own = [r.outcomes[place] if len(r.outcomes) >= -place else LACKING for r in reports]
+                own += [LACKING] * (len(some) - len(reports))
+                found.append((Which(some[0].case.name, "", some[0].case.settings), over(check, own)))
+    return found
 
 
 def verdict(outcomes: Sequence[Outcome]) -> str:
     """Return the worst verdict of any run; one without a report is an error."""
     found = {"error" if o.report is None else o.report.verdict for o in outcomes}
+    found |= {"passed" if o.passed else "failed" for _, o in across(outcomes)}
     return next((v for v in ("error", "failed", "passed") if v in found), "no checks")
 
 
@@ -123,6 +150,8 @@ def junit(outcomes: Sequence[Outcome]) -> bytes:
         for test in suite:
             test.set("classname", shown(outcome.case.title.replace(" ", ".")))
         whole.append(suite)
+    if repeated := across(outcomes):
+        whole.append(suite_of("all repeats", [(which.title, o) for which, o in repeated]))
     ElementTree.indent(whole)
     return bytes(ElementTree.tostring(whole, encoding="utf-8", xml_declaration=True))
 
@@ -148,7 +177,9 @@ def keep(folder: Path, outcomes: Sequence[Outcome]) -> None:
         }
         for o, t in zip(outcomes, told, strict=True)
     ]
-    results.write(Folder(folder), "verdict.json", {"verdict": verdict(outcomes), "runs": runs})
+    repeated = [{"settings": list(which.settings), **asdict(o)} for which, o in across(outcomes)]
+    whole = {"verdict": verdict(outcomes), "runs": runs} | ({"repeats": repeated} if repeated else {})
+    results.write(Folder(folder), "verdict.json", whole)
     table = [{**run, "metrics": _measured(o.report)} for run, o in zip(runs, outcomes, strict=True)]
     text = ",\n".join(f" {results.json_text(row, None)}" for row in table)
     results.put(folder / "summary.json", f"[\n{text}\n]\n".encode())
@@ -159,7 +190,7 @@ def _measured(report: Report | None) -> Mapping[str, float]:
     if report is None:
         return {}
     works = tuple(f"{name}." for name in report.topology.workloads)
-    named = {key for c in report.topology.checks for key in (c.metric, c.divide_by)}
+    named = {name for c in report.topology.checks for name in of(c)}
     return {name: m.value for name, m in report.metrics.items() if name.startswith(works) or name in named}
 
 

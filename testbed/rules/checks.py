@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from testbed.language.document import Fault, Path
 from testbed.language.explain import Names, name_set, suggest
-from testbed.language.topology import Topology
+from testbed.language.topology import Check, Topology
 from testbed.metrics import table
 from testbed.nodes.node import called, figured
 from testbed.plan.network import Network
@@ -25,10 +25,9 @@ def faults(topology: Topology, net: Network, written: Written, doubt: set[str]) 
     known = name_set((*written.workloads, *written.nodes))
     for n, check in enumerate(topology.checks):
         at: Path = ("checks", n)
-        for field in ("metric", "divide_by"):
-            metric = getattr(check, field)
-            if metric is not None:
-                yield from _metric(net, known, metric, (*at, field), doubt)
+        for path, metric in _named(check):
+            yield from _metric(net, known, metric, (*at, *path), doubt)
+        yield from _form(check, at, end)
         bounds = [v for v in (check.min, check.max, check.equals) if v is not None]
         if not bounds and check.present is None:
             yield at, "a check needs at least one of the keys min, max, equals, present", ""
@@ -42,6 +41,43 @@ def faults(topology: Topology, net: Network, written: Written, doubt: set[str]) 
             )
         if check.at is not None and end is not None and check.at > end:
             yield (*at, "at"), f"the run ends at {end:g} s, and this check is at {check.at:g} s", ""
+
+
+def _named(check: Check) -> Iterator[tuple[Path, str]]:
+    """Yield every metric of a check, and its place."""
+    if check.metric:
+        yield ("metric",), check.metric
+    yield from ((("sum", n), name) for n, name in enumerate(check.sum))
+    if isinstance(check.divide_by, str):
+        yield ("divide_by",), check.divide_by
+    else:
+        yield from ((("divide_by", n), name) for n, name in enumerate(check.divide_by or ()))
+
+
+def _form(check: Check, at: Path, end: float | None) -> Iterator[Fault]:
+    """Yield what does not go together in a check."""
+    if bool(check.metric) == bool(check.sum):
+        yield at, "a check needs exactly one of the keys metric and sum", ""
+    if check.present is not None and check.sum:
+        yield (*at, "sum"), "`present` is of one metric: write `metric`", ""
+    if check.window is not None:
+        begin, stop = check.window
+        if begin >= stop:
+            yield (*at, "window"), f"the window ends at {stop:g} s, not after {begin:g} s, when it begins", ""
+        elif end is not None and stop > end:
+            yield (*at, "window"), f"the run ends at {end:g} s, and this window at {stop:g} s", ""
+        if check.at is not None:
+            yield (*at, "at"), "a check is at a time or in a window: leave out one of `at` and `window`", ""
+    if check.for_ is not None:
+        if not check.metric or check.divide_by or check.at is not None or check.present is not None:
+            yield (*at, "for"), "`for` needs one `metric` with bounds, without `at`, `sum` and `divide_by`", ""
+        if check.repeats != "each":
+            yield (*at, "repeats"), "with `for`, each repeat is judged: leave out `repeats`", ""
+        length = check.window[1] - check.window[0] if check.window is not None else end
+        if length is not None and check.for_ > length:
+            yield (*at, "for"), f"nothing can hold for {check.for_:g} s: there are {length:g} s", ""
+    if check.repeats != "each" and check.present is not None:
+        yield (*at, "repeats"), "`present` has no value of which there is a " + check.repeats, ""
 
 
 def _metric(net: Network, known: Names, metric: str, at: Path, doubt: set[str]) -> Iterator[Fault]:

@@ -143,7 +143,8 @@ def _begin(invocation: Invocation, number: int, texts: Mapping[str, str], facts:
 def _manifest(invocation: Invocation, case: Case, facts: Mapping[str, Any]) -> dict[str, Any]:
     keys = ("name", "message", "hint", "file", "line", "column")
     warned = [{**{k: getattr(w, k) for k in keys}, "figures": WARNINGS[w.name].figures} for w in case.warnings]
-    return results.manifest(invocation.overrides, case.settings, invocation.experiment.seed, warnings=warned, **facts)
+    more = {"warnings": warned, "repeats": sum(c.settings == case.settings for c in invocation.experiment.cases)}
+    return results.manifest(invocation.overrides, case.settings, invocation.experiment.seed, **more, **facts)
 
 
 def _failed(case: Which, folder: Folder | None, error: TestbedError) -> Outcome:

@@ -42,6 +42,7 @@ class _Happened(Struct, frozen=True, gc=False):
 class _Run(Struct, frozen=True, omit_defaults=True):
     monotonic: Seconds
     seconds: Seconds
+    time: Seconds = 0.0
     stalls: Annotated[list[tuple[Real, Seconds]], Meta(max_length=100_000)] = []
     events: Annotated[list[_Happened], Meta(max_length=1_000_000)] = []
     failures: Annotated[list[_Text], _Some] = []

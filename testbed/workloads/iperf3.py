@@ -195,9 +195,12 @@ class Iperf3(Spec):
         """Return the goodput that the receiver saw, and the loss and delay that the sender saw."""
         client, server = self._sides(name, folder)
         sender, receiver = (server, client) if self.reverse else (client, server)
-        found = figures(self.protocol, receiver, sender, False, self.interval) if receiver is not None else {}
+        if receiver is None:
+            return {}
+        part = folder.inside if folder.window is not None else None
+        found = figures(self.protocol, receiver, sender, False, self.interval, part)
         if self.bidir and client is not None:
-            back = figures(self.protocol, client, server, True, self.interval)
+            back = figures(self.protocol, client, server, True, self.interval, part)
             found |= {f"reverse_{key}": value for key, value in back.items()}
         return found
 

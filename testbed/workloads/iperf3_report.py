@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -100,12 +100,23 @@ class Side(Struct, frozen=True):
         return found
 
 
-def figures(protocol: str, receiver: Side, sender: Side | None, back: bool, every: float) -> dict[str, Measured]:
-    """Return what the receiver of a direction got, and what its sender saw; `back` is the second one of `bidir`."""
-    rows = [r for r in receiver.rows(back) if not r.omitted]
+def figures(
+    protocol: str,
+    receiver: Side,
+    sender: Side | None,
+    back: bool,
+    every: float,
+    inside: Callable[[float], bool] | None = None,
+) -> dict[str, Measured]:
+    """Return what the receiver of a direction got, and what its sender saw; `back` is the second one of `bidir`.
+
+    Of a part of the run, these are the intervals whose middle is `inside`.
+    """
+    rows = [r for r in receiver.rows(back) if not r.omitted and _within(receiver, r, inside)]
     end = receiver.said.end
     udp, tcp = (end.sum_bidir_reverse, end.sum_received_bidir_reverse) if back else (end.sum, end.sum_received)
     total = (udp if protocol == "udp" else tcp) or Sum()
+    total = Sum() if inside is not None else total
     seconds = total.seconds or (rows[-1].end - rows[0].start if rows else 0.0)
     if not seconds:
         return {}
@@ -119,19 +130,25 @@ def figures(protocol: str, receiver: Side, sender: Side | None, back: bool, ever
     length, began = gap(rows, every)
     metrics["gap_s"] = Measured(length, "s", note=f"longest time in which the receiver got nothing, to {every:g} s")
     metrics["gap_at_s"] = Measured(receiver.began + began, "s", note="when it began")
-    sent = sender.rows(back) if sender is not None and sender.seen else []
+    sent = sender.rows(back) if sender is not None and sender.seen and inside is None else []
     if sender is not None and (first := next((r for r in sent if r.bytes), None)):
         metrics["start_s"] = Measured(sender.began + first.start, "s", note="when its first data left")
     if protocol == "udp":
-        return metrics | _datagrams(total, rows, [s.udp for s in end.streams if s.udp is not None and not s.udp.sender])
+        late = [s.udp for s in end.streams if s.udp is not None and not s.udp.sender and inside is None]
+        return metrics | _datagrams(total, rows, late)
     if sender is None:
         return metrics
-    streams = [s for i in sender.said.intervals for s in i.streams if s.sender and not s.omitted]
+    kept = [i for i, r in zip(sender.said.intervals, sender.rows(back), strict=False) if _within(sender, r, inside)]
+    streams = [s for i in kept for s in i.streams if s.sender and not s.omitted]
     note = "of the first subflow only" if protocol == "mptcp" else ""
     if protocol != "mptcp":  # TCP_INFO of an MPTCP socket tells of one subflow; the samples have all
         metrics["retransmits"] = Measured(sum(s.retransmits for s in streams), "segment")
     rtts = [s.rtt / 1e3 for s in streams if s.rtt]
     return metrics | {k: Measured(m.value, m.unit, note=note) for k, m in latencies(rtts, "rtt").items()}
+
+
+def _within(side: Side, row: Part, inside: Callable[[float], bool] | None) -> bool:
+    return inside is None or inside(side.began + (row.start + row.end) / 2)
 
 
 def _datagrams(total: Sum, rows: Sequence[Part], streams: Sequence[Udp]) -> dict[str, Measured]:

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 from pydantic import BeforeValidator, Field
 
 from testbed.drivers.facts import FileHas
@@ -186,6 +187,8 @@ class Multicast(Spec):
         said, sent = self._said(name, folder), self._sent(name, folder)
         if said is None or sent is None:
             return {}
+        if folder.window is not None:
+            return self._in_window(name, folder, sent)
         metrics = {
             "sent_packets": Measured(len(sent), "packet"),
             "send_errors": Measured(sum(said.send_errors.values()), "packet", note="refused by the source's kernel"),
@@ -197,10 +200,23 @@ class Multicast(Spec):
             metrics |= {f"{r.node}.{key}": value for key, value in measured.items()}
         return metrics
 
+    def _in_window(self, name: str, folder: Recorded, sent: list[int]) -> dict[str, Measured]:
+        """Return the metrics of the packets that were sent in a part of the run."""
+        origin = round((folder.origin or 0.0) * 1e9)
+        inside = [n for n, t in enumerate(sent) if folder.inside((t - origin) / 1e9)]
+        if not inside:
+            return {}
+        part = range(inside[0], inside[-1] + 1)
+        metrics = {"sent_packets": Measured(len(part), "packet")}
+        for r in self.receivers:
+            measured = self._received(name, folder, r, sent, origin, part)
+            metrics |= {f"{r.node}.{key}": value for key, value in measured.items()}
+        return metrics
+
     def _received(
-        self, name: str, folder: Recorded, receiver: Receiver, sent: list[int], origin: int
+        self, name: str, folder: Recorded, receiver: Receiver, sent: list[int], origin: int, part: range | None = None
     ) -> dict[str, Measured]:
-        """Return the metrics of one receiver."""
+        """Return the metrics of one receiver, of all packets or of a part."""
         file, lost = f"{receiver.node}/{name}.packets", f"the metrics of {name}.{receiver.node} are missing"
         its = self._member(name, folder, receiver.node)
         data = folder.data(file, (4 * len(sent) + _ROOM) * RECORD.size, lost)
@@ -215,6 +231,9 @@ class Multicast(Spec):
             folder.note(file, "a packet in it was never sent", lost)
             return {}
         listening = Listening(its.joined, its.left, receiver.at is None, its.socket_drops)
+        if part is not None:
+            got = [replace(a, sequence=a.sequence - part.start) for a in got if a.sequence in part]
+            sent = sent[part.start : part.stop]
         return measure(got, sent, listening, origin)
 
     def expectations(self, name: str, folder: Recorded) -> Iterator[Expected]:

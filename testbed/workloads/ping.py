@@ -116,6 +116,15 @@ class Ping(Spec):
             return {}
         sent, got = int(total["sent"]), int(total["got"])
         replies = list(filter(None, map(_REPLY.match, lines)))
+        if folder.window is not None:
+            whole, answered = range(1, sent + 1), [r for r in replies if not r["dup"]]
+            base = min((_sent(r) - (int(r["seq"]) - 1) * self.interval for r in answered), default=None)
+            base = folder.real + self.at if base is None else base
+            asked = {n for n in whole if folder.inside(base + (n - 1) * self.interval - folder.real)}
+            replies = [r for r in replies if int(r["seq"]) in asked]
+            sent, got = len(asked), len({r["seq"] for r in replies})
+            if not asked:
+                return {}
         metrics = {
             "sent_packets": Measured(sent, "packet"),
             "received_packets": Measured(got, "packet"),
@@ -135,8 +144,13 @@ class Ping(Spec):
         if replies and silent and name in silent:
             seen = "no packet had come to the target and back before t = 0: the first RTTs contain what ARP or ND took"
             yield 0.0, f"the highest RTT of {name}", seen
-        sent = [(int(r["seq"]), float(r["when"]) - float(r["ms"]) / 1e3) for r in replies]
+        sent = [(int(r["seq"]), _sent(r)) for r in replies]
         late = [b - a - (n - m) * self.interval for (m, a), (n, b) in pairwise(sent) if n > m]
         if late and max(late) >= STALL:
             seen = f"ping did not send for {max(late):.1f} s longer than the {self.interval:g} s that it should wait"
             yield max(late), f"loss and RTT of {name}", seen
+
+
+def _sent(reply: re.Match[str]) -> float:
+    """Return when (CLOCK_REALTIME) the request of a reply left."""
+    return float(reply["when"]) - float(reply["ms"]) / 1e3

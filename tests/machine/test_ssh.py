@@ -243,7 +243,7 @@ def test_a_lab_outlives_the_connection_that_made_it_and_is_used_as_one_that_is_h
     down = server.run("down", "two-hosts@server")
     assert (down.status, down.out) == (0, "lab two-hosts@server is down\n")
     gone = server.run("exec", "two-hosts@server", "client", "--", "true")
-    assert (gone.status, "no such lab is up" in gone.err) == (3, True)
+    assert (gone.status, "no such lab is up" in gone.err) == (125, True)
     assert server.left() == []
 
 
@@ -440,7 +440,7 @@ def test_a_network_that_swallows_packets_is_noticed(server: Place) -> None:
 
 def test_what_can_not_be_reached_says_why(place: Place) -> None:
     nothing = place.run("exec", "lab@nowhere", "a", "--", "true")
-    assert (nothing.status, "there is no machine 'nowhere'" in nothing.err) == (2, True)
+    assert (nothing.status, "there is no machine 'nowhere'" in nothing.err) == (125, True)
     assert place.run("up", TWO, "--machine", "nowhere").status == 2
     closed = place.machine("closed", url="ssh://root@127.0.0.1:9")
     why = "can't be reached: ssh: connect to host 127.0.0.1 port 9: Connection refused"

@@ -227,11 +227,11 @@ def test_the_folders_of_processes_that_were_killed_go_with_the_next_one(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with staging.folder() as first:
-        (staging.place() / "left").mkdir()
-        (staging.place() / "left/file").touch()
+        (staging.parent() / "left").mkdir()
+        (staging.parent() / "left/file").touch()
         with staging.folder() as second:
-            assert sorted(staging.place().iterdir()) == sorted((first, second))
-    assert not list(staging.place().iterdir())
+            assert sorted(staging.parent().iterdir()) == sorted((first, second))
+    assert not list(staging.parent().iterdir())
 
 
 def sent(*rows: tuple[str, bytes]) -> io.BytesIO:

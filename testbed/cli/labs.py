@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from testbed.cli import present
 from testbed.cli.declared import Argument, Option
 from testbed.cli.options import AsJson, LabName, NodeName, lab_names, node_names
-from testbed.cli.process import execute, place_of
+from testbed.cli.process import execute, lab_elsewhere
 from testbed.errors import InputError, LabError, TestbedError
 from testbed.lab import asker, control, reach
 from testbed.lab.enter import enter
@@ -26,9 +26,9 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """List the running labs (of another machine: @MACHINE), or show one lab, or the interfaces of one node."""
-    if lab is not None and (place := place_of(lab)) is not None:
-        words = ("status", *filter(None, (place.lab, node)), *(["--json"] if as_json else []))
-        raise SystemExit(place.enter(words))
+    if lab is not None and (there := lab_elsewhere(lab)) is not None:
+        words = ("status", *filter(None, (there.lab, node)), *(["--json"] if as_json else []))
+        raise SystemExit(there.enter(words))
     if lab is None:
         found = [s for n in reach.names() if (s := _status(n)) is not None]
         found += [_guest(n) for n in reach.names(reach.GUESTS)]
@@ -87,8 +87,8 @@ def exec_(lab: LabName, node: NodeName, argv: Annotated[list[str], Argument(help
 
 def shell(lab: LabName, node: NodeName) -> None:
     """Open a shell in a node."""
-    if (place := place_of(lab)) is not None:
-        raise SystemExit(place.enter(("shell", place.lab, node)))
+    if (there := lab_elsewhere(lab)) is not None:
+        raise SystemExit(there.enter(("shell", there.lab, node)))
     os.environ["PS1"] = f"{node}@{lab}:\\w\\$ "
     program = os.environ.get("SHELL") or "/bin/sh"
     raise SystemExit(enter(lab, node, (program, "--norc") if program.endswith("bash") else (program,)))
@@ -104,8 +104,8 @@ def down(
     faults: list[TestbedError] = []
     for name in [*reach.names(), *reach.names(reach.GUESTS)] if everything else labs or []:
         try:
-            if (place := place_of(name)) is not None:
-                place.down()
+            if (there := lab_elsewhere(name)) is not None:
+                there.down()
             else:
                 control.find(name).down()
         except TestbedError as e:

@@ -77,15 +77,15 @@ def execute(lab: str, node: str, argv: Sequence[str]) -> NoReturn:
 
     words = tuple(argv[1:] if argv[0] == "--" else argv)
     try:
-        if (place := place_of(lab)) is not None:
-            raise SystemExit(place.enter(("exec", place.lab, node, "--", *words)))
+        if (there := lab_elsewhere(lab)) is not None:
+            raise SystemExit(there.enter(("exec", there.lab, node, "--", *words)))
         raise SystemExit(enter(lab, node, words))
     except TestbedError as e:
         e.exit_status = e.exit_status if isinstance(e, BugError) else NOT_RUN
         raise
 
 
-def place_of(lab: str) -> Elsewhere | None:
+def lab_elsewhere(lab: str) -> Elsewhere | None:
     """Return the machine that a lab is on, None when that is this one."""
     from testbed.lab import reach
 

@@ -14,7 +14,7 @@ from testbed.machines import collected
 from testbed.machines.case import Begin, Case, Perform, Performed, Say, Told
 from testbed.machines.choose import MICROVM
 from testbed.machines.collected import Taken
-from testbed.machines.errands import Errand, Place, asked, perform_on, target_of
+from testbed.machines.errands import Errand, Machine, asked, perform_on, target_of
 from testbed.machines.guest import console, microvm, staging
 from testbed.machines.guest.microvm import Guest
 from testbed.machines.guest.qemu import Size
@@ -33,8 +33,8 @@ _REST = 2.0  # s that the end of an output may come after that of its command
 def cases(errand: Errand, lab: str, size: Size, told: Told, progress: Progress) -> Iterator[Perform]:
     """Yield a function that performs cases of an experiment elsewhere; its results have their folders here."""
     if errand.choice.machine != MICROVM:
-        place = target_of(known.find(errand.choice.machine))
-        yield lambda number, begin, say: _case_there(place, errand, number, begin, say, told)
+        machine = target_of(known.find(errand.choice.machine))
+        yield lambda number, begin, say: _case_there(machine, errand, number, begin, say, told)
         return
     with ExitStack() as kept:
         stage = kept.enter_context(staging.folder())
@@ -78,12 +78,12 @@ def _case_in_guest(
     return case.ended(status, found.name)
 
 
-def _case_there(place: Target, errand: Errand, number: int, begin: Begin, say: Say, told: Told) -> Performed:
-    made = asked(place, errand, request.RESULTS, number)
-    case = Case(begin, {"machine": place.name}, say)
+def _case_there(machine: Target, errand: Errand, number: int, begin: Begin, say: Say, told: Told) -> Performed:
+    made = asked(machine, errand, request.RESULTS, number)
+    case = Case(begin, {"machine": machine.name}, say)
     broken: BaseException | None = None
     try:
-        status = _heard(place, made, case)
+        status = _heard(machine, made, case)
     except BaseException as e:
         broken = e
         raise
@@ -91,7 +91,7 @@ def _case_there(place: Target, errand: Errand, number: int, begin: Begin, say: S
         if case.folder is not None:
             taken = Taken(case.folder.path)
             try:
-                remote.fetch(place, made.token, taken)
+                remote.fetch(machine, made.token, taken)
             except LabError as e:
                 results.discard(case.folder)
                 if broken is None:
@@ -99,15 +99,15 @@ def _case_there(place: Target, errand: Errand, number: int, begin: Begin, say: S
                 told(f"no results came: {e}")
             else:
                 case.collected(taken, told)
-    return case.ended(status, place.name)
+    return case.ended(status, machine.name)
 
 
-def _heard(place: Place, made: Request, case: Case) -> int:
+def _heard(machine: Machine, made: Request, case: Case) -> int:
     """Run a request whose output is that of a case, and return its exit status."""
     source, out = os.pipe2(os.O_CLOEXEC)
     try:
         with relayed((2,)) as (err,):
-            return perform_on(place, made, (out, err), (source, case.hear))
+            return perform_on(machine, made, (out, err), (source, case.hear))
     finally:
         os.close(out)
         while select.select([source], [], [], _REST)[0] and (part := os.read(source, 1 << 16)):

@@ -105,12 +105,12 @@ def collect(source: Path, taken: Taken) -> None:
         os.close(top)
 
 
-def _files(folder: int, place: str, taken: Taken) -> Iterator[tuple[str, int]]:
+def _files(folder: int, prefix: str, taken: Taken) -> Iterator[tuple[str, int]]:
     """Yield each entry by its name, with a descriptor if it is a file; those of the folders in it as well."""
     inner = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            name = f"{place}{entry.name}"
+            name = f"{prefix}{entry.name}"
             if entry.name.startswith("."):
                 yield name, -1  # of a file that was not finished, or of QEMU's own
                 continue
@@ -129,7 +129,7 @@ def _files(folder: int, place: str, taken: Taken) -> Iterator[tuple[str, int]]:
                 if fd >= 0:
                     os.close(fd)
     for part in inner:
-        name = f"{place}{part}"
+        name = f"{prefix}{part}"
         if name.count("/") + 1 >= DEPTH:
             taken.leave(name, "it is deeper than a node's files are")
             continue

@@ -13,7 +13,7 @@ from testbed.errors import LabError, Unsupported
 from testbed.lab import sources
 from testbed.machines.case import Told
 from testbed.machines.choose import MICROVM
-from testbed.machines.errands import Errand, Place, asked, enter, perform, target_of
+from testbed.machines.errands import Errand, Machine, asked, enter, perform, target_of
 from testbed.machines.guest import command, microvm
 from testbed.machines.guest.qemu import Size
 from testbed.machines.lab_guest import Progress, guest
@@ -27,7 +27,7 @@ class Elsewhere(Struct, frozen=True):
     """A lab that is on another machine."""
 
     lab: str
-    place: Place
+    machine: Machine
 
     def enter(self, words: Sequence[str]) -> int:
         """Run the command line there on this process's streams and return its exit status.
@@ -35,24 +35,24 @@ class Elsewhere(Struct, frozen=True):
         A command of the user's own has the terminal itself; what the command line says is made visible.
         """
         if words[0] in ("exec", "shell"):
-            return enter(self.place, words, (1, 2), terminal=all(os.isatty(fd) for fd in (0, 1)))
+            return enter(self.machine, words, (1, 2), terminal=all(os.isatty(fd) for fd in (0, 1)))
         with relayed() as streams:
-            return enter(self.place, words, streams)
+            return enter(self.machine, words, streams)
 
     def down(self) -> None:
         """Take the lab down, and its guest with it."""
-        if isinstance(self.place, Target):
+        if isinstance(self.machine, Target):
             with relayed((2,)) as (said,), open(os.devnull, "w") as null:
-                status = enter(self.place, ("down", self.lab), (null.fileno(), said))
+                status = enter(self.machine, ("down", self.lab), (null.fileno(), said))
             if status:
-                raise LabError(f"lab {self.lab}: machine {self.place.name} could not take it down; it said why above")
+                raise LabError(f"lab {self.lab}: machine {self.machine.name} could not take it down; it said why above")
             return
         try:
             # However this ends, also by the kernel's hand in a guest without memory: the guest ends with the lab.
             with relayed((2,)) as (said,), open(os.devnull, "w") as null:
-                command.call(self.place, ("testbed", "down", self.lab), streams=(0, null.fileno(), said))
+                command.call(self.machine, ("testbed", "down", self.lab), streams=(0, null.fileno(), said))
         finally:
-            microvm.stop(self.place)
+            microvm.stop(self.machine)
 
 
 def find(lab: str) -> Elsewhere:
@@ -64,8 +64,8 @@ def find(lab: str) -> Elsewhere:
 def up(errand: Errand, lab: str, size: Size, told: Told, progress: Progress) -> int:
     """Bring a lab up or change it on another machine; its guest is kept if that succeeds."""
     if errand.choice.machine != MICROVM:
-        place = target_of(known.find(errand.choice.machine))
-        return perform(place, asked(place, errand))
+        machine = target_of(known.find(errand.choice.machine))
+        return perform(machine, asked(machine, errand))
     if lab in microvm.guests():
         there = microvm.find(lab)
         return perform(there, asked(there, errand))
@@ -78,22 +78,22 @@ def up(errand: Errand, lab: str, size: Size, told: Told, progress: Progress) -> 
 def once(errand: Errand, lab: str, size: Size, told: Told, progress: Progress) -> int:
     """Run a command line that leaves no lab behind."""
     if errand.choice.machine != MICROVM:
-        place = target_of(known.find(errand.choice.machine))
-        return perform(place, asked(place, errand))
+        machine = target_of(known.find(errand.choice.machine))
+        return perform(machine, asked(machine, errand))
     with guest(lab, size, told, progress) as made:
         return perform(made, asked(made, errand))
 
 
-def same_version(place: Target) -> str:
+def same_version(machine: Target) -> str:
     """Return the version there; Unsupported if its version or its sources differ from ours."""
-    version = remote.version(place)
+    version = remote.version(machine)
     if version != __version__:
         raise Unsupported(
-            f"machine {place.name}: it has testbed {version}, this is {__version__}: install the same version"
+            f"machine {machine.name}: it has testbed {version}, this is {__version__}: install the same version"
         )
     asks = Request(("--version",), secrets.token_hex(8), version=sources.version())
     with relayed((2,)) as (said,), open(os.devnull, "w") as null:
-        status = remote.ask(place, asks, (null.fileno(), said))
+        status = remote.ask(machine, asks, (null.fileno(), said))
     if status:
-        raise Unsupported(f"machine {place.name}: it can't be used: status {status}; it said why above")
+        raise Unsupported(f"machine {machine.name}: it can't be used: status {status}; it said why above")
     return version

@@ -25,7 +25,7 @@ from testbed.machines.ssh.relayed import relayed
 from testbed.machines.ssh.remote import Target
 from testbed.machines.ssh.request import Request
 
-Place = Target | Guest
+Machine = Target | Guest
 
 
 class Errand(Struct, frozen=True):
@@ -44,36 +44,36 @@ def target_of(machine: Known) -> Target:
     return Target(machine.name, machine.words(), (machine.program,))
 
 
-def enter(place: Place, argv: Sequence[str], streams: tuple[int, ...], *, terminal: bool = False) -> int:
+def enter(machine: Machine, argv: Sequence[str], streams: tuple[int, ...], *, terminal: bool = False) -> int:
     """Run the command line there with our input, its output and errors on these streams; return its exit status."""
-    if isinstance(place, Target):
-        return remote.call(place, argv, streams, terminal=terminal)
+    if isinstance(machine, Target):
+        return remote.call(machine, argv, streams, terminal=terminal)
     env = {"TERM": os.environ.get("TERM", "dumb"), "SHELL": "/bin/bash"}
-    return _call(place, ("testbed", *argv), (0, *streams), env, terminal)
+    return _call(machine, ("testbed", *argv), (0, *streams), env, terminal)
 
 
-def perform(place: Place, asked: Request) -> int:
+def perform(machine: Machine, asked: Request) -> int:
     """Run the command line there with the files that it reads; return its exit status."""
     with relayed() as streams:
-        return perform_on(place, asked, streams)
+        return perform_on(machine, asked, streams)
 
 
-def perform_on(place: Place, asked: Request, streams: tuple[int, ...], hears: Hears | None = None) -> int:
+def perform_on(machine: Machine, asked: Request, streams: tuple[int, ...], hears: Hears | None = None) -> int:
     """Run the command line there with its output and errors on these streams; return its exit status."""
-    if isinstance(place, Target):
-        return remote.ask(place, asked, streams, hears)
+    if isinstance(machine, Target):
+        return remote.ask(machine, asked, streams, hears)
     body = request.encode(asked)
     stdin = os.memfd_create("request", os.MFD_CLOEXEC)
     try:
         os.write(stdin, body)
         os.lseek(stdin, 0, os.SEEK_SET)
-        return _call(place, ("testbed", "serve-request"), (stdin, *streams), hears=hears)
+        return _call(machine, ("testbed", "serve-request"), (stdin, *streams), hears=hears)
     finally:
         os.close(stdin)
 
 
 def _call(
-    place: Guest,
+    machine: Guest,
     words: Sequence[str],
     streams: Sequence[int],
     env: Mapping[str, str] | None = None,
@@ -81,15 +81,15 @@ def _call(
     hears: Hears | None = None,
 ) -> int:
     """Run a command in a guest; LabError if it fails and the guest's kernel reported a fault meanwhile."""
-    mark = os.fstat(place.console.fileno()).st_size
-    status = command.call(place, words, streams=streams, env=env, tty=tty, hears=hears)
-    faults = kernel_faults(console.since(place.console.fileno(), mark).decode(errors="replace")) if status else []
+    mark = os.fstat(machine.console.fileno()).st_size
+    status = command.call(machine, words, streams=streams, env=env, tty=tty, hears=hears)
+    faults = kernel_faults(console.since(machine.console.fileno(), mark).decode(errors="replace")) if status else []
     if faults:
-        raise LabError(f"guest {place.name}: its kernel says: {faults[-1]}")
+        raise LabError(f"guest {machine.name}: its kernel says: {faults[-1]}")
     return status
 
 
-def asked(place: Place, errand: Errand, results: str = "", case: int = -1) -> Request:
+def asked(machine: Machine, errand: Errand, results: str = "", case: int = -1) -> Request:
     """Return an errand as a request, with the paths that its files have on the other machine."""
     there = _below({Path(os.path.abspath(path)): text for path, text in errand.files.items()})
     words = [there[Path(os.path.abspath(word))][0] if isinstance(word, Path) else word for word in errand.words]
@@ -98,7 +98,7 @@ def asked(place: Place, errand: Errand, results: str = "", case: int = -1) -> Re
     under = list(there.values())[1][0] if len(errand.files) > 1 else ""
     spent = time.monotonic() - errand.began if errand.began is not None else 0.0
     env = Asker(file=file, under=under, machine=errand.choice.machine, spent=spent).variables()
-    tied = isinstance(place, Target)
+    tied = isinstance(machine, Target)
     # A guest has our own sources, of which an emulated processor need not compute the digest.
     version = sources.version() if tied else __version__
     token, texts = secrets.token_hex(8), dict(there.values())

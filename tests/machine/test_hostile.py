@@ -76,9 +76,9 @@ def evil(tmp_path: Path, victim: Path, last: str) -> Path:
 def abandoned() -> list[Path]:
     """Return the folders that guests wrote into and that nobody holds any more; other tests have guests as well."""
     found = []
-    with open_folder(staging.place()) as top:
+    with open_folder(staging.parent()) as top:
         flock(top, LOCK_EX)  # none is made meanwhile
-        for folder in staging.place().iterdir():
+        for folder in staging.parent().iterdir():
             with suppress(OSError), open_folder(folder) as fd:  # gone, or held
                 flock(fd, LOCK_EX | LOCK_NB)
                 found.append(folder)

@@ -93,7 +93,7 @@ def require(cache: Path) -> None:
     if importlib.util.find_spec("pip") is None:
         missing.append(f"pip: {sys.executable} -m ensurepip")
     if (free := shutil.disk_usage(cache).free) < _SPACE:
-        cure = "XDG_CACHE_HOME takes another place"
+        cure = "set XDG_CACHE_HOME to another folder"
         missing.append(f"{_SPACE >> 30} GiB of space below {cache}: {free / (1 << 30):.1f} GiB are free; {cure}")
     if not lacking and (why := _no_namespaces()):  # these tools are what tries it
         missing.append(why)

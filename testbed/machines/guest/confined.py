@@ -112,9 +112,9 @@ def admit(uid: int) -> None:
     if not uid or not KVM.exists() or _groups() or KVM.stat().st_mode & 0o006 == 0o006:
         return
     number = KVM.stat().st_rdev
-    place = Path("/run/testbed/dev")
-    place.mkdir(parents=True, exist_ok=True)
-    linux.mount("dev", str(place), "tmpfs", linux.MS_NOSUID | linux.MS_NOEXEC, "mode=711,size=4k")
-    os.mknod(place / "kvm", stat.S_IFCHR | 0o600, number)
-    os.chown(place / "kvm", uid, uid)
-    linux.mount(str(place / "kvm"), str(KVM), "", linux.MS_BIND)
+    folder = Path("/run/testbed/dev")
+    folder.mkdir(parents=True, exist_ok=True)
+    linux.mount("dev", str(folder), "tmpfs", linux.MS_NOSUID | linux.MS_NOEXEC, "mode=711,size=4k")
+    os.mknod(folder / "kvm", stat.S_IFCHR | 0o600, number)
+    os.chown(folder / "kvm", uid, uid)
+    linux.mount(str(folder / "kvm"), str(KVM), "", linux.MS_BIND)

@@ -14,7 +14,7 @@ from pathlib import Path
 from testbed.machines import home, trusted
 
 
-def place() -> Path:
+def parent() -> Path:
     """Return the folder that contains them."""
     return home.cache() / "guests"
 
@@ -22,7 +22,7 @@ def place() -> Path:
 @contextmanager
 def folder() -> Iterator[Path]:
     """Yield a new folder, and remove those that killed processes have left."""
-    top = trusted.folder(place())
+    top = trusted.folder(parent())
     alone = trusted.opened(top)
     try:
         flock(alone, LOCK_EX)

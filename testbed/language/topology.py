@@ -220,6 +220,11 @@ class Check(Spec):
     )
     divide_by: str | tuple[str, ...] | None = Field(None, description="Divide by this other metric, or the sum of some")
 
+    def metrics(self) -> tuple[str, ...]:
+        """Return every metric that it names."""
+        by = (self.divide_by,) if isinstance(self.divide_by, str) else self.divide_by or ()
+        return (*((self.metric,) if self.metric else ()), *self.sum, *by)
+
 
 class Samples(Spec):
     """How often counters are read."""

@@ -12,7 +12,7 @@ from typing import TypeVar
 from testbed.metrics.measured import Measured
 from testbed.metrics.recorded import Stamped
 from testbed.metrics.records import Counters, Machine, Sample
-from testbed.metrics.table import metric_of, unit
+from testbed.metrics.table import COUNTER, metric_of, unit
 
 T = TypeVar("T", bound=Stamped)
 Series = tuple[tuple[float, float], ...]
@@ -82,7 +82,7 @@ def counted(node: str, rows: Sequence[Sample], origin: float) -> dict[str, Measu
     for role, counters in during[0].roles.items() if during else ():
         for name, began in counters.items():
             seen = [(r.t - origin, r.roles[role][name]) for r in during if name in r.roles.get(role, {})]
-            if (known := metric_of(role, name)) is not None:
+            if (known := metric_of(role, name) or metric_of(role, COUNTER)) is not None:
                 series = tuple((t, float(v - (0 if known.gauge else began))) for t, v in seen)
                 value = max(v for _, v in series) if known.gauge else series[-1][1]
                 figures[f"{node}.{role}.{name}"] = Measured(value, known.unit, series)

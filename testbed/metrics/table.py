@@ -44,8 +44,11 @@ OWNERS = {
     "mptcp": "NODE.mptcp.",
     "path": "NODE.path.INTERFACE/PEER:INTERFACE.",
     "subflow": "NODE.subflow.INTERFACE.",
+    "TcpExt": "NODE.TcpExt.",
+    "IpExt": "NODE.IpExt.",
     "machine": "machine.",
 }
+KERNEL = ("TcpExt", "IpExt")  # groups of /proc/net/netstat of which a check may name any counter
 COUNTER = "COUNTER"  # stands for every counter that the kernel has in a group
 _TCP, _UDP, _STREAM = ("tcp",), ("udp",), ("tcp", "mptcp")
 PERCENTILES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
@@ -254,6 +257,16 @@ TABLE = (
         COUNTER,
         "count",
         "every counter of the group `MPTcpExt` in `/proc/net/netstat`, by the kernel's own name, since t = 0",
+    ),
+    *(
+        Metric(
+            group,
+            COUNTER,
+            "count",
+            f"a counter of the group `{group}` in `/proc/net/netstat` that a check names, by the kernel's own name, "
+            "since t = 0",
+        )
+        for group in KERNEL
     ),
     Metric(
         "path",

@@ -12,6 +12,7 @@ from testbed import features
 from testbed.drivers.facts import Capturing, FileHas
 from testbed.features import Feature
 from testbed.language.topology import Topology
+from testbed.metrics.table import KERNEL
 from testbed.plan import speed, trees
 from testbed.plan.events import event_steps
 from testbed.plan.lab import Plan
@@ -22,6 +23,7 @@ from testbed.workloads.iperf3 import Iperf3
 from testbed.workloads.ping import Ping
 from testbed.workloads.place import FIRST_PORT, Task, Workload
 
+_NETSTAT = "/proc/net/netstat"
 _LEAST, _MOST = 1.0, 10.0  # seconds for neighbours to be found
 _FIRST_SOURCE, _SOURCES, _FLOWS = 10240, 256, 88
 _SIGINT = 2
@@ -110,7 +112,18 @@ def _counters(plan: Plan, name: str) -> dict[str, dict[str, tuple[str, str]]]:
     found = {
         field: {key: (c.file, c.field) for key, c in role.counters(place).items()} for field, role in roles.items()
     }
+    found |= {group: {key: (_NETSTAT, f"{group}.{key}") for key in keys} for group, keys in _named(plan, name).items()}
     return {field: counters for field, counters in found.items() if counters}
+
+
+def _named(plan: Plan, node: str) -> dict[str, list[str]]:
+    """Return the kernel's counters of a node that checks name, by their group."""
+    found: dict[str, list[str]] = {}
+    for metric in (name for check in plan.topology.checks for name in check.metrics()):
+        for group in KERNEL:
+            if metric.startswith(f"{node}.{group}."):
+                found.setdefault(group, []).append(metric.removeprefix(f"{node}.{group}."))
+    return found
 
 
 def _captures(plan: Plan) -> Iterator[Step]:

@@ -49,12 +49,6 @@ class Found(Struct, frozen=True):
     why: str = ""
 
 
-def of(check: Check) -> tuple[str, ...]:
-    """Return every metric of a check."""
-    by = (check.divide_by,) if isinstance(check.divide_by, str) else check.divide_by or ()
-    return (*((check.metric,) if check.metric else ()), *check.sum, *by)
-
-
 def called(check: Check) -> str:
     """Return what a check is of."""
     by = [check.divide_by] if isinstance(check.divide_by, str) else list(check.divide_by or ())

@@ -16,7 +16,6 @@ from testbed.metrics.recorded import MIB, Recorded
 from testbed.plain import shown
 from testbed.report.judge import Outcome as Judged
 from testbed.report.judge import across as over
-from testbed.report.judge import of
 from testbed.report.report import LOST, Report, suite_of
 from testbed.results import Folder
 
@@ -190,7 +189,7 @@ def _measured(report: Report | None) -> Mapping[str, float]:
     if report is None:
         return {}
     works = tuple(f"{name}." for name in report.topology.workloads)
-    named = {name for c in report.topology.checks for name in of(c)}
+    named = {name for c in report.topology.checks for name in c.metrics()}
     return {name: m.value for name, m in report.metrics.items() if name.startswith(works) or name in named}
 
 

@@ -16,6 +16,7 @@ from testbed.rules.fault import Written, there_are
 from testbed.rules.names import MACHINE
 
 _NAME = 255  # characters of a metric's
+_COUNTER = re.compile(r"[A-Za-z0-9]{1,64}")  # which there are, the kernel knows
 _METRIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.[A-Za-z0-9_.%@+/:-]+")
 
 
@@ -110,6 +111,10 @@ def _metric(net: Network, known: Names, metric: str, at: Path, doubt: set[str]) 
 
 def _node_metric(net: Network, node: str, rest: str, at: Path) -> Iterator[Fault]:
     owner, _, figure = rest.partition(".")
+    if owner in table.KERNEL:
+        if not _COUNTER.fullmatch(figure):
+            yield at, f"{figure!r} is not a counter: write the kernel's own name, as in {node}.TcpExt.TCPTimeouts", ""
+        return
     role = figured(owner) if table.begins(owner) else ""
     known = table.names(owner if role else "interface")
     if role:

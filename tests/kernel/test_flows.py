@@ -215,3 +215,31 @@ workloads:
         ("bad exit status", False),
     }
     assert 'name="bad exit status = 0"' in (folder / "junit.xml").read_text()
+
+
+def test_checks_name_the_kernels_counters_windows_sums_and_lengths_of_time(
+    tmp_path: Path, name: str, need: Need
+) -> None:
+    need("iperf3", "tbf")
+    text = """
+nodes: {a: {}, b: {}}
+links: [{name: l, ends: [a:eth0, b:eth0], rate: 8mbit}]
+workloads:
+  f: {iperf3: {from: a, to: b, seconds: 6, congestion: cubic}}
+  p: {ping: {from: a, to: b, seconds: 6}}
+  n: {command: {node: b, at: 6s, seconds: 5, argv: [nstat, -asz, IpExtInOctets]}}
+events: [{at: 3s, link: l, set: {rate: 4mbit}}]
+checks:
+  - {metric: f.goodput_mbps, window: [1s, 3s], min: 7, max: 8}
+  - {metric: f.goodput_mbps, window: [4s, 6s], min: 3.4, max: 4}
+  - {metric: f.goodput_mbps, min: 6.5, for: 2s}
+  - {metric: p.sent_packets, window: [1s, 3s], min: 9, max: 11}
+  - {metric: a.eth0.tx_bytes, window: [4s, 6s], min: 800000, max: 1100000}
+  - {sum: [a.eth0.tx_bytes, a.eth0.rx_bytes], divide_by: [b.eth0.tx_bytes, b.eth0.rx_bytes], min: 0.99, max: 1.01}
+  - {metric: b.IpExt.InOctets, min: 1000000}
+  - {metric: a.TcpExt.NoSuchCounter, present: false}
+"""
+    found, folder = ran(tmp_path, text, name)
+    assert all(c["passed"] for c in json.loads((folder / "verdict.json").read_text())["checks"])
+    (row,) = [r for r in (folder / "b/n.command.out").read_text().splitlines() if r.startswith("IpExtInOctets")]
+    assert found["b.IpExt.InOctets"]["value"] == pytest.approx(float(row.split()[1]), rel=0.1)

@@ -114,6 +114,7 @@ class Qdisc(Struct, frozen=True, gc=False):
     dev: Ifname
     drops: Count
     overlimits: Count
+    kind: Word = ""
 
 
 class Subflow(Struct, frozen=True, gc=False):
@@ -171,6 +172,7 @@ class Sample(Struct, frozen=True):
     addresses: dict[Ifname, Annotated[list[Word], Meta(max_length=1000)]] = {}
     wlans: dict[Ifname, Wlan] | None = None
     udp: Count | None = None
+    up: Annotated[list[Ifname], _Some] | None = None
     roles: Annotated[dict[Word, Annotated[dict[Word, Count], Meta(max_length=1000)]], Meta(max_length=100)] = {}
 
 

@@ -27,6 +27,7 @@ from testbed.metrics.recorded import KIB, MIB, Recorded
 from testbed.metrics.records import Air, Format, Machine, Manifest, Planned, Run, Sample, Told
 from testbed.plain import shown
 from testbed.report.doubts import Doubt, Seen, clock_steps, doubts, shared
+from testbed.report.drift import drift
 from testbed.report.effects import Effect, effects, missed
 from testbed.report.judge import Known, Outcome, Window, judge
 from testbed.report.matching import last
@@ -94,11 +95,13 @@ def report(path: Path, instead: Path | None = None) -> Report:
     )
     told: dict[str, list[Told]] = {}
     hosts: dict[str, list[Sample]] = {}  # MPTCP's
+    states: dict[str, list[Sample]] = {}  # at the beginning and at the end
     udp: dict[str, int] = {}
     for name in topology.nodes:
         rows = _samples(folder, topology, name, len(planned.interfaces.get(name, {})))
         metrics |= derive.interfaces(name, rows, origin)
         metrics |= derive.counted(name, rows, origin)
+        states[name] = [r for r in rows if r.up is not None]
         if any(r.mib is not None for r in rows[:1]):
             hosts[name] = rows
         udp[name] = derive.datagrams(rows, origin)
@@ -138,9 +141,8 @@ def report(path: Path, instead: Path | None = None) -> Report:
     seen = Seen(topology, metrics, manifest, run, machine, air, udp, works, kernel, planned.steps)
     happened = tuple(effects(topology, planned, run.events, told, metrics, origin))
     failures += missed(happened, run)
-    whole = Report(
-        path, topology, metrics, outcomes, tuple(doubts(seen)), tuple(failures), happened, run.seconds, run.time
-    )
+    doubted = (*(Doubt(what, text) for what, text in drift(topology, planned, states)), *doubts(seen))
+    whole = Report(path, topology, metrics, outcomes, doubted, tuple(failures), happened, run.seconds, run.time)
     _write(Folder(path), whole)
     return whole
 

@@ -170,3 +170,26 @@ def test_packets_that_the_kernels_queue_has_no_room_for_are_a_doubt_and_interfac
     doubts = [(d["what"], d["seen"]) for d in json.loads((folder / "verdict.json").read_text())["validity"]]
     assert "every flow of the machine" in [what for what, _ in doubts]
     assert sum("and by no queue of the interface" in seen for _, seen in doubts) == 10, "the rest is one line"
+
+
+def test_what_commands_and_programs_did_to_the_links_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "drift.yaml"
+    file.write_text(
+        "name: drift\nfamilies: [ipv4]\n"
+        "nodes: {a: {commands: [[tc, qdisc, del, dev, eth0, root]]}, b: {}}\n"
+        "links: [{ends: [a:eth0, b:eth0], rate: 10mbit}]\nduration: 1s\n"
+        "workloads: {flush: {command: {node: b, argv: [ip, addr, flush, dev, eth0]}}}\n"
+    )
+    done = testbed("run", str(file), "--results", str(tmp_path / "r"))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "r/drift/latest/verdict.json").read_text())["validity"]
+    assert [d for d in found if d["what"].startswith("flows through")] == [
+        {
+            "what": "flows through a.eth0",
+            "seen": "when the run began, it had no shaping, although the file asks for one",
+        },
+        {
+            "what": "flows through b.eth0",
+            "seen": "when the run ended, it lacked an address of the plan, and no event of the file did that",
+        },
+    ]

@@ -86,22 +86,22 @@ def main(words: Sequence[str]) -> None:
     machine = Path("machine.jsonl").open("a")  # noqa: SIM115 (the same)
     backlog = os.open("/proc/self/net/softnet_stat", os.O_RDONLY)
 
-    def tick(before: list[int]) -> list[int]:
+    def tick(before: list[int], whole: bool = False) -> list[int]:
         moment = _moment()
         for node in nodes.values():
-            _write(node.out, moment | _sample(node))
+            _write(node.out, moment | _sample(node, whole))
         if heard is not None:
             _write(heard, moment | _heard(ears))
         now = _cpu()
         _write(machine, moment | _usage(before, now) | softnet(_read(backlog)))
         return now
 
-    before, due, going = _cpu(), time.monotonic(), True
+    before, due, going, first = _cpu(), time.monotonic(), True, True
     while going:
-        before = tick(before)
+        before, first = tick(before, whole=first), False
         due = max(due + asked["every"], time.monotonic())
         going = _pause(ended, told, [n.host for n in nodes.values() if n.host is not None], due)
-    tick(before)
+    tick(before, whole=True)
 
 
 def _write(out: TextIO, row: dict[str, Any]) -> None:
@@ -202,17 +202,22 @@ def _open(name: str, extras: list[str], asked: dict[str, Any]) -> Node:
     return replace(node, wlan=wlan, family=family, told=state.listen(), events=events)
 
 
-def _sample(node: Node) -> dict[str, Any]:
-    names, counts_of = {}, {}
+def _sample(node: Node, whole: bool) -> dict[str, Any]:
+    """Read the counters of a node; `whole`: also which interfaces are up, and the addresses of any node."""
+    names, counts_of, up = {}, {}, []
     for entry in netlink.dump(node.route, uapi.RTM_GETLINK, bytes(uapi.IFINFOMSG.size)):
         index, name, counts = parse_interface(entry)
         names[index] = name
         if name != "lo":
             counts_of[name] = counts
+            up += [name] if uapi.IFINFOMSG.unpack_from(entry)[3] & uapi.IFF_UP else []
     sample: dict[str, Any] = {"interfaces": counts_of, "qdiscs": _qdiscs(node.route, names)}
     if node.host is not None:
         sample["mib"] = mib(os.pread(node.netstat, 65536, 0).decode())
         sample |= subflows.sample(node.host)
+    if whole:
+        sample["up"] = up
+    if whole or node.host is not None:
         entries = netlink.dump(node.route, uapi.RTM_GETADDR, bytes(uapi.IFADDRMSG.size))
         sample["addresses"] = parse_addresses(entries, names)
     if node.wlan is not None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import signal
 from ipaddress import ip_address
 from pathlib import Path
 
 from testbed.drivers import amt, link, membership, mptcp, nl80211, smcroute
-from testbed.drivers.facts import Capturing, FileHas
+from testbed.drivers.facts import Capturing, FileHas, LogSays
 from testbed.drivers.wpa_ctrl import Controlled
 from testbed.errors import LabError
 from testbed.lab.namespace import Namespace
 from testbed.linux import netlink, uapi, wire
 from testbed.steps import Probe, Shown
+
+_PATIENCE, _TAIL = 1.0, 1 << 16  # seconds of a processor for an expression, and bytes of a log that it is tried on
 
 
 def holds(probe: Probe, space: Namespace, home: int, folder: Path) -> str:
@@ -29,6 +33,8 @@ def holds(probe: Probe, space: Namespace, home: int, folder: Path) -> str:
         case FileHas(path):
             file = folder / path
             return "" if file.exists() and file.stat().st_size else f"{path} is empty"
+        case LogSays(path, expression):
+            return "" if _says(folder / path, expression) else f"{path} has no line that matches {expression!r}"
         case Controlled(tool, control, ifname):
             return "" if Path(control, ifname).is_socket() else f"{tool}: no control socket in {control}"
         case nl80211.LinksAre(name):
@@ -60,6 +66,26 @@ def holds(probe: Probe, space: Namespace, home: int, folder: Path) -> str:
             case Shown():
                 return probe.lacking(*map(_text, probe.files()))
     raise LabError(f"no way to observe: {probe}")
+
+
+def _says(path: Path, expression: str) -> bool:
+    """Say whether one of the last lines of a log matches; LabError when that takes longer than anybody waits."""
+
+    def late(*_: object) -> None:
+        raise LabError(f"matching {expression!r} took longer than {_PATIENCE:g} s")
+
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL))
+        lines = file.read(_TAIL).decode(errors="replace").splitlines()
+    before = signal.signal(signal.SIGVTALRM, late)  # the interpreter looks for signals while it matches
+    signal.setitimer(signal.ITIMER_VIRTUAL, _PATIENCE)
+    try:
+        return any(re.search(expression, line) for line in lines)
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def wlan(space: Namespace, name: str) -> nl80211.Wlan | None:

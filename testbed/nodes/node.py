@@ -13,6 +13,7 @@ from testbed.nodes.bridge import Bridge
 from testbed.nodes.mptcp import Mptcp
 from testbed.nodes.role import Brought, Role, Switch
 from testbed.nodes.router import Router
+from testbed.nodes.service import Service
 from testbed.nodes.station import Station
 from testbed.spec import Spec
 from testbed.units import Address, Argv, Host
@@ -54,6 +55,9 @@ class Node(Spec):
     )
     sysctl: dict[str, str | int] = Field(
         {}, description="Kernel parameters of the namespace, such as net.ipv4.tcp_sack"
+    )
+    services: dict[str, Service] = Field(
+        {}, max_length=100, description="Programs that run as long as the lab, by name: servers, routing daemons"
     )
     commands: tuple[Argv, ...] = Field((), description="Programs run once the node is configured, as argv lists")
 

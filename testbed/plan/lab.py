@@ -15,6 +15,7 @@ from testbed.drivers.link import (
 from testbed.drivers.sysctl import SysctlSet
 from testbed.features import Feature
 from testbed.language.topology import Topology
+from testbed.nodes import service
 from testbed.nodes.node import rank
 from testbed.plan import interfaces, links, tables, trees
 from testbed.plan.assemble import network
@@ -104,6 +105,7 @@ def plan(topology: Topology) -> Plan:
         *late,
         *_multicast(net),
         *_commands(net),
+        *(step for name, node in topology.nodes.items() for step in service.steps(name, node.services)),
         *links.waits(net),
     )
     return Plan(topology.name, net, steps, _hosts(net))

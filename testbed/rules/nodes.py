@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Interface, IPv6Interface, ip_address
 
 from testbed.language.document import Fault, Path
+from testbed.nodes import service
 from testbed.nodes.node import Route
 from testbed.nodes.place import Place
 from testbed.nodes.role import UP
@@ -31,6 +32,8 @@ def faults(net: Network, doubt: set[str]) -> Iterator[Fault]:
             for path, message in role.faults(place) if not unsure else ():
                 where = path[1:] if path[:1] == (UP,) else (field, *path)
                 yield ("nodes", name, *where), message, ""
+        for path, message in service.faults(node.services):
+            yield ("nodes", name, "services", *path), message, ""
         yield from sysctl(node.sysctl, ("nodes", name, "sysctl"))
         yield from routes(place, node.routes or (), bool(doubt & {"nodes", "links"}))
 

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from testbed.language.document import Fault, Path
+from testbed.language.topology import WAYS, Direction, Shaping, Topology
 
 _BYTES = re.compile(r"\s*([0-9.]+)\s*([kmgt]?)bps\s*", re.IGNORECASE)
+_FRAME = 1514  # bytes of a frame of Ethernet
 _KINDS = ("links", "workloads", "events")  # sections that have rates
 
 
@@ -33,3 +35,51 @@ def _rates(data: Any, path: Path) -> Iterator[tuple[Path, str]]:
             yield (*path, key), value
         else:
             yield from _rates(value, (*path, key))
+
+
+def floods(topology: Topology) -> Iterator[Fault]:
+    """Yield bridges that are to snoop and hear no queries: Linux then floods (br_multicast.c: querier_exists)."""
+    words = (word for node in topology.nodes.values() for argv in node.commands for word in argv)
+    if any("querier" in word for word in words):
+        return
+    for name, node in topology.nodes.items():
+        for field, role in node.roles().items():
+            if (switch := role.switch()) is not None and switch.mcast_snooping:
+                what = "a bridge that snoops floods every group to all ports until it hears the queries of a querier"
+                query = f"[ip, link, set, {switch.name}, type, bridge, mcast_querier, '1']"
+                yield (
+                    ("nodes", name, field, "mcast_snooping"),
+                    f"{what}, and there is none",
+                    f"`commands: [{query}]` makes {name} one",
+                )
+
+
+def reordered(topology: Topology) -> Iterator[Fault]:
+    """Yield jitter where TCP flows are: netem sends each packet when its own delay is over (sch_netem.c: tfifo)."""
+    flows = [w.iperf3 for w in topology.workloads.values() if w.iperf3 is not None]
+    if not any(flow.protocol != "udp" for flow in flows):
+        return
+    for path, shaping in _shapings(topology):
+        if shaping.jitter:
+            what = "packets overtake each other where the delay varies, and TCP takes that for loss"
+            yield (*path, "jitter"), what, "leave `jitter` out where only the delay matters"
+
+
+def shallow(topology: Topology) -> Iterator[Fault]:
+    """Yield queues that are shorter than one frame."""
+    for path, shaping in _shapings(topology):
+        queue = shaping.queue
+        if queue is not None and queue.limit is not None and queue.limit < _FRAME:
+            what = f"a queue of {queue.limit} bytes never takes a frame of {_FRAME}: flows of full packets stand still"
+            yield (*path, "queue"), what, f"give at least {_FRAME}b"
+
+
+def _shapings(topology: Topology) -> Iterator[tuple[Path, Direction]]:
+    """Yield every shaping of links and events, and of one direction, with its place."""
+    found: list[tuple[Path, Shaping]] = [(("links", n), link) for n, link in enumerate(topology.links)]
+    found += [(("events", n, "set"), e.set) for n, e in enumerate(topology.events) if e.set is not None]
+    for path, shaping in found:
+        yield path, shaping
+        for way in WAYS:
+            if (own := getattr(shaping, way)) is not None:
+                yield (*path, way), own

@@ -28,6 +28,18 @@ WARNINGS: Mapping[str, Kind] = {
         "a rate has a unit in bytes per second, such as `mbps` (tc(8)), which many people read as bits",
         "every rate that this one limits or sends",
     ),
+    "snooping-floods": Kind(
+        "a bridge has `mcast_snooping: true`, and nothing in the lab sends the queries that it learns from",
+        "packets at ports that nobody joined",
+    ),
+    "jitter-reorders": Kind(
+        "a link with `jitter` reorders the packets of TCP flows",
+        "retransmits and rates of TCP flows",
+    ),
+    "queue-below-a-frame": Kind(
+        "a queue has a limit below the length of one full frame",
+        "every flow of full packets",
+    ),
     "mptcp-role": Kind(
         "a flow has `protocol: mptcp`, and one of its ends is not an MPTCP host: what it says of paths is missing",
         "figures of paths",
@@ -48,6 +60,9 @@ def warnings(topology: Topology, data: Mapping[str, Any]) -> Iterator[Warned]:
     """Yield every warning of a topology without faults that the file does not silence; `data` is what it states."""
     kinds: Mapping[str, Iterator[Fault]] = {
         "rate-in-bytes": misread.rates_in_bytes(data),
+        "snooping-floods": misread.floods(topology),
+        "jitter-reorders": misread.reordered(topology),
+        "queue-below-a-frame": misread.shallow(topology),
         **{name: flows.faults(topology, name) for name in ("mptcp-role", "mptcp-one-path", "mptcp-unreachable")},
     }
     for name, found in kinds.items():

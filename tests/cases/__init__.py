@@ -27,7 +27,7 @@ class Case:
     """A file, where it runs, the exit status that it must have, and what must be said (a regular expression).
 
     `on` is `check` where that alone judges, else a machine. `quick`: it takes less than five seconds. `must` is what
-    must come out, in words, where the file does not say it.
+    must come out, in words, where the file does not say it. `sets` are options of `--set`.
     """
 
     file: str
@@ -37,6 +37,7 @@ class Case:
     not_says: str = ""
     verb: str = "run"
     quick: bool = False
+    sets: tuple[str, ...] | list[str] = ()
     must: str = ""
 
     @property
@@ -66,9 +67,14 @@ def command(case: Case, results: Path) -> tuple[str, ...]:
     return ("run", "--machine", case.on, "--results", str(results))
 
 
+def _sets(case: Case) -> Iterator[str]:
+    for assignment in case.sets:
+        yield from ("--set", assignment)
+
+
 def perform(case: Case, results: Path, timeout: float = 300) -> tuple[bool, str]:
     """Run a case; return whether it came out as it must, and what was seen."""
-    words = (sys.executable, "-m", "testbed", *command(case, results), str(case.path))
+    words = (sys.executable, "-m", "testbed", *command(case, results), str(case.path), *_sets(case))
     done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False, cwd=FOLDER / "public")
     if case.verb == "up" and done.returncode == 0:
         subprocess.run((sys.executable, "-m", "testbed", "down", _NAME), capture_output=True, check=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,18 @@ from typing import Any
 from pydantic import ValidationError
 
 from testbed.errors import InputError, Problem
+from testbed.language import traces
 from testbed.language.document import Document, Mark, Source, get, position
 from testbed.language.document import Path as Where
 from testbed.language.experiment import EXPERIMENT, Case, Experiment, Settings, faults, label, products, stated
 from testbed.language.explain import problems
 from testbed.language.files import content, root_of
-from testbed.language.overlay import merge, override
+from testbed.language.overlay import merge, override, placed
 from testbed.language.parsing import parse
 from testbed.language.sound import Built, filled, mapping, reused, sound
-from testbed.language.topology import Topology
+from testbed.language.topology import WAYS, Topology
+from testbed.language.traces import Trace
+from testbed.language.writing import written
 from testbed.rules import warnings, whole
 from testbed.rules.fault import Written
 
@@ -46,10 +50,13 @@ def read(
     texts = {"topology.yaml": text}
     document = parse(text, str(path))
     mapping(document)
+    folders = {str(path): file.parent}
     document, found = _overridden(document, [o for o in overrides if o.startswith("topology=")])
     if "topology" in document.data:
         under_text, under = _under(document, file.parent, base)
         texts = {"experiment.yaml": text, "topology.yaml": under_text}
+        named_by = base or file.parent / str(document.data["topology"])
+        folders[str(named_by)] = named_by.parent
         document = merge(under, document)
     document, wrong = _overridden(document, [o for o in overrides if not o.startswith("topology=")])
     # A file is an experiment by these keys; they are not part of the language of a topology.
@@ -59,7 +66,7 @@ def read(
     found += [*wrong, *misstated]
     matrix = {} if misstated else own.get("matrix", {})
     assert isinstance(matrix, dict)
-    topologies, wrong = _built(document, matrix, only)
+    topologies, wrong = _built(document, matrix, only, folders)
     if found := [*found, *wrong]:
         raise InputError(*dict.fromkeys(found))
     repeat = int(str(own.get("repeat", 1)))
@@ -121,7 +128,7 @@ def _warned(document: Document, topology: Topology) -> tuple[Problem, ...]:
 
 
 def _built(
-    document: Document, matrix: dict[str, list[object]], only: tuple[str, ...] | None
+    document: Document, matrix: dict[str, list[object]], only: tuple[str, ...] | None, folders: dict[str, Path]
 ) -> tuple[dict[Settings, _Made], list[Problem]]:
     """Return the topology of each case with its data, and what is wrong with any: the same is said once."""
     found: dict[Settings, _Made] = {}
@@ -132,6 +139,8 @@ def _built(
         if only is not None and stated(settings) != only:
             continue
         case, wrong = _case(document, settings)
+        case, untraced = _traced(case, folders)
+        wrong += untraced
         try:
             topology = build(case, like)
             found[settings] = (topology, case.data, _warned(case, topology))
@@ -210,3 +219,49 @@ def _case(document: Document, settings: Settings) -> tuple[Document, list[Proble
         except InputError as e:
             found += e.problems
     return document, found
+
+
+def _traced(document: Document, folders: dict[str, Path]) -> tuple[Document, list[Problem]]:
+    """Return the document with the points of its traces in place of their files, and what is wrong with these.
+
+    A path counts from the folder of the file that says it. So a case has no need of other files, wherever it runs.
+    """
+    found: list[Problem] = []
+    links = document.data.get("links")
+    for n, link in enumerate(links if isinstance(links, list) else ()):
+        for way in ((), *((w,) for w in WAYS)) if isinstance(link, dict) else ():
+            at: Where = ("links", n, *way, "trace")
+            stated = get(document.data, at)
+            if not isinstance(stated, dict) or "file" not in stated:
+                continue
+            mark = document.at((*at, "file"))
+            try:
+                points = _points(stated, mark, folders.get(mark.source.name, next(iter(folders.values()))))
+            except ValidationError:
+                continue  # told where the topology is built
+            except InputError as e:
+                found += e.problems
+                points = {"points": [[0.0, None, None, None]]}
+            document = Document(placed(document.data, at, points), document.values, document.keys)
+    return document, found
+
+
+def _points(stated: dict[str, Any], mark: Mark, folder: Path) -> dict[str, Any]:
+    trace = Trace.model_validate(stated)
+    name = str(trace.file)
+    if trace.points is not None:
+        raise InputError(mark.problem("a trace has a `file` or `points`, and not both"))
+    text = _text(folder / name, name, mark, root_of(folder, name))
+    try:
+        return traces.read(trace, text)
+    except (ValueError, csv.Error) as e:
+        raise InputError(mark.problem(f"{name}: {e}")) from e
+
+
+def inlined(text: str, path: Path) -> str:
+    """Return the text of a file with the points of its traces in it; the text itself if it has none."""
+    document = parse(text, str(path))
+    whole_file, found = _traced(document, {str(path): path.parent})
+    if found:
+        raise InputError(*found)
+    return text if whole_file is document else written(whole_file.data)

@@ -13,6 +13,7 @@ from testbed.linux.wire import Message, Space
 from testbed.plain import line, word, words
 
 LAB = "-"  # in place of a node: the sandbox itself
+ORIGIN = "clock.json"  # a word of a Spawn that waits for t = 0 of the run: the file that says when that is
 AIR = "air"  # stands for the medium where nodes are named
 
 

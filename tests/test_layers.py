@@ -28,6 +28,7 @@ FLOORS: tuple[dict[str, str], ...] = (
         "programs": "",
         "programs.mptcp": "main policies recovery state",
         "programs.multicast": "packets receiver sender",
+        "programs.replay": "main",
         "programs.sampler": "air counters main neighbours subflows taps wlans",
         "nodes": "access_point amt_gateway amt_relay bridge mptcp node one_path path_manager place role router service "
         "station",
@@ -36,11 +37,11 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"workloads": "command iperf3 iperf3_report multicast ping place"},
     {
         "language": "described document effective experiment explain files overlay parsing schema sound syntax "
-        "topology writing"
+        "topology traces writing"
     },
     {
         "plan": "addresses assemble endpoints events interfaces lab links moments multipath network prefixes routes "
-        "run speed tables trees tunnels"
+        "run speed tables traces trees tunnels"
     },
     {
         "rules": "addresses amt captures checks events fault flows links misread multicast names nodes requires "

@@ -64,8 +64,9 @@ def assignments(sets: list[str] | None) -> Iterator[str]:
 
 def contents(file: Path, sets: list[str] | None) -> dict[Path, str]:
     """Return the files that a command line reads."""
-    from testbed.loading import read
+    from testbed.loading import inlined, read
 
     found = read(file, tuple(sets or ()))
     texts = [found.texts[n] for n in ("experiment.yaml", "topology.yaml") if n in found.texts]
-    return dict(zip((p for p in (file, found.under) if p is not None), texts, strict=True))
+    paths = [p for p in (file, found.under) if p is not None]
+    return {path: inlined(text, path) for path, text in zip(paths, texts, strict=True)}

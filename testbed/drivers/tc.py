@@ -338,8 +338,8 @@ def _id(number: int) -> str:
 
 
 def _debt(rate: int) -> int:
-    """Return the bucket of an htb class in bytes: 1 ms of the rate, to cover late timers, but at least two frames."""
-    return max(2 * FRAME, rate // 8 // 1000)
+    """Return the bucket of an htb class in bytes: 4 ms of the rate, to cover late timers, but at least two frames."""
+    return max(2 * FRAME, rate // 8 // 250)
 
 
 def _probability(value: float | None) -> int:

@@ -15,6 +15,7 @@ from testbed.linux import signals
 # Names of programs in plans, and thereby in the records of runs, do not change when a module is moved.
 PROGRAMS = {
     "testbed.path-manager": "testbed.programs.mptcp.main",
+    "testbed.replay": "testbed.programs.replay.main",
     "testbed.sampler": "testbed.programs.sampler.main",
     "testbed.multicast.receiver": "testbed.programs.multicast.receiver",
     "testbed.multicast.sender": "testbed.programs.multicast.sender",

@@ -16,7 +16,7 @@ from testbed.lab.processes import describe, spawn, tail
 from testbed.lab.state import Lab, Process, Say, Waiting, flush, note
 from testbed.lab.stopping import drain, finish, kill, stop
 from testbed.results import Folder
-from testbed.steps import Configure, Spawn, Step
+from testbed.steps import ORIGIN, Configure, Spawn, Step
 
 _TICK, _LATE = 0.25, 0.1  # seconds: how often a run looks at the clock, and the delay that counts as late
 _GRACE = 2.0  # seconds in which a process that took too long may write what it has
@@ -38,6 +38,8 @@ def play(lab: Lab, steps: Sequence[Step], folder: Path, seconds: float, say: Say
     try:
         yield from perform(lab, [s for s in steps if getattr(s, "at", None) is None], say)
         origin, real = time.monotonic(), time.time()
+        if any(isinstance(s, Spawn) and ORIGIN in s.argv for s in steps):
+            results.write(Folder(folder), ORIGIN, {"monotonic": origin, "time": real})
         say({"started": real})
         numbered = [(n, s) for n, s in enumerate(steps) if getattr(s, "at", None) is not None]
         timed = sorted(numbered, key=_at)

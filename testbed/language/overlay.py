@@ -66,7 +66,7 @@ def override(document: Document, dotted: str, value: Document, at: Mark, key: Ma
     # The positions of all other values are not copied: an experiment lays a thousand cases over one document.
     hidden: dict[Path, Any] = dict.fromkeys(inside(get(document.data, path), path))
     values, keys = ChainMap({**hidden, path: at}, document.values), ChainMap({**hidden, path: key}, document.keys)
-    return Document(_replaced(document.data, path, value.data), values, keys)
+    return Document(placed(document.data, path, value.data), values, keys)
 
 
 def _names(items: list[Any]) -> dict[str, int]:
@@ -77,11 +77,12 @@ def _names(items: list[Any]) -> dict[str, int]:
     return found | {item["name"]: n for n, item in mappings if isinstance(item.get("name"), str)}
 
 
-def _replaced(data: Any, path: Path, value: Any) -> Any:
+def placed(data: Any, path: Path, value: Any) -> Any:
+    """Return data with another value at a path."""
     if not path:
         return value
     head, *rest = path
     if isinstance(data, list):
-        return [_replaced(item, tuple(rest), value) if n == head else item for n, item in enumerate(data)]
+        return [placed(item, tuple(rest), value) if n == head else item for n, item in enumerate(data)]
     here = data if isinstance(data, dict) else {}
-    return {**here, head: _replaced(here.get(head), tuple(rest), value)}
+    return {**here, head: placed(here.get(head), tuple(rest), value)}

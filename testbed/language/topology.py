@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from testbed.drivers.link import MTU
-from testbed.drivers.tc import DISCIPLINES, DISTRIBUTIONS, FRAME, GilbertElliott, Shape
+from testbed.drivers.tc import DISCIPLINES, DISTRIBUTIONS, FRAME, GilbertElliott, Shape, depth
 from testbed.features import Feature, named, stated
+from testbed.language.traces import Trace
 from testbed.nodes.mptcp import Endpoint
 from testbed.nodes.node import RESTARTING, Node
 from testbed.nodes.path_manager import Doing
@@ -77,11 +78,14 @@ class Direction(Spec):
     corrupt: Percentage | None = None
     reorder: Percentage | None = None
     queue: Annotated[Queue, BeforeValidator(_queue, json_schema_input_type=Discipline | Queue)] | None = None
+    trace: Trace | None = Field(None, description="Rate, delay and loss follow a file")
 
     def __eq__(self, other: object) -> bool:
         """Say whether both state the same: null removes what a link had, and what is left out does not."""
         return (
-            super().__eq__(other) and isinstance(other, Direction) and self.model_fields_set == other.model_fields_set
+            super().__eq__(other) is True
+            and isinstance(other, Direction)
+            and self.model_fields_set == other.model_fields_set
         )
 
     def __hash__(self) -> int:
@@ -104,11 +108,26 @@ class Shaping(Direction):
         # What a direction states is its own, also null: nothing of what holds for both.
         found = {k: getattr(own if k in own.model_fields_set else self, k) for k in Direction.model_fields}
         queue: Queue | None = found.pop("queue")
+        found.pop("trace")
+        trace = self.followed(way)
+        if trace is not None:
+            found |= {key: trace.first(key) for key in trace.states()}
+            if "rate" in trace.states():
+                # Before the run no frame may be charged at the rate of an outage: it would be in debt for a minute.
+                found["rate"] = max(8, round(next((p[1] for p in trace.points or () if p[1]), 8.0)))
         if isinstance(found["loss"], Bursts):
             found["loss"] = GilbertElliott(**dict(found["loss"]))
         limit = (queue.limit if queue.discipline == "bfifo" else queue.packets) if queue else None
+        if trace is not None and found["rate"] and limit is None and (queue is None or queue.discipline == "bfifo"):
+            limit = depth(round(trace.highest()))  # that of the first rate may be short
         frame = self.mtu + FRAME - MTU if self.mtu is not None else 0
         return Shape(**found, queue=queue.discipline if queue else None, limit=limit, frame=frame)
+
+    def followed(self, way: Way) -> Trace | None:
+        """Return the trace that one direction follows."""
+        own = getattr(self, way)
+        trace: Trace | None = own.trace if own is not None and "trace" in own.model_fields_set else self.trace
+        return trace
 
     def shapes(self) -> tuple[Shape, Shape]:
         """Return the shapes of both directions, forward first."""

@@ -176,6 +176,15 @@ class Sample(Struct, frozen=True):
     roles: Annotated[dict[Word, Annotated[dict[Word, Count], Meta(max_length=1000)]], Meta(max_length=100)] = {}
 
 
+class Replayed(Struct, frozen=True, gc=False):
+    """A line of trace.jsonl: what a link that follows a trace was told, when, and `at`, when it was due in the run."""
+
+    t: Seconds
+    at: Real
+    node: Word
+    dev: Ifname
+
+
 class Softnet(Struct, frozen=True):
     """The sums of /proc/net/softnet_stat: packets that found the backlog full, and rounds that ran out of time."""
 

@@ -92,8 +92,10 @@ def of_event(topology: Topology) -> dict[int, list[Moment]]:
 
 @lru_cache(maxsize=1)
 def driven(topology: Topology) -> frozenset[tuple[int, Way]]:
-    """Return the directions of links (by number) whose rate events change every 100 ms or more often."""
+    """Return the directions of links (by number) whose rate follows a trace, or events that are 100 ms apart."""
     changes: dict[tuple[int, Way], list[float]] = {}
+    traces = ((n, way, link.followed(way)) for n, link in enumerate(topology.links) for way in WAYS)
+    by_trace = {(n, way) for n, way, trace in traces if trace is not None and "rate" in trace.states()}
     for m in moments(topology) if topology.events else ():
         n = link_index(topology, m.event.link) if m.event.link is not None else None
         if n is None or m.old is None or m.new is None:
@@ -102,7 +104,8 @@ def driven(topology: Topology) -> frozenset[tuple[int, Way]]:
             old, new = m.old.shape(way).rate, m.new.shape(way).rate
             if old != new and new is not None:
                 changes.setdefault((n, way), []).append(m.event.at)
-    return frozenset(way for way, found in changes.items() if any(b - a <= FAST + 1e-9 for a, b in pairwise(found)))
+    fast = {way for way, found in changes.items() if any(b - a <= FAST + 1e-9 for a, b in pairwise(found))}
+    return frozenset(by_trace | fast)
 
 
 def run_ends(topology: Topology) -> float:

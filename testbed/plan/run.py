@@ -6,19 +6,20 @@ import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 
+from msgspec import to_builtins
 from msgspec.structs import replace
 
 from testbed import features
 from testbed.drivers.facts import Capturing, FileHas
 from testbed.features import Feature
-from testbed.language.topology import Topology
+from testbed.language.topology import WAYS, Topology
 from testbed.metrics.table import KERNEL
-from testbed.plan import speed, trees
+from testbed.plan import speed, traces, trees
 from testbed.plan.events import event_steps
 from testbed.plan.lab import Plan
 from testbed.plan.multipath import several
-from testbed.plan.network import Network
-from testbed.steps import AIR, LAB, START, Spawn, Step, Wait, Write
+from testbed.plan.network import Network, end_of
+from testbed.steps import AIR, LAB, ORIGIN, START, Spawn, Step, Wait, Write
 from testbed.workloads.iperf3 import Iperf3
 from testbed.workloads.ping import Ping
 from testbed.workloads.place import FIRST_PORT, Task, Workload
@@ -46,7 +47,7 @@ def run_steps(plan: Plan) -> tuple[Step, ...]:
 def numbered(plan: Plan) -> tuple[tuple[Step, ...], tuple[range, ...]]:
     """Return the steps of a run, and for each event of the file the numbers of its steps among them."""
     works = list(tasks(plan))
-    steps: list[Step] = [*_sampler(plan, works), *_captures(plan), *_workloads(plan, works)]
+    steps: list[Step] = [*_sampler(plan, works), *_captures(plan), *_replayed(plan), *_workloads(plan, works)]
     events: list[range] = []
     for n in range(len(plan.topology.events)):
         began = len(steps)
@@ -124,6 +125,20 @@ def _named(plan: Plan, node: str) -> dict[str, list[str]]:
             if metric.startswith(f"{node}.{group}."):
                 found.setdefault(group, []).append(metric.removeprefix(f"{node}.{group}."))
     return found
+
+
+def _replayed(plan: Plan) -> Iterator[Step]:
+    """Yield what makes links follow their traces."""
+    end = plan.topology.seconds()
+    rows = []
+    for f in traces.followed(plan.topology, end):
+        link = plan.topology.links[f.link]
+        node, dev = end_of(link.ends[WAYS.index(f.way)])
+        told = [(c.t, c.rate, c.delay, c.loss) for c in f.changes]
+        rows.append({"node": node, "dev": dev, "shape": to_builtins(link.shape(f.way)), "rows": told})
+    if rows:
+        yield Write("replay.json", json.dumps(rows) + "\n")
+        yield Spawn(LAB, "replay", ("testbed.replay", "replay.json", ORIGIN), forked=True)
 
 
 def _captures(plan: Plan) -> Iterator[Step]:

@@ -11,12 +11,13 @@ from testbed.language.topology import Topology
 from testbed.linux.kernel_log import frames_without_channel, kernel_faults
 from testbed.metrics import bounds
 from testbed.metrics.measured import Measured
-from testbed.metrics.records import Air, Happened, Machine, Manifest, Run
+from testbed.metrics.records import Air, Happened, Machine, Manifest, Replayed, Run
 from testbed.nodes.node import Node
 from testbed.report import one_path
 from testbed.workloads.place import STALL
 
 BUSY = 90.0  # per cent of all CPUs: above it a figure may be the host's and not the lab's
+BEHIND = 0.01  # seconds by which a change of a trace may be late
 STEP = 0.02  # seconds by which the clocks differ more than before: somebody has set one
 _FAULTS = 3  # lines of the kernel that are shown
 _PLACES = 3  # interfaces that a doubt names
@@ -51,6 +52,7 @@ class Seen(Struct, frozen=True):
     works: Sequence[tuple[float, str, str]]
     kernel: Sequence[str]
     steps: Mapping[int, float] = {}
+    replayed: Sequence[Replayed] = ()
 
 
 Ranked = Iterator[tuple[float, str, str]]  # how bad, what it affects, what was seen
@@ -64,6 +66,7 @@ def doubts(seen: Seen) -> Iterator[Doubt]:
         _still(seen),
         _clocks(seen),
         _late(seen.run.events, seen.steps),
+        _behind(seen),
         _processors(seen),
         _bounds(seen),
         seen.works,
@@ -146,6 +149,20 @@ def _late(events: Sequence[Happened], steps: Mapping[int, float]) -> Ranked:
         worst, text = max(late)
         seen = f"{len(late)} of {len(times)} steps began late, most of all, {worst:.1f} s: {text:.80}"
         yield worst, "what begins at a time", seen
+
+
+def _behind(seen: Seen) -> Ranked:
+    """Yield how late links followed their traces, if they did."""
+    by: dict[str, list[tuple[float, float]]] = {}
+    for row in seen.replayed:
+        by.setdefault(f"{row.node}.{row.dev}", []).append((row.t - seen.run.monotonic - row.at, row.at))
+    for where, rows in by.items():
+        late = [row for row in rows if row[0] > BEHIND]
+        # At t = 0 the process itself has to begin.
+        if len(late) > len(rows) / 100 or any(delay > 5 * BEHIND and at > 0.1 for delay, at in late):
+            worst, at = max(late)
+            text = f"{len(late)} of {len(rows)} changes of its trace came more than {BEHIND * 1e3:g} ms late"
+            yield worst, f"flows through {where}", f"{text}, most of all, {worst * 1e3:.0f} ms, that at {at:g} s"
 
 
 def _processors(seen: Seen) -> Ranked:

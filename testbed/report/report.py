@@ -16,7 +16,7 @@ from msgspec.structs import asdict, replace
 from testbed import __version__, results
 from testbed.errors import InputError, Problem
 from testbed.language.effective import resolved
-from testbed.language.topology import Topology
+from testbed.language.topology import WAYS, Topology
 from testbed.linux.kernel_log import kernel_faults
 from testbed.metrics import nodes as derive
 from testbed.metrics import paths
@@ -24,7 +24,7 @@ from testbed.metrics import wifi as links
 from testbed.metrics.measured import Measured
 from testbed.metrics.owners import owners
 from testbed.metrics.recorded import KIB, MIB, Recorded
-from testbed.metrics.records import Air, Format, Machine, Manifest, Planned, Run, Sample, Told
+from testbed.metrics.records import Air, Format, Machine, Manifest, Planned, Replayed, Run, Sample, Told
 from testbed.plain import shown
 from testbed.report.doubts import Doubt, Seen, clock_steps, doubts, shared
 from testbed.report.drift import drift
@@ -138,7 +138,10 @@ def report(path: Path, instead: Path | None = None) -> Report:
         *(Outcome(e.what, e.expected, e.value, "", e.passed, e.why) for e in expected),
         *(judge(check, known, manifest.repeats) for check in topology.checks),
     )
-    seen = Seen(topology, metrics, manifest, run, machine, air, udp, works, kernel, planned.steps)
+    followed = sum(link.followed(way) is not None for link in topology.links for way in WAYS)
+    lost = "how late links followed their traces is missing"
+    replayed = folder.rows("trace.jsonl", Replayed, 0.001, KIB, lost, 1000 * followed) if followed else []
+    seen = Seen(topology, metrics, manifest, run, machine, air, udp, works, kernel, planned.steps, replayed)
     happened = tuple(effects(topology, planned, run.events, told, metrics, origin))
     failures += missed(happened, run)
     doubted = (*(Doubt(what, text) for what, text in drift(topology, planned, states)), *doubts(seen))

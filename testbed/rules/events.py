@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from testbed.drivers.channels import channel
 from testbed.language.document import Fault, Path
 from testbed.language.explain import Names, name_set, suggest
-from testbed.language.topology import WAYS, Event, Topology
+from testbed.language.topology import WAYS, Event, Link, Shaping, Topology
 from testbed.nodes.mptcp import Mptcp
 from testbed.nodes.node import called
 from testbed.nodes.path_manager import Doing, doing_faults
@@ -115,8 +115,21 @@ def _link_event(topology: Topology, event: Event, at: Path, doubt: set[str]) -> 
         yield (*at, "set"), "this sets nothing: give what changes, such as `delay: 80ms`", ""
     elif event.ramp is not None and event.set is not None and n is not None and "links" not in doubt:
         yield from _ramped(topology, event, at)
+    if event.set is not None and n is not None and "links" not in doubt:
+        yield from _traced(topology.links[n], event.set, at)
     if event.set is not None:
         yield from shaping(event.set, topology.links[n].mtu if n is not None else None, topology, (*at, "set"))
+
+
+def _traced(link: Link, change: Shaping, at: Path) -> Iterator[Fault]:
+    """Yield what an event sets of a direction that follows a trace."""
+    for way in WAYS:
+        own = getattr(change, way)
+        keys = (own.model_fields_set if own is not None else set()) | (change.model_fields_set - {*WAYS, "mtu"})
+        if keys and link.followed(way) is not None:
+            why = f"{way} of this link follows a trace, which alone changes it"
+            yield (*at, "set"), f"an event can't set {', '.join(sorted(keys))} there: {why}", "put it into the trace"
+            return
 
 
 def _ramped(topology: Topology, event: Event, at: Path) -> Iterator[Fault]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 from testbed.language.document import Fault, Path
 from testbed.language.explain import Names, suggest
@@ -57,6 +58,25 @@ def faults(topology: Topology, nodes: Names) -> Iterator[Fault]:
         yield from shaping(link, link.mtu, topology, at)
 
 
+def _trace(part: Direction, whole: bool, at: Path) -> Iterator[Fault]:
+    """Yield what is wrong with a trace; its file has been read."""
+    assert part.trace is not None
+    if not whole:
+        yield at, "a link follows a trace during the whole run: state it at the link", ""
+        return
+    points = part.trace.points
+    if not points:
+        yield at, "a trace needs a `file`", ""
+        return
+    if points[0][0] < 0 or any(b[0] <= a[0] for a, b in pairwise(points)):
+        yield (*at, "points"), "the times of the points must ascend, from 0 on", ""
+    if part.trace.loop and (part.trace.period or 0.0) <= points[-1][0]:
+        yield (*at, "period"), f"points that begin again need a `period` after the last of them, {points[-1][0]:g}s", ""
+    for key in part.trace.states():
+        if getattr(part, key) is not None:
+            yield (*at[:-1], key), f"the trace says what the {key} is: leave this out", ""
+
+
 def _called(link: Link) -> str:
     return f"the link {link.name or '-'.join(link.ends)}"
 
@@ -73,6 +93,8 @@ def shaping(what: Shaping, mtu: int | None, topology: Topology, at: Path) -> Ite
         if part is None:
             continue
         where = (*at, *keys) if len(keys) == 1 else at
+        if part.trace is not None:
+            yield from _trace(part, whole, (*where, "trace"))
         vague = (part.jitter, part.reorder, part.distribution, part.burst)  # these belong to another key
         ways = [what.shape(key) for key in keys] if any(v is not None for v in vague) else []
         if whole and part.jitter is not None and any(w.delay is None for w in ways):

@@ -136,3 +136,25 @@ def test_next_hops_go_and_come_with_their_links(tmp_path: Path, name: str, need:
     assert [s for s in seen[2] if s] == []
     assert seen[3] == up
     assert seen[4] == both
+
+
+@pytest.mark.quiet
+def test_a_link_follows_its_trace_through_outages_to_one_per_cent(tmp_path: Path, name: str, need: Need) -> None:
+    need("htb", "iperf3")
+    draw = Random(3)
+    rates = [0.0 if draw.random() < 0.4 else draw.uniform(2, 40) for _ in range(400)]
+    (tmp_path / "lte.csv").write_text("t,bw\n" + "".join(f"{10 * n},{r}\n" for n, r in enumerate(rates)))
+    text = (
+        "name: events\nfamilies: [ipv4]\nnodes: {a: {}, r: {router: {}}, b: {}}\n"
+        "links:\n  - {ends: [a:eth0, r:eth0]}\n  - name: l\n    ends: [r:eth1, b:eth0]\n    forward:\n"
+        "      trace: {file: lte.csv, columns: {time: {column: t, unit: ms}, rate: {column: bw, unit: mbit}}}\n"
+        "workloads:\n  u: {iperf3: {from: a, to: b, protocol: udp, rate: 60mbit, length: 1472b, seconds: 5}}\n"
+    )
+    folder = run(tmp_path, text, name)
+    found = json.loads((folder / "metrics.json").read_text())["b.eth0.rx_bytes"]["series"]
+    (first, before), *_, (last, after) = [(t, v) for t, v in found if 0.5 <= t <= 4]
+    wanted = sum(rates[int(n / 10)] * 1e6 / 8 / 1000 for n in range(int(first * 1000), int(last * 1000)))
+    assert after - before == pytest.approx(wanted, rel=0.01)
+    rows = [json.loads(row) for row in (folder / "trace.jsonl").read_text().splitlines()]
+    assert [r["at"] for r in rows] == sorted(r["at"] for r in rows)
+    assert {(r["node"], r["dev"]) for r in rows} == {("r", "eth1")}

@@ -66,7 +66,7 @@ test: machine $(VENV)/.docs ## run all tests
 	# fills the processors of a small machine, and rates are within three percent only on idle processors: these tests
 	# run alone, and those without a guest have one try.
 	@$(BIN)/pytest -q -n 2 --dist loadgroup -m "machine and not quiet" --reruns 2 --durations 12 tests/machine
-	@$(BIN)/pytest -q -m "quiet and not machine" -p no:rerunfailures
+	@$(BIN)/pytest -q -m "quiet and not machine" -p no:rerunfailures tests/kernel tests/test_docs.py
 	@$(BIN)/pytest -q -m "machine and quiet" --reruns 2 --durations 12 tests/machine
 
 pure: setup ## the tests that need no lab and no root; with another Python: PYTHON=python3.13 VENV=.venv-3.13

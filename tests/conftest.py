@@ -147,10 +147,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse a test with guests that is elsewhere: `make test` looks for these in one folder alone."""
-    lost = [item.nodeid for item in items if item.get_closest_marker("machine") and "tests/machine/" not in item.nodeid]
-    if lost:
-        raise pytest.UsageError(f"tests that are marked `machine` belong in tests/machine: {lost}")
+    """Refuse a test that `make test` would not find: to collect all of them takes seconds, so it names their places."""
+    for mark, homes in (
+        ("machine", ("tests/machine/",)),
+        ("quiet", ("tests/machine/", "tests/kernel/", "tests/test_docs")),
+    ):
+        lost = [i.nodeid for i in items if i.get_closest_marker(mark) and not i.nodeid.startswith(homes)]
+        if lost:
+            raise pytest.UsageError(f"tests that are marked `{mark}` belong in {' or '.join(homes)}: {lost}")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

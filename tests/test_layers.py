@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -14,7 +16,29 @@ from testbed.nodes.node import ROLES
 
 PACKAGE = Path(__file__).parent.parent / "testbed"
 FILES = {".".join(f.relative_to(PACKAGE).with_suffix("").parts): f for f in PACKAGE.rglob("*.py")}
-TREES = {m.removesuffix(".__init__"): ast.parse(f.read_text()) for m, f in FILES.items()}
+
+
+@cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
+class Trees(Mapping[str, ast.Module]):
+    """The syntax tree of each module, parsed when it is asked for: every worker of a suite imports this file."""
+
+    files: ClassVar = {m.removesuffix(".__init__"): f for m, f in FILES.items()}
+
+    def __getitem__(self, module: str) -> ast.Module:
+        return parsed(self.files[module])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+TREES = Trees()
 # Every module of the tree, lowest floor first: a module imports from its own floor and from those below it.
 FLOORS: tuple[dict[str, str], ...] = (
     {"": "errors plain words features spec units"},
@@ -120,9 +144,7 @@ def test_the_table_names_every_module_and_no_other() -> None:
 
 
 def test_each_room_says_what_it_is() -> None:
-    assert not [
-        m for m, f in FILES.items() if m.endswith("__init__") and not ast.get_docstring(ast.parse(f.read_text()))
-    ]
+    assert not [m for m, f in FILES.items() if m.endswith("__init__") and not ast.get_docstring(parsed(f))]
 
 
 @pytest.mark.parametrize("module", sorted(TREES))

@@ -41,6 +41,8 @@ DIFFERENT = {
     "test_figures_that_the_host_limited_are_marked": "an emulated processor limits them all",
     "test_a_command_has_the_umask_of_its_caller": "in a guest it has that of the guest, as over ssh",
     "test_whatever_the_umask_every_user_in_a_lab_reads_its_hosts_and_root_alone_writes_them": "the same",
+    "test_a_disk_that_a_capture_fills_ends_the_run_with_its_name": "a capture is copied as logs are: it comes later",
+    "test_the_effective_file_runs_again": "it is written here, from what was read here",
     "test_a_missing_feature_is_named_with_its_cure_and_nothing_is_created": "a guest lacks none",
 }
 SAME = {

@@ -28,6 +28,10 @@ WARNINGS: Mapping[str, Kind] = {
         "a rate has a unit in bytes per second, such as `mbps` (tc(8)), which many people read as bits",
         "every rate that this one limits or sends",
     ),
+    "rate-below-a-frame": Kind(
+        "a rate is so low that one full frame takes more than a second, such as `100bit`",
+        "every flow through that link",
+    ),
     "snooping-floods": Kind(
         "a bridge has `mcast_snooping: true`, and nothing in the lab sends the queries that it learns from",
         "packets at ports that nobody joined",
@@ -60,6 +64,7 @@ def warnings(topology: Topology, data: Mapping[str, Any]) -> Iterator[Warned]:
     """Yield every warning of a topology without faults that the file does not silence; `data` is what it states."""
     kinds: Mapping[str, Iterator[Fault]] = {
         "rate-in-bytes": misread.rates_in_bytes(data),
+        "rate-below-a-frame": misread.crawling(topology),
         "snooping-floods": misread.floods(topology),
         "jitter-reorders": misread.reordered(topology),
         "queue-below-a-frame": misread.shallow(topology),

@@ -81,7 +81,7 @@ def _room(lab: Lab, steps: Sequence[Step]) -> None:
 def run(lab: Lab, step: Run) -> Waiting:
     """Run a command of the plan to its end; raise LabError unless it exits with status 0 in time."""
     name = f"run-{sum(p.name.startswith('run-') for p in lab.processes)}"
-    process = spawn(lab, Spawn(step.node, name, step.argv))
+    process = spawn(lab, Spawn(step.node, name, step.argv, may_end=True))
     deadline = process.began + step.within
     while process.status is None:
         if time.monotonic() > deadline:

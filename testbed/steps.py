@@ -87,11 +87,15 @@ class Write(Struct, frozen=True, tag=True):
 
 
 class Run(Struct, frozen=True, tag=True):
-    """A command to completion (within seconds) that must exit 0."""
+    """A command to completion (within seconds) that must exit 0.
+
+    An `inline` one is performed in order with the requests around it, all others after the last request.
+    """
 
     node: str
     argv: tuple[str, ...]
     within: float = 30.0
+    inline: bool = False
 
     def __str__(self) -> str:
         return f"[{self.node}] {words(self.argv)}"

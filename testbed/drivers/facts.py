@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv6Address
+from itertools import pairwise
+
 from testbed.steps import Probe
 
+_TENTATIVE = 0x40  # IFA_F_TENTATIVE (if_addr.h)
 _LISTEN, _CLOSE = "0A", "07"  # include/net/tcp_states.h
 
 
@@ -73,3 +77,28 @@ class LogSays(Probe, frozen=True):
 
     def __str__(self) -> str:
         return f"{self.path} has a line that matches {self.expression!r}"
+
+
+class Addressed(Probe, frozen=True):
+    """The node has these addresses, and duplicate address detection is done with them."""
+
+    addresses: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"addresses {' '.join(self.addresses)}"
+
+    def files(self) -> tuple[str, ...]:
+        """Return the local routes of IPv4 and the addresses of IPv6."""
+        return ("/proc/self/net/fib_trie", "/proc/self/net/if_inet6")
+
+    def lacking(self, *texts: str) -> str:
+        """Return which addresses are missing, "" when none is."""
+        trie, six = texts
+        rows = [row.split() for row in trie.splitlines()]
+        found = {a[1] for a, b in pairwise(rows) if a[:1] == ["|--"] and b[-1:] == ["LOCAL"]}
+        # net/ipv6/addrconf.c: address, index, length, scope, flags, name
+        for fields in (row.split() for row in six.splitlines()):
+            if len(fields) == 6 and not int(fields[4], 16) & _TENTATIVE:
+                found.add(str(IPv6Address(bytes.fromhex(fields[0]))))
+        missing = [a for a in self.addresses if a not in found]
+        return f"no address {' '.join(missing)}" if missing else ""

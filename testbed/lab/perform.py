@@ -44,10 +44,14 @@ def begin(name: str, folder: Path) -> Lab:
 def perform(lab: Lab, steps: Sequence[Step], say: Say) -> Waiting:
     """Perform all immediate steps in order, then wait for all Waits."""
     _room(lab, steps)
-    at_once = [s for s in steps if (isinstance(s, Configure) and s.at is None) or (isinstance(s, Wait) and s.inline)]
+    at_once = [
+        s for s in steps if (isinstance(s, Configure) and s.at is None) or (isinstance(s, Wait | Run) and s.inline)
+    ]
     for _, some in groupby(at_once, type):
         group = list(some)
         configure(lab, [s for s in group if isinstance(s, Configure)])
+        for command in (s for s in group if isinstance(s, Run)):
+            yield from run(lab, command)
         yield from wait(lab, [s for s in group if isinstance(s, Wait)])
     for step in steps:
         if isinstance(step, Write):
@@ -56,7 +60,7 @@ def perform(lab: Lab, steps: Sequence[Step], say: Say) -> Waiting:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(step.text)
             note(lab, step)
-        elif isinstance(step, Run):
+        elif isinstance(step, Run) and not step.inline:
             yield from run(lab, step)
         elif isinstance(step, Spawn) and step.at is None:
             spawn(lab, step)

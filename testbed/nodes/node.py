@@ -1,6 +1,7 @@
 """Node: a network namespace. The fields of `Node` are the registry of roles."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cache, cached_property
 from typing import Annotated, Any, Self, get_args
 
@@ -11,12 +12,13 @@ from testbed.nodes.amt_gateway import AmtGateway
 from testbed.nodes.amt_relay import AmtRelay
 from testbed.nodes.bridge import Bridge
 from testbed.nodes.mptcp import Mptcp
+from testbed.nodes.place import MADE
 from testbed.nodes.role import Brought, Role, Switch
 from testbed.nodes.router import Router
 from testbed.nodes.service import Service
 from testbed.nodes.station import Station
 from testbed.spec import Spec
-from testbed.units import Address, Argv, Host
+from testbed.units import Address, Argv, Host, interface_of
 
 
 def _listed(value: Any) -> Any:
@@ -40,6 +42,19 @@ class Route(Spec):
         return self.via or ("",)
 
 
+class Made(Spec):
+    """An interface that the node's `commands` make, and the addresses that they give it."""
+
+    addresses: tuple[Address, ...] = Field((), description="address/length of each")
+
+    def brought(self, name: str) -> Brought:
+        """Return it as a part of the network; interfaces that `commands` make in one network are joined."""
+        with suppress(ValueError):
+            if self.addresses:
+                return Brought(name, MADE, self.addresses, medium=str(interface_of(self.addresses[0]).network))
+        return Brought(name, MADE, self.addresses)
+
+
 class Node(Spec):
     """A node's roles and settings; a node without any is a plain host."""
 
@@ -55,6 +70,9 @@ class Node(Spec):
     )
     sysctl: dict[str, str | int] = Field(
         {}, description="Kernel parameters of the namespace, such as net.ipv4.tcp_sack"
+    )
+    interfaces: dict[str, Made] = Field(
+        {}, max_length=1000, description="Interfaces that `commands` make: they run before routes, and are awaited"
     )
     services: dict[str, Service] = Field(
         {}, max_length=100, description="Programs that run as long as the lab, by name: servers, routing daemons"
@@ -87,6 +105,7 @@ class Node(Spec):
         roles = self.started()
         forwards = any(role.forwards() for role in roles.values())
         yield from ((name, own) for name, role in roles.items() for own in role.interfaces(forwards))
+        yield from (("interfaces", made.brought(name)) for name, made in self.interfaces.items())
 
     def switch(self) -> Switch | None:
         """Return the Ethernet switch of the node."""

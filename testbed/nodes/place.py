@@ -11,6 +11,7 @@ from msgspec import Struct
 
 # "veth" is an end of a link, "wlan" a radio's, "bridge" a switch's own; a role's steps make one of any other kind.
 Kind: TypeAlias = str
+MADE: Kind = "made"  # by the node's `commands`
 
 
 class Interface(Struct, frozen=True):
@@ -106,7 +107,8 @@ class Place(Struct, frozen=True):
     def lacks(self, name: str) -> str:
         """Return a sentence that names the missing interface and the existing ones."""
         names = ", ".join(i.name for i in self.interfaces) or "none: no link ends there"
-        return f"{self.node} has no interface {name!r} (it has {names})"
+        cure = "; if its `commands` make it, name it under the node's `interfaces`" if self.commands else ""
+        return f"{self.node} has no interface {name!r} (it has {names}{cure})"
 
 
 def misnamed(name: str) -> str:

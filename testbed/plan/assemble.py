@@ -13,7 +13,7 @@ from testbed.drivers import amt
 from testbed.drivers.link import MTU
 from testbed.language.document import Path
 from testbed.language.topology import Topology
-from testbed.nodes.place import Bss, Interface, Kind, Place
+from testbed.nodes.place import MADE, Bss, Interface, Kind, Place
 from testbed.nodes.role import Brought, Switch
 from testbed.plan import addresses, routes, trees, tunnels
 from testbed.plan.addresses import mac
@@ -119,9 +119,14 @@ def ends(topology: Topology) -> Iterator[End]:
     media = {own.medium: len(topology.links) + n for n, own in reversed(list(enumerate(makers)))}
     mtu = {own.medium: own.mtu for own in makers}
     spare = len(topology.links) + len(makers)
+    shared: dict[str, int] = {}  # networks of what commands make
     for name, role, own in sorted(found, key=lambda f: (not f[2].medium, f[2].kind != "bridge")):
-        at = ("nodes", name, role)
-        if own.medium in media:
+        at: Path = ("nodes", name, role)
+        if own.kind == MADE:
+            number = shared.setdefault(own.medium, spare) if own.medium else spare
+            yield End((*at, own.name), name, own.name, own.kind, number, own.mtu, own.stated)
+            spare += number == spare
+        elif own.medium in media:
             yield End(at, name, own.name, own.kind, media[own.medium], mtu[own.medium], own.stated)
         elif own.placed and not own.medium:
             yield End(at, name, own.name, own.kind, spare, own.mtu, own.stated)

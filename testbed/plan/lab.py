@@ -9,9 +9,8 @@ from msgspec import Struct
 
 from testbed import features
 from testbed.drivers.bound import Bound
-from testbed.drivers.link import (
-    NamespaceAdd,
-)
+from testbed.drivers.facts import Addressed
+from testbed.drivers.link import LinksUp, NamespaceAdd
 from testbed.drivers.sysctl import SysctlSet
 from testbed.features import Feature
 from testbed.language.topology import Topology
@@ -22,7 +21,7 @@ from testbed.plan.assemble import network
 from testbed.plan.moments import driven, moments
 from testbed.plan.multipath import several
 from testbed.plan.network import Network
-from testbed.steps import LAB, Configure, Request, Run, Step
+from testbed.steps import LAB, Configure, Request, Run, Step, Wait
 
 
 class Plan(Struct, frozen=True, dict=True):
@@ -100,6 +99,7 @@ def plan(topology: Topology) -> Plan:
         *interfaces.radios(net),
         *interfaces.configured(net),
         *interfaces.bridges(net),
+        *_made(net),
         *tables.steps(net),
         *links.shaping(net),
         *late,
@@ -166,9 +166,20 @@ def _multicast(net: Network) -> Iterator[Step]:
             yield from role.forward(net.place(name), entries.get(name, ()))
 
 
+def _made(net: Network) -> Iterator[Step]:
+    """Yield the commands that make interfaces, which routes and endpoints need, and the waits for these."""
+    for name, node in net.topology.nodes.items():
+        if node.interfaces:
+            yield from (Run(name, argv, inline=True) for argv in node.commands)
+            yield Wait(name, LinksUp(tuple(node.interfaces)), inline=True)
+            addresses = tuple(a.partition("/")[0] for made in node.interfaces.values() for a in made.addresses)
+            if addresses:
+                yield Wait(name, Addressed(addresses), inline=True)
+
+
 def _commands(net: Network) -> Iterator[Step]:
     for name, node in net.topology.nodes.items():
-        for argv in node.commands:
+        for argv in node.commands if not node.interfaces else ():
             yield Run(name, argv)
 
 

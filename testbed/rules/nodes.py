@@ -9,7 +9,7 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_address
 from testbed.language.document import Fault, Path
 from testbed.nodes import service
 from testbed.nodes.node import Route
-from testbed.nodes.place import Place
+from testbed.nodes.place import Place, misnamed
 from testbed.nodes.role import UP
 from testbed.plan.network import Network
 from testbed.units import interface_of
@@ -32,6 +32,15 @@ def faults(net: Network, doubt: set[str]) -> Iterator[Fault]:
             for path, message in role.faults(place) if not unsure else ():
                 where = path[1:] if path[:1] == (UP,) else (field, *path)
                 yield ("nodes", name, *where), message, ""
+        for own in node.interfaces:
+            if problem := misnamed(own):
+                yield ("nodes", name, "interfaces", own), problem, ""
+            elif len(net.named.get((name, own), ())) > 1:
+                what = f"{name} already has an interface {own}, which a link or a role makes"
+                yield ("nodes", name, "interfaces", own), what, "leave it out here"
+        if node.interfaces and not node.commands:
+            what = "nothing makes these interfaces: `interfaces` are those that the node's `commands` make"
+            yield ("nodes", name, "interfaces"), what, ""
         for path, message in service.faults(node.services):
             yield ("nodes", name, "services", *path), message, ""
         yield from sysctl(node.sysctl, ("nodes", name, "sysctl"))

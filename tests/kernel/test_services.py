@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import testbed
+from tests.conftest import Need, testbed
 from tests.kernel.test_flows import ran
 
 pytestmark = [pytest.mark.kernel]
@@ -63,3 +63,51 @@ def test_a_service_that_never_gets_ready_is_a_sentence_with_its_log(tmp_path: Pa
     assert "serving on port 80" in done.stderr
     assert "x ended with status 0" in done.stderr
     assert "x.log: no" in done.stderr
+
+
+MADE = """
+nodes:
+  client:
+    mptcp: {endpoints: [{interface: vx}]}
+    interfaces: {vx: {addresses: [192.168.14.2/24]}}
+    commands:
+      - [ip, link, add, vx, type, vxlan, id, "4", remote, 10.0.1.2, local, 10.0.1.1, dstport, "4789", dev, eth0]
+      - [ip, addr, add, 192.168.14.2/24, dev, vx]
+      - [ip, link, set, vx, up]
+  server:
+    mptcp: {}
+    interfaces: {vx: {addresses: [192.168.14.1/24]}}
+    commands:
+      - [ip, link, add, vx, type, vxlan, id, "4", remote, 10.0.1.1, local, 10.0.1.2, dstport, "4789", dev, eth0]
+      - [ip, addr, add, 192.168.14.1/24, dev, vx]
+      - [ip, link, set, vx, up]
+links: [{ends: [client:eth0, server:eth0], addresses: [10.0.1.1/24, 10.0.1.2/24], rate: 20mbit}]
+workloads:
+  bulk: {iperf3: {from: client, to: server, to_interface: vx, bind: vx, seconds: 2}}
+  both: {iperf3: {from: client, to: server, protocol: mptcp, seconds: 2, at: 3s}}
+  rtt: {ping: {from: client, to: server, to_interface: vx, seconds: 1}}
+capture: ["client:vx"]
+checks:
+  - {metric: bulk.goodput_mbps, min: 10}
+  - {metric: client.vx.tx_bytes, min: 2000000}
+  - {metric: client.vx.captured_packets, min: 100}
+  - {metric: rtt.loss_pct, equals: 0}
+"""
+
+
+def test_an_interface_that_commands_make_is_one_of_the_node(tmp_path: Path, name: str, need: Need) -> None:
+    need("mptcp", "mptcpize", "iperf3", "tbf", "dumpcap")
+    found, folder = ran(tmp_path, MADE, name)
+    assert all(c["passed"] for c in json.loads((folder / "verdict.json").read_text())["checks"])
+    subflow = found["client.subflow.vx.bytes_acked"]["value"]
+    assert subflow > 1e6, "a second subflow, by the endpoint on it"
+    payload = subflow + found["bulk.received_bytes"]["value"]
+    assert found["server.vx.rx_bytes"]["value"] == pytest.approx(payload * 1.04, rel=0.1), "the tunnel's own counters"
+
+
+def test_an_interface_that_commands_do_not_make_is_said_by_name(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "lab.yaml"
+    file.write_text('name: lab\nnodes: {a: {interfaces: {x0: {}}, commands: [["true"]]}}\n')
+    done = testbed("up", str(file), "--name", name)
+    assert done.returncode == 3
+    assert "not up: x0" in done.stderr

@@ -115,7 +115,9 @@ def test_what_a_queue_of_the_sender_refuses_has_not_left(tmp_path: Path, name: s
     # The server's subflows share its first address: the second path begins at another interface.
     sent = payload(folder / "server/eth0.pcapng") + payload(folder / "server/eth1.pcapng")
     down = {f"eth0/phone:{i}": sent[to, source] for i, (source, to) in ends.items()}
-    assert paths(metrics, "server", "bytes_sent") == pytest.approx(down, rel=0.01)
+    # It is the server that closes first: what its first subflow sent after the last look at it is missing.
+    looked = 8e6 / 8 * 0.1
+    assert paths(metrics, "server", "bytes_sent") == pytest.approx(down, rel=0.01, abs=looked)
     # At the handshake the path was empty; under load its queue is full.
     assert metrics["server.path.eth0/phone:eth0.rtt_p50_ms"]["value"] > 5
     assert metrics["server.path.eth0/phone:eth0.cwnd_p50_segments"]["value"] > 2

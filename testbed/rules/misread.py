@@ -89,5 +89,5 @@ def crawling(topology: Topology) -> Iterator[Fault]:
     """Yield rates at which one full frame takes more than a second: `100bit` where 100 Mbit/s is meant."""
     for path, shaping in _shapings(topology):
         if shaping.rate is not None and shaping.rate < 8 * _FRAME:
-            what = f"at {shaping.rate} bit/s, one frame of {_FRAME} bytes takes {8 * _FRAME / shaping.rate:.0f} s"
+            what = f"at {shaping.rate} bit/s, one frame of {_FRAME} bytes takes {8 * _FRAME / shaping.rate:.3g} s"
             yield (*path, "rate"), what, "the units are bit, kbit, mbit and gbit"

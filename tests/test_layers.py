@@ -74,9 +74,9 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"": "loading"},
     {"": "results"},
     {
-        "lab": "answers asked asker asking bounds changes configure control ending enter forked furniture holder jobs "
-        "listening look messages namespace perform probes processes reach sandbox sources state stopping timeline "
-        "travel verbs waits",
+        "lab": "answers asked asker asking bounds changes configure control drift ending enter forked furniture "
+        "holder jobs listening look messages namespace perform probes processes reach sandbox sources state stopping "
+        "timeline travel verbs waits",
         "report": "doubts drift effects judge one_path match matching report together",
     },
     {

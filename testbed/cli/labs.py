@@ -66,13 +66,18 @@ def status(
             print(present.columns(rows))
             print(present.links(seen), end="")
         return
+    from testbed.runs import bring_up
+
     state = running.status()
+    lost = [str(s) for s in bring_up.drifted(running).steps()] if state["state"] == "up" else []
     if as_json:
-        print(json.dumps(state, indent=1))
+        print(json.dumps({**state, "drift": lost}, indent=1))
         return
     age = f"{time.time() - state['began']:.0f} s"
     print(f"lab {state['name']}: {state['state']} for {age}, {present.count(len(state['nodes']), 'node')}")
     print(present.where(state["interfaces"]))
+    for row in lost:
+        print(f"  changed since, `testbed up` mends it: {row}")
     for key, one in running.bounds().items():
         print(f"  {key} {one.bound}: {one.by or 'not enforced: ' + one.unenforced}")
     processes = [(f"  {p['node']}&", p["name"], _alive(p["status"], p["pid"])) for p in state["processes"]]

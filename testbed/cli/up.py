@@ -41,7 +41,7 @@ def up(
     """Bring a lab up, or change a running one in place; return when it is ready."""
     from msgspec import to_builtins
 
-    from testbed.lab import asking, changes
+    from testbed.lab import asking
     from testbed.machines import choose
     from testbed.metrics import bounds
     from testbed.plan.lab import plan
@@ -67,7 +67,8 @@ def up(
     if lab_name in reach.names():
         lab = control.find(lab_name)
         _idle(lab)
-        change = changes.compare(lab.ask(asking.Plan(), patience=ending.PATIENCE), made.steps)
+        done = lab.ask(asking.Plan(), patience=ending.PATIENCE)
+        change = start.mended(done, made.steps, start.drifted(lab, done))
         if dry_run:
             print(change, end="")
             start.permitted(lab_name, change)

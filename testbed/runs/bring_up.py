@@ -10,12 +10,15 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from testbed.drivers.nl80211 import CountrySet
 from testbed.errors import InputError, LabError, Unsupported
 from testbed.features import Feature
-from testbed.lab import asking, control, sandbox, travel
-from testbed.lab.changes import Change
+from testbed.lab import asking, control, ending, reach, sandbox, travel
+from testbed.lab.changes import Change, compare
 from testbed.lab.control import RunningLab
+from testbed.lab.drift import Drift, drift
 from testbed.lab.holder import serve
 from testbed.language.topology import NAME, Topology
 from testbed.linux import cgroups
@@ -23,7 +26,7 @@ from testbed.machines import country
 from testbed.machines.probe import here
 from testbed.plan.lab import Plan
 from testbed.plan.lab import plan as make_plan
-from testbed.steps import Configure
+from testbed.steps import LAB, Configure, Step
 
 
 def up(
@@ -104,6 +107,22 @@ def _explain(needed: Sequence[Feature], error: LabError) -> None:
 def where(plan: Plan) -> dict[str, list[tuple[str, str]]]:
     """Return (interface, addresses) of every node, for people."""
     return {n: [(i.name, " ".join(i.addresses)) for i in found] for n, found in plan.network.interfaces.items()}
+
+
+def drifted(lab: RunningLab, done: Sequence[Step] | None = None) -> Drift:
+    """Return what of a lab is not as its steps made it, by what the kernel says of each node."""
+    from testbed.lab import look  # pyroute2 is imported by nothing that brings a lab up
+
+    steps = lab.ask(asking.Plan(), patience=ending.PATIENCE) if done is None else done
+    nodes = dict.fromkeys(s.node for s in steps if isinstance(s, Configure) and s.node != LAB)
+    return drift(steps, {n: look.interfaces(lab.ask(asking.Look(n), patience=reach.ANSWERS)) for n in nodes})
+
+
+def mended(done: Sequence[Step], wanted: Sequence[Step], found: Drift) -> Change:
+    """Return what turns a lab that has drifted into one of a plan."""
+    lost = set(found.lost)
+    whole = compare([s for s in done if s not in lost], wanted)
+    return replace(whole, added=(*found.mend, *whole.added), perform=(*found.mend, *whole.perform))
 
 
 def permitted(name: str, found: Change) -> None:

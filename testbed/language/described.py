@@ -135,6 +135,7 @@ DESCRIBED: Mapping[str, Mapping[str, str]] = {
         "pairwise": "Cipher of unicast frames",
         "password": "Password of SAE",
     },
+    "Service": {"argv": "The program as a list of words; no shell reads it"},
     "Station": {"ssid": "The access point that it joins"},
     "Work": {
         "iperf3": "A flow of TCP, UDP or MPTCP",

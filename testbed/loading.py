@@ -118,12 +118,12 @@ def _at(document: Document, data: dict[str, Any], path: Where) -> Mark:
     return document.at(path, key=chosen or not isinstance(get(data, path), str | int | float))
 
 
-def _warned(document: Document, topology: Topology) -> tuple[Problem, ...]:
-    """Return the warnings of a topology that has no faults."""
+def _warned(document: Document, topology: Topology, like: Built | None) -> tuple[Problem, ...]:
+    """Return the warnings of a topology that has no faults, without those of parts that it shares with `like`."""
     data = filled(mapping(document))
     return tuple(
         _at(document, data, path).problem(message, hint)._replace(name=name)
-        for name, path, message, hint in warnings.warnings(topology, data)
+        for name, path, message, hint in warnings.warnings(topology, data, like)
     )
 
 
@@ -143,7 +143,7 @@ def _built(
         wrong += untraced
         try:
             topology = build(case, like)
-            found[settings] = (topology, case.data, _warned(case, topology))
+            found[settings] = (topology, case.data, _warned(case, topology, like))
             like = like or Built(case.data, topology)
         except InputError as e:
             wrong += e.problems

@@ -148,7 +148,7 @@ def test_cases_are_judged_as_if_each_was_alone(tmp_path: Path) -> None:
         ("nodes.a.sysctl.net.ipv4.tcp_sack", "0, [1]", "must be a list of words"),
         ("nodes.a.router", "'', 5", "must be a mapping"),
         ("families", "ipv4, 5", "must be a list"),
-        ("duration", "5s, 5", "has no unit"),
+        ("duration", "5s, 5q", "is not a unit for a time"),
     ):
         file.write_text(f"{PAIR}matrix: {{{path}: [{values}]}}\n")
         with pytest.raises(InputError, match=said):

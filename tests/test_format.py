@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -193,7 +194,7 @@ def test_a_report_of_several_reports_each_and_what_they_come_to(several: Path) -
         (sys.executable, "-m", "testbed", "report", str(several)), capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert done.returncode == 3
-    assert done.stdout.count("events: error\n") == 2
+    assert re.findall(r"^events a_\d: error$", done.stdout, flags=re.M) == [f"events a_{n}: error" for n in (1, 2, 3)]
     assert "events a_3: error\n\nfailed: runs/a/3: this run has left no results" in done.stdout
     verdict = json.loads((several / "verdict.json").read_text())
     assert [run["folder"] for run in verdict["runs"]] == ["runs/a/1", "runs/a/2", None]

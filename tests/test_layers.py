@@ -60,11 +60,11 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"metrics": "bounds measured nodes owners paths reception recorded records said table wifi"},
     {"workloads": "command iperf3 iperf3_report multicast ping place"},
     {
-        "language": "described document effective experiment explain files overlay parsing schema sound syntax "
+        "language": "described document effective experiment explain files moments overlay parsing schema sound syntax "
         "topology traces writing"
     },
     {
-        "plan": "addresses assemble endpoints events interfaces lab links moments multipath network prefixes routes "
+        "plan": "addresses assemble endpoints events interfaces lab links multipath network prefixes routes "
         "run speed tables traces trees tunnels"
     },
     {

@@ -9,11 +9,11 @@ import pytest
 
 from testbed.drivers import tc
 from testbed.drivers.tc import Shape
+from testbed.language.moments import driven, moments
 from testbed.language.parsing import parse
 from testbed.language.topology import Topology
 from testbed.loading import build
 from testbed.plan.lab import plan
-from testbed.plan.moments import driven, moments
 from testbed.plan.run import run_steps
 from testbed.steps import Configure
 

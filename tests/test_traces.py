@@ -11,9 +11,9 @@ import pytest
 
 from testbed.drivers.tc import FRAME
 from testbed.errors import InputError
+from testbed.language.moments import driven
 from testbed.language.traces import Columns, Point, Trace, read
 from testbed.loading import inlined, load
-from testbed.plan.moments import driven
 from testbed.plan.traces import changes
 
 COLUMNS = {"time": {"column": "t", "unit": "s"}, "rate": {"column": "bw", "unit": "mbit"}}

@@ -128,7 +128,7 @@ def _host(v4: bytes | None, v6: bytes | None) -> str:
     return str(address.ipv4_mapped or address)
 
 
-class SendAddr(Struct, frozen=True, tag="send_addr"):
+class SendAddr(Struct, frozen=True):
     """Announce an address to the peer of a connection (ADD_ADDR); `port` needs a listener of its own there."""
 
     token: int
@@ -143,7 +143,7 @@ class SendAddr(Struct, frozen=True, tag="send_addr"):
         return command(uapi.MPTCP_PM_CMD_ANNOUNCE, given, _token(self.token))
 
 
-class RemoveAddr(Struct, frozen=True, tag="remove_addr"):
+class RemoveAddr(Struct, frozen=True):
     """Withdraw an address by its ID (RM_ADDR): the peer closes the subflows to it."""
 
     token: int
@@ -154,7 +154,7 @@ class RemoveAddr(Struct, frozen=True, tag="remove_addr"):
         return command(uapi.MPTCP_PM_CMD_REMOVE, _token(self.token), u8(uapi.MPTCP_PM_ATTR_LOC_ID, self.id))
 
 
-class AddSubflow(Struct, frozen=True, tag="add_subflow"):
+class AddSubflow(Struct, frozen=True):
     """Open a subflow (MP_JOIN) from a local address to a remote one; success means that the SYN was sent."""
 
     token: int
@@ -176,7 +176,7 @@ class AddSubflow(Struct, frozen=True, tag="add_subflow"):
         return command(uapi.MPTCP_PM_CMD_SUBFLOW_CREATE, ends, _token(self.token))
 
 
-class RemoveSubflow(Struct, frozen=True, tag="remove_subflow"):
+class RemoveSubflow(Struct, frozen=True):
     """Close a subflow, named by its four parts."""
 
     token: int
@@ -190,7 +190,7 @@ class RemoveSubflow(Struct, frozen=True, tag="remove_subflow"):
         return command(uapi.MPTCP_PM_CMD_SUBFLOW_DESTROY, _ends(self), _token(self.token))
 
 
-class SetBackup(Struct, frozen=True, tag="set_backup"):
+class SetBackup(Struct, frozen=True):
     """Change the priority of a subflow (MP_PRIO)."""
 
     token: int

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
+from functools import lru_cache
 
 from testbed.drivers import hostapd, tc
 from testbed.drivers.link import MTU, AddressAdd, LinkSet
 from testbed.drivers.route import RouteAdd, RuleAdd
 from testbed.drivers.sysctl import SysctlSet
-from testbed.language.topology import WAYS, Event, Readdress
+from testbed.language.moments import Moment, driven, link_index, moments, of_event
+from testbed.language.topology import WAYS, Event, Readdress, Topology
 from testbed.nodes.path_manager import asked
 from testbed.plan.endpoints import change
 from testbed.plan.interfaces import link_addresses
 from testbed.plan.lab import Plan
-from testbed.plan.moments import Moment, driven, link_index, moments, of_event
 from testbed.plan.network import end_of
 from testbed.steps import Configure, Delete, Spawn, Step
 
@@ -54,7 +56,7 @@ def _restored(plan: Plan, ends: list[tuple[str, str]], at: float) -> Iterator[St
     for node, ifname in ends:
         for address in link_addresses(plan.network, node, ifname):
             yield Configure(node, address, at)
-    dead = _down(plan, at)
+    dead = _down(plan.topology, at)
     found = [
         (k, Configure(node, left, at))
         for node in dict.fromkeys(node for node, _ in ends)
@@ -65,17 +67,26 @@ def _restored(plan: Plan, ends: list[tuple[str, str]], at: float) -> Iterator[St
     yield from (step for _, step in sorted(found, key=lambda pair: pair[0]))
 
 
-def _down(plan: Plan, at: float) -> dict[str, set[str]]:
+def _down(topology: Topology, at: float) -> dict[str, set[str]]:
     """Return the interfaces of each node whose links are down after the events of a time."""
-    state: dict[int, bool] = {}
-    for m in moments(plan.topology):
-        if m.event.at <= at and m.event.down is not None and m.event.link is not None:
-            n = link_index(plan.topology, m.event.link)
-            state |= {n: m.event.down} if n is not None else {}
+    times, states = _downs(topology)
+    links = states[bisect_right(times, at) - 1]
     found: dict[str, set[str]] = {}
-    for node, ifname in (end_of(text) for n, down in state.items() if down for text in plan.topology.links[n].ends):
+    for node, ifname in (end_of(text) for n in links for text in topology.links[n].ends):
         found.setdefault(node, set()).add(ifname)
     return found
+
+
+@lru_cache(maxsize=1)
+def _downs(topology: Topology) -> tuple[list[float], list[frozenset[int]]]:
+    """Return the times at which the set of links that are down changes, and the set from then on."""
+    times, states = [-1.0], [frozenset[int]()]
+    for m in moments(topology):
+        n = link_index(topology, m.event.link) if m.event.link is not None else None
+        if n is not None and m.event.down is not None and (n in states[-1]) != m.event.down:
+            times.append(m.event.at)
+            states.append(states[-1] | {n} if m.event.down else states[-1] - {n})
+    return times, states
 
 
 def _node_event(plan: Plan, event: Event, name: str) -> Iterator[Step]:

@@ -13,12 +13,12 @@ from testbed.drivers.facts import Addressed
 from testbed.drivers.link import LinksUp, NamespaceAdd
 from testbed.drivers.sysctl import SysctlSet
 from testbed.features import Feature
+from testbed.language.moments import driven, moments
 from testbed.language.topology import Topology
 from testbed.nodes import service
 from testbed.nodes.node import rank
 from testbed.plan import interfaces, links, tables, trees
 from testbed.plan.assemble import network
-from testbed.plan.moments import driven, moments
 from testbed.plan.multipath import several
 from testbed.plan.network import Network
 from testbed.steps import LAB, Configure, Request, Run, Step, Wait

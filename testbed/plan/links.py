@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from testbed.drivers import tc
 from testbed.drivers.link import FORWARD_DELAY, BridgeAdd, LinksUp, PortAdd, TreeStands, VethAdd
+from testbed.language.moments import driven
 from testbed.language.topology import WAYS, Link
 from testbed.nodes.place import Interface
 from testbed.plan.addresses import mac
-from testbed.plan.moments import driven
 from testbed.plan.network import Network, end_of
 from testbed.steps import START, Configure, Step, Wait
 

@@ -11,10 +11,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from testbed.language.document import Fault
+from testbed.language.moments import moments
 from testbed.language.topology import Event, Topology
 from testbed.nodes.place import Bss, Interface, Place, Tunnel
 from testbed.nodes.role import Switch
-from testbed.plan.moments import moments
 from testbed.steps import AIR
 
 WILD = compiled(r"[*?\[]")

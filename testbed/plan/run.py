@@ -67,7 +67,8 @@ def _sampler(plan: Plan, works: Works) -> Iterator[Step]:
         ]
         for name, node in plan.topology.nodes.items()
     }
-    counters = {name: found for name in plan.topology.nodes if (found := _counters(plan, name))}
+    named = _named(plan.topology)
+    counters = {n: found for n in plan.topology.nodes if (found := _counters(plan, n, named.get(n, {})))}
     asked = {
         "every": plan.topology.samples.every,
         "nodes": nodes,
@@ -107,23 +108,24 @@ def _patience(topology: Topology) -> float:
     return min(_MOST, _LEAST + 3 * delays)
 
 
-def _counters(plan: Plan, name: str) -> dict[str, dict[str, tuple[str, str]]]:
+def _counters(plan: Plan, name: str, named: dict[str, list[str]]) -> dict[str, dict[str, tuple[str, str]]]:
     """Return the figures that the roles of a node have, by role and name: a file below /proc, and a field of it."""
     place, roles = plan.network.place(name), plan.topology.nodes[name].roles()
     found = {
         field: {key: (c.file, c.field) for key, c in role.counters(place).items()} for field, role in roles.items()
     }
-    found |= {group: {key: (_NETSTAT, f"{group}.{key}") for key in keys} for group, keys in _named(plan, name).items()}
+    found |= {group: {key: (_NETSTAT, f"{group}.{key}") for key in keys} for group, keys in named.items()}
     return {field: counters for field, counters in found.items() if counters}
 
 
-def _named(plan: Plan, node: str) -> dict[str, list[str]]:
-    """Return the kernel's counters of a node that checks name, by their group."""
-    found: dict[str, list[str]] = {}
-    for metric in (name for check in plan.topology.checks for name in check.metrics()):
-        for group in KERNEL:
-            if metric.startswith(f"{node}.{group}."):
-                found.setdefault(group, []).append(metric.removeprefix(f"{node}.{group}."))
+def _named(topology: Topology) -> dict[str, dict[str, list[str]]]:
+    """Return the kernel's counters that checks name, by node and group."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for metric in (name for check in topology.checks for name in check.metrics()):
+        # A node's name may have dots, those of groups and counters have none.
+        node, _, rest = metric.rpartition(".")[0].rpartition(".")
+        if rest in KERNEL:
+            found.setdefault(node, {}).setdefault(rest, []).append(metric.rpartition(".")[2])
     return found
 
 

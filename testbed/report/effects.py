@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from msgspec import Struct
 
+from testbed.language.moments import moments, of_event
 from testbed.language.topology import Event, Topology
 from testbed.metrics.measured import Measured
 from testbed.metrics.records import Happened, Planned, Run, Told
-from testbed.plan.moments import moments, of_event
 
 
 class Effect(Struct, frozen=True):

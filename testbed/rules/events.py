@@ -10,13 +10,13 @@ from msgspec.structs import replace
 from testbed.drivers.channels import channel
 from testbed.language.document import Fault, Path
 from testbed.language.explain import Names, name_set, suggest
+from testbed.language.moments import GRADUAL, MOST, SHORTEST, link_index, moments, times
 from testbed.language.topology import WAYS, Event, Link, Shaping, Topology
 from testbed.nodes.mptcp import Mptcp
 from testbed.nodes.node import called
 from testbed.nodes.path_manager import Doing, doing_faults
 from testbed.nodes.place import Place
 from testbed.plan.endpoints import change
-from testbed.plan.moments import GRADUAL, MOST, SHORTEST, link_index, moments, times
 from testbed.plan.network import Network
 from testbed.rules.addresses import wrong
 from testbed.rules.fault import there_are

@@ -28,12 +28,12 @@ def _found(topology: Topology) -> tuple[Found, ...]:
 
 
 def _warned(topology: Topology) -> Iterator[Found]:
-    net = network(topology)
     for name, work in topology.workloads.items():
         flow = work.iperf3
         if flow is None or flow.protocol not in ROLES:
             continue
         at: Path = ("workloads", name, "iperf3")
+        net = network(topology)
         plain = [n for n in (flow.from_, flow.to) if flow.protocol not in topology.nodes[n].roles()]
         for node in plain:
             why = (

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from testbed.drivers.link import MTU
 from testbed.language.document import Fault
-from testbed.plan.moments import link_index, moments
+from testbed.language.moments import link_index, moments
 from testbed.plan.network import Graph, Network, end_of
 
 _TTL = 64  # of IPv4 (net.ipv4.ip_default_ttl) and IPv6 (hop_limit), RFC 1700 and RFC 8200

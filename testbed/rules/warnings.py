@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from testbed.language.document import Fault, Path
 from testbed.language.explain import suggest
+from testbed.language.sound import Built
 from testbed.language.topology import Topology
 from testbed.rules import flows, misread
 from testbed.rules.fault import there_are
@@ -60,14 +61,18 @@ WARNINGS: Mapping[str, Kind] = {
 }
 
 
-def warnings(topology: Topology, data: Mapping[str, Any]) -> Iterator[Warned]:
-    """Yield every warning of a topology without faults that the file does not silence; `data` is what it states."""
+def warnings(topology: Topology, data: Mapping[str, Any], like: Built | None = None) -> Iterator[Warned]:
+    """Yield every warning of a topology without faults that the file does not silence; `data` is what it states.
+
+    `like` is another case of the file, whose warnings are known: what both have in common is not judged again.
+    """
+    before = like.topology if like is not None else None
     kinds: Mapping[str, Iterator[Fault]] = {
-        "rate-in-bytes": misread.rates_in_bytes(data),
-        "rate-below-a-frame": misread.crawling(topology),
-        "snooping-floods": misread.floods(topology),
-        "jitter-reorders": misread.reordered(topology),
-        "queue-below-a-frame": misread.shallow(topology),
+        "rate-in-bytes": misread.rates_in_bytes(data, like.data if like is not None else {}),
+        "rate-below-a-frame": misread.crawling(topology, before),
+        "snooping-floods": misread.floods(topology, before),
+        "jitter-reorders": misread.reordered(topology, before),
+        "queue-below-a-frame": misread.shallow(topology, before),
         **{name: flows.faults(topology, name) for name in ("mptcp-role", "mptcp-one-path", "mptcp-unreachable")},
     }
     for name, found in kinds.items():

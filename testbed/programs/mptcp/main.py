@@ -177,7 +177,6 @@ def _send(manager: Manager, commands: Sequence[mptcp_pm.Command]) -> str:
         message = wire.Message(0, 0, command.body(), mptcp.FAMILY)
         refused = netlink.transact(manager.commands, [message], manager.family)
         row = {**msgspec.to_builtins(command), "kernel": kernel}
-        row.pop("type", None)
         if refused:
             failed(manager.state, command)
             row["error"] = str(refused[0])

@@ -144,6 +144,10 @@ class Link(Shaping):
         description="address/length of each end, a list for several, null for none; planned when left out",
     )
 
+    macs: tuple[str | None, str | None] | None = Field(
+        None, description="MAC address of each end, null for a planned one; planned from the names when left out"
+    )
+
     def stated(self, end: int) -> tuple[str, ...] | None:
         """Return the addresses that the author gave an end, None when all are left to the plan."""
         if self.addresses is None:
@@ -284,6 +288,9 @@ class Topology(Spec):
     families: tuple[Family, ...] = Field(("ipv4", "ipv6"), min_length=1)
     routing: Literal["static", "ecmp", "none"] = Field(
         "static", description="Plan shortest-path routes: one (static) or all of the same length (ecmp); or none"
+    )
+    addressing: Literal["by_order", "by_name"] = Field(
+        "by_order", description="Number segments in the order of the file, or by the names of their interfaces"
     )
     nodes: dict[str, Node] = Field(max_length=20_000)
     links: tuple[Link, ...] = Field((), max_length=50_000)

@@ -80,6 +80,54 @@ def given(
     return {key: tuple(addresses) for key, addresses in found.items()}
 
 
+def by_name(
+    segments: Mapping[int, tuple[Interface, ...]], left_out: set[tuple[str, str]], families: tuple[int, ...]
+) -> dict[tuple[str, str], tuple[str, ...]]:
+    """Give addresses that follow from the names of the interfaces: other links and hosts do not change them.
+
+    Where two names give the same number, the one that is later in the alphabet takes the next that is free.
+    """
+    found: dict[tuple[str, str], list[str]] = {}
+    order = sorted(segments.values(), key=lambda members: min(map(_name, members)))
+    for version in families:
+        taken = [interface_of(a).network for members in order for i in members for a in i.addresses]
+        used = {n for n in taken if n.version == version}
+        for members in order:
+            wanting = sorted((i for i in members if (i.node, i.name) in left_out), key=_name)
+            if not wanting:
+                continue
+            own = [interface_of(a) for i in members for a in i.addresses if (":" in a) == (version == 6)]
+            subnet = own[0].network if own else _named_network(version, members, used, wanting[0].at)
+            used.add(subnet)
+            there = {int(o.ip) - int(subnet.network_address) for o in own}
+            room = min(subnet.num_addresses - 2, 1 << 16)
+            for i in wanting:
+                first = crc32(_name(i).encode()) % max(1, room)
+                host = next((h for n in range(room) if (h := (first + n) % room + 1) not in there), None)
+                if host is None:
+                    raise NoRoom(f"{subnet} has no address left for {i.node}:{i.name}", i.at)
+                there.add(host)
+                found.setdefault((i.node, i.name), []).append(f"{subnet[host]}/{subnet.prefixlen}")
+    return {key: tuple(addresses) for key, addresses in found.items()}
+
+
+def _name(i: Interface) -> str:
+    return f"{i.node}:{i.name}"
+
+
+def _named_network(version: int, members: tuple[Interface, ...], used: set[Net], at: Path) -> Net:
+    pool = _POOLS[version]
+    bits = 64 if version == 6 else max(8, (len(members) + 1).bit_length())
+    count = 1 << (pool.max_prefixlen - pool.prefixlen - bits)
+    first = crc32(min(map(_name, members)).encode()) % count
+    for n in range(min(count, 1 << 16)):
+        base = int(pool.network_address) + ((first + n) % count << bits)
+        found: Net = ip_network((base, pool.max_prefixlen - bits))
+        if base != int(pool.network_address) and not any(found.overlaps(u) for u in used):
+            return found
+    raise NoRoom(f"the pool {pool} has no network left: give addresses", at)
+
+
 def _allocator(version: int, used: list[Net]) -> Callable[[int, Path], Net]:
     """Return a function from a number of members to the next free network of the pool.
 

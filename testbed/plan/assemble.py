@@ -48,19 +48,23 @@ def network(topology: Topology) -> Network:
         if end.kind == "wlan":
             caps[segment[end.medium]] = min(caps.get(segment[end.medium], MTU), end.mtu)
     made: dict[str, list[Interface]] = {name: [] for name in topology.nodes}
-    taken: set[str] = set()
+    macs = ((link.ends[e], link.macs[e]) for link in topology.links if link.macs is not None for e in range(2))
+    stated_macs = {end: address.lower() for end, address in macs if address is not None}
+    taken = set(stated_macs.values())
     for end in found:
         mtu = min(end.mtu, caps.get(segment[end.medium], end.mtu))
         if end.kind == "bridge":
             mtu = min((i.mtu for i in made[end.node] if i.port), default=mtu)
-        address = mac(end.node, end.name, taken)
+        own = stated_macs.get(f"{end.node}:{end.name}") if end.kind == "veth" else None
+        address = own or mac(end.node, end.name, taken)
         port = end.node in switches and switches[end.node].takes(end.name)
         stated = end.stated or ()
         made[end.node].append(
             Interface(end.node, end.name, address, mtu, end.at, segment[end.medium], stated, port, end.kind)
         )
     left_out = {(e.node, e.name) for e in found if e.stated is None}
-    given = addresses.given(_members(made), left_out, families(topology))
+    plan = addresses.by_name if topology.addressing == "by_name" else addresses.given
+    given = plan(_members(made), left_out, families(topology))
     interfaces = {
         name: tuple(replace(i, addresses=given.get((i.node, i.name), i.addresses)) for i in mine)
         for name, mine in made.items()

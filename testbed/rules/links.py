@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -12,12 +13,14 @@ from testbed.nodes.place import misnamed
 from testbed.rules.addresses import wrong
 from testbed.rules.fault import there_are
 
+_MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
 _LINK = 64  # characters of a name
 
 
 def faults(topology: Topology, nodes: Names) -> Iterator[Fault]:
     """Yield (path, sentence, hint) for each fault."""
     seen: dict[str, int] = {}
+    macs: dict[str, str] = {}
     names: dict[str, int] = {}
     for n, link in enumerate(topology.links):
         at = ("links", n)
@@ -55,7 +58,23 @@ def faults(topology: Topology, nodes: Names) -> Iterator[Fault]:
             for k, address in enumerate(link.stated(e) or ()):
                 if problem := wrong(address):
                     yield (*at, "addresses", e, k), problem, ""
+        for e, hardware in enumerate(link.macs or ()):
+            if hardware is None:
+                continue
+            if problem := _mac(hardware):
+                yield (*at, "macs", e), problem, ""
+            elif (other := macs.setdefault(hardware.lower(), link.ends[e])) != link.ends[e]:
+                yield (*at, "macs", e), f"{hardware} is already the address of {other}", ""
         yield from shaping(link, link.mtu, topology, at)
+
+
+def _mac(text: str) -> str:
+    """Return what is wrong with a MAC address, "" if it is valid."""
+    if not _MAC.fullmatch(text):
+        return f"{text!r} is not a MAC address: write it as 02:00:00:00:00:01"
+    if int(text[:2], 16) & 1 or not int(text.replace(":", ""), 16):
+        return f"{text} can't be the address of an interface: it is a group's, or zero"
+    return ""
 
 
 def _trace(part: Direction, whole: bool, at: Path) -> Iterator[Fault]:

@@ -52,13 +52,14 @@ FLOORS: tuple[dict[str, str], ...] = (
         "programs": "",
         "programs.mptcp": "main policies recovery state",
         "programs.multicast": "packets receiver sender",
+        "programs.transfer": "main",
         "programs.replay": "main",
         "programs.sampler": "air counters main neighbours subflows taps wlans",
         "nodes": "access_point amt_gateway amt_relay bridge mptcp node one_path path_manager place role router service "
         "station",
     },
     {"metrics": "bounds measured nodes owners paths reception recorded records said table wifi"},
-    {"workloads": "command iperf3 iperf3_report multicast ping place"},
+    {"workloads": "command iperf3 iperf3_report multicast ping place transfer"},
     {
         "language": "described document effective experiment explain files moments overlay parsing schema sound syntax "
         "topology traces writing"

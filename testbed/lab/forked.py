@@ -17,6 +17,7 @@ PROGRAMS = {
     "testbed.path-manager": "testbed.programs.mptcp.main",
     "testbed.replay": "testbed.programs.replay.main",
     "testbed.sampler": "testbed.programs.sampler.main",
+    "testbed.transfer": "testbed.programs.transfer.main",
     "testbed.multicast.receiver": "testbed.programs.multicast.receiver",
     "testbed.multicast.sender": "testbed.programs.multicast.sender",
 }

@@ -35,6 +35,7 @@ class Metric(Struct, frozen=True):
 OWNERS = {
     "iperf3": "WORKLOAD.",
     "bidir": "WORKLOAD.",
+    "transfer": "WORKLOAD.",
     "ping": "WORKLOAD.",
     "multicast": "WORKLOAD.",
     "receiver": "WORKLOAD.NODE.",
@@ -115,6 +116,13 @@ def _reversed(metric: Metric) -> Metric:
 
 TABLE = (
     *_FLOW,
+    Metric(
+        "transfer",
+        "completion_s",
+        "s",
+        "with `bytes`: from the first byte that left until the last had arrived; absent if not all did",
+        "lower",
+    ),
     *(_reversed(m) for m in _FLOW),
     Metric("ping", "sent_packets", "packet", "ping(8)'s own counts"),
     Metric("ping", "received_packets", "packet", "ping(8)'s own counts", "higher"),

@@ -87,7 +87,7 @@ def _flows(works: Works) -> dict[str, dict[int, str]]:
     """Return the flows whose first packet is awaited at each node, by the port of their server."""
     found: dict[str, dict[int, str]] = {}
     for name, task, flow in works:
-        if isinstance(flow, Iperf3):
+        if isinstance(flow, Iperf3) and flow.bytes is None:
             for _, node in flow.ends():
                 found.setdefault(node, {})[flow.listens(task)] = name
     return found

@@ -20,6 +20,7 @@ from testbed.steps import START, Spawn, Step, Wait
 from testbed.units import Argument, Moment, Rate, Size, Word
 from testbed.workloads.iperf3_report import Said, Side, figures, stalls
 from testbed.workloads.place import STALL, Expected, Task
+from testbed.workloads.transfer import LONGEST, steps
 
 _DATAGRAM, _WRITE = 65507, 1 << 20  # bytes: the largest payload of UDP over IPv4, and MAX_BLOCKSIZE of iperf.h
 _BLOCK, _SMALLEST, _BLOCKS = 128 * KIB, 16, 10  # bytes of iperf3's own block, of our smallest, and blocks an interval
@@ -47,6 +48,9 @@ class Iperf3(Spec):
     to: str
     protocol: Literal["tcp", "udp", "mptcp"] = "tcp"
     seconds: Moment = Field(10, gt=0)
+    bytes: Size | None = Field(
+        None, description="Send so many instead of for a time, and measure `completion_s`; `seconds` then bounds it"
+    )
     at: Moment = 0.0
     parallel: int = Field(1, ge=1, le=128, description="Streams; with MPTCP each is a connection of its own")
     rate: Rate | None = Field(
@@ -71,6 +75,8 @@ class Iperf3(Spec):
 
     def seconds_long(self) -> float:
         """Return the length of the test in seconds; iperf3 takes whole ones."""
+        if self.bytes is not None and "seconds" not in self.model_fields_set:
+            return LONGEST
         return float(self.seconds + self.omit)
 
     def ends(self) -> tuple[tuple[str, str], ...]:
@@ -82,7 +88,13 @@ class Iperf3(Spec):
         faults = []
         if self.protocol == "udp" and self.rate is None:
             faults.append(("protocol", "udp needs a `rate`: what the sender offers, such as rate: 5mbit"))
-        if self.seconds != int(self.seconds):
+        if self.bytes is not None:
+            beside = ("dscp", "length", "omit", "interval", "bidir", "options")
+            stated = [field for field in beside if field in self.model_fields_set]
+            faults += [(field, "leave this out with `bytes`, which testbed sends itself") for field in stated]
+            if self.protocol == "udp":
+                faults.append(("bytes", "nobody knows when all datagrams have come: write `seconds`"))
+        elif self.seconds != int(self.seconds):
             below = int(self.seconds)
             cure = f"{below} or {below + 1}" if below else "1"
             faults.append(("seconds", f"iperf3 runs for whole seconds: write {cure}, not {self.seconds:g}"))
@@ -115,6 +127,8 @@ class Iperf3(Spec):
 
     def servers(self, task: Task) -> list[Step]:
         """Return the server, and the wait until it listens."""
+        if self.bytes is not None:
+            return self._transfer(task)[0]
         port = self.listens(task)
         argv = self._wrapped("iperf3", "-s", "-1", "-J", "-i", f"{self.interval:g}", "-p", str(port))
         name = f"{task.name}.server"
@@ -123,8 +137,9 @@ class Iperf3(Spec):
 
     def clients(self, task: Task) -> list[Step]:
         """Return the client, which is killed half a minute after the end of its test."""
-        family = {"ipv4": 4, "ipv6": 6, None: None}[self.family]
-        target = task.reach(self.from_, f"{self.to}:{self.to_interface}" if self.to_interface else self.to, family)
+        if self.bytes is not None:
+            return self._transfer(task)[1]
+        target = self._target(task)
         words = ["iperf3", "-c", target, "-p", str(self.listens(task)), "-J", "-i", f"{self.interval:g}"]
         words += ["-t", str(int(self.seconds))]
         words += ["-P", str(self.parallel)] if self.parallel > 1 else []
@@ -147,6 +162,30 @@ class Iperf3(Spec):
         out = f"{self.from_}/{name}.json"
         within = self.seconds_long() + 30
         return [Spawn(self.from_, name, self._wrapped(*words), stdout=out, at=self.at, within=within)]
+
+    def _target(self, task: Task) -> str:
+        """Return the address of the server."""
+        family = {"ipv4": 4, "ipv6": 6, None: None}[self.family]
+        return task.reach(self.from_, f"{self.to}:{self.to_interface}" if self.to_interface else self.to, family)
+
+    def _transfer(self, task: Task) -> tuple[list[Step], list[Step]]:
+        """Return the server and the client of a flow of so many bytes."""
+        target = self._target(task)
+        words = {
+            "port": self.listens(task),
+            "parallel": self.parallel,
+            "family": 6 if ":" in target else 4,
+            "mptcp": int(self.protocol == "mptcp"),
+            "bytes": self.bytes,
+            "sender": "server" if self.reverse else "client",
+            "rate": max(1, self.rate // (8 * self.parallel)) if self.rate is not None else None,
+            "congestion": self.congestion,
+            "window": self.window,
+            "mss": self.mss,
+        }
+        bound = self._bound(task, target) if self.bind is not None else None
+        where = {"connect": target, "bind": bound, "from": task.source_port}
+        return steps(task.name, (self.from_, self.to), words, where, self.at, self.seconds_long())
 
     def _bound(self, task: Task, target: str) -> str:
         """Return the address of the client's interface; its packets leave by it, but subflows by their own."""
@@ -172,7 +211,9 @@ class Iperf3(Spec):
         found = []
         for node, end in ((self.from_, "client"), (self.to, "server")):
             said = folder.value(f"{node}/{name}.{end}.json", Said, most, lost)
-            began = folder.began(node, name)
+            began = folder.began(node, name) if self.bytes is None else None
+            if said is not None and said.began and folder.origin is not None and folder.within(said.began):
+                began = said.began - folder.origin
             seen = began is not None
             found.append(None if said is None else Side(said, began if began is not None else self.at, seen))
         return found[0], found[1]
@@ -189,7 +230,8 @@ class Iperf3(Spec):
 
     def metrics(self) -> tuple[str, ...]:
         """Return the names that `read` gives."""
-        return table.names("iperf3", self.protocol) + (table.names("bidir", self.protocol) if self.bidir else ())
+        own = table.names("transfer") if self.bytes is not None else ()
+        return table.names("iperf3", self.protocol) + own + (table.names("bidir", self.protocol) if self.bidir else ())
 
     def read(self, name: str, folder: Recorded) -> dict[str, Measured]:
         """Return the goodput that the receiver saw, and the loss and delay that the sender saw."""
@@ -199,6 +241,10 @@ class Iperf3(Spec):
             return {}
         part = folder.inside if folder.window is not None else None
         found = figures(self.protocol, receiver, sender, False, self.interval, part)
+        if self.bytes is not None and part is None and receiver.said.intervals and "start_s" in found:
+            ended = receiver.began + receiver.said.intervals[-1].sum.end
+            if found["received_bytes"].value >= self.bytes:
+                found["completion_s"] = Measured(ended - found["start_s"].value, "s")
         if self.bidir and client is not None:
             back = figures(self.protocol, client, server, True, self.interval, part)
             found |= {f"reverse_{key}": value for key, value in back.items()}

@@ -243,3 +243,25 @@ checks:
     assert all(c["passed"] for c in json.loads((folder / "verdict.json").read_text())["checks"])
     (row,) = [r for r in (folder / "b/n.command.out").read_text().splitlines() if r.startswith("IpExtInOctets")]
     assert found["b.IpExt.InOctets"]["value"] == pytest.approx(float(row.split()[1]), rel=0.1)
+
+
+@pytest.mark.quiet
+def test_a_transfer_of_a_size_takes_the_time_that_its_frames_take(tmp_path: Path, name: str, need: Need) -> None:
+    need("tbf", "mptcp")
+    flows = {
+        "one": "bytes: 1mb",
+        "back": "bytes: 1mb, reverse: true",
+        "four": "bytes: 1mb, parallel: 4",
+        "subflows": "bytes: 1mb, protocol: mptcp",
+    }
+    nodes = ", ".join(f"{n}-{end}: {{mptcp: {{}}}}" for n in flows for end in "ab")
+    links = "".join(f"  - {{ends: [{n}-a:eth0, {n}-b:eth0], rate: 8mbit, queue: {{limit: 64kb}}}}\n" for n in flows)
+    line = "  {0}: {{iperf3: {{from: {0}-a, to: {0}-b, congestion: cubic, {1}}}}}\n"
+    works = "".join(line.format(n, w) for n, w in flows.items())
+    found, _ = ran(tmp_path, f"nodes: {{{nodes}}}\nlinks:\n{links}workloads:\n{works}", name)
+    value = {key: m["value"] for key, m in found.items()}
+    for flow in flows:
+        assert value[f"{flow}.received_bytes"] == 1 << 20
+        receiver = f"{flow}-a" if flow == "back" else f"{flow}-b"
+        frames = value[f"{receiver}.eth0.rx_bytes"] * 8 / 8e6  # seconds on the wire of all that arrived
+        assert value[f"{flow}.completion_s"] == pytest.approx(frames, abs=0.15), flow

@@ -1,0 +1,1 @@
+"""A transfer of so many bytes over TCP or MPTCP."""

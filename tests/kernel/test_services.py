@@ -85,7 +85,7 @@ links: [{ends: [client:eth0, server:eth0], addresses: [10.0.1.1/24, 10.0.1.2/24]
 workloads:
   bulk: {iperf3: {from: client, to: server, to_interface: vx, bind: vx, seconds: 2}}
   both: {iperf3: {from: client, to: server, protocol: mptcp, seconds: 2, at: 3s}}
-  rtt: {ping: {from: client, to: server, to_interface: vx, seconds: 1}}
+  rtt: {ping: {from: client, to: server, to_interface: vx, seconds: 1, at: 5500ms}}
 capture: ["client:vx"]
 checks:
   - {metric: bulk.goodput_mbps, min: 10}

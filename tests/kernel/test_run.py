@@ -362,7 +362,7 @@ def test_a_case_that_can_not_come_up_leaves_the_others_alone(tmp_path: Path, nam
     count.unlink()
     done = testbed(*words, "--set", "repeat=1")
     assert done.returncode == 4, done.stderr
-    assert "mixed: passed" in done.stdout
+    assert "mixed scheduler=default: passed" in done.stdout
     assert "failed: this machine lacks what the topology requires" in done.stdout
 
 

@@ -12,7 +12,7 @@ from testbed.metrics.recorded import KIB, Recorded
 from testbed.spec import Spec
 from testbed.steps import Step
 from testbed.units import Time
-from testbed.workloads.place import Task
+from testbed.workloads.place import Expected, Task
 
 
 class Hops(Spec):
@@ -59,6 +59,10 @@ class Hops(Spec):
         lines = folder.text(f"{self.from_}/{name}.hops.txt", KIB, f"the metrics of {name} are missing")
         found = ttl.parse_ttl(lines)
         return {} if found is None else {"routers": Measured(ttl.INITIAL - found, table.unit("hops", "routers"))}
+
+    def expectations(self, name: str, folder: Recorded) -> Iterator[Expected]:
+        """Yield nothing: it only measures."""
+        yield from ()
 
     def doubts(self, name: str, folder: Recorded) -> Iterator[tuple[float, str, str]]:
         """Yield no doubts."""

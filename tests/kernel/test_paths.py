@@ -94,14 +94,15 @@ def test_addresses_that_come_and_go_count_for_the_interface_that_has_them(
     hosts = {"eth0": ("192.0.2.1", "192.0.2.7"), "eth1": ("198.51.100.1", "198.51.100.5")}
     expected = {f"{i}/server:eth0": sum(wire[i][h, "192.0.2.2"] for h in own) for i, own in hosts.items()}
     assert min(wire["eth0"]["192.0.2.7", "192.0.2.2"], wire["eth1"]["198.51.100.5", "192.0.2.2"]) > 100_000
-    assert paths(metrics, "phone", "bytes_sent") == pytest.approx(expected, rel=0.01)
+    looked = 4e6 / 8 * 0.1  # see the next test
+    assert paths(metrics, "phone", "bytes_sent") == pytest.approx(expected, rel=0.01, abs=looked)
     assert sum(paths(metrics, "phone", "share_pct").values()) == pytest.approx(100)
     for i in hosts:  # which are sums over paths
         same = paths(metrics, "phone", "bytes_sent")[f"{i}/server:eth0"]
         assert metrics[f"phone.subflow.{i}.bytes_sent"]["value"] == same
     assert not [name for name in metrics if ".subflow.1" in name], "no figure has the name of an address"
     got = metrics["server.subflow.eth0.bytes_received"]["value"]
-    assert got == pytest.approx(sum(expected.values()), rel=0.02)
+    assert got == pytest.approx(sum(expected.values()), rel=0.02, abs=looked)
 
 
 def test_what_a_queue_of_the_sender_refuses_has_not_left(tmp_path: Path, name: str, need: Need) -> None:
@@ -111,12 +112,12 @@ def test_what_a_queue_of_the_sender_refuses_has_not_left(tmp_path: Path, name: s
     ends = {"eth0": ("10.0.1.1", "10.0.1.2"), "eth1": ("10.0.2.1", "10.0.1.2")}
     wire = {i: payload(folder / f"phone/{i}.pcapng") for i in ends}
     up = {f"{i}/server:eth0": wire[i][pair] for i, pair in ends.items()}
-    assert paths(metrics, "phone", "bytes_sent") == pytest.approx(up, rel=0.01)
+    # What a first subflow sent after the last look at it is missing where its host closes first: the kernel clears it.
+    looked = 8e6 / 8 * 0.1
+    assert paths(metrics, "phone", "bytes_sent") == pytest.approx(up, rel=0.01, abs=looked)
     # The server's subflows share its first address: the second path begins at another interface.
     sent = payload(folder / "server/eth0.pcapng") + payload(folder / "server/eth1.pcapng")
     down = {f"eth0/phone:{i}": sent[to, source] for i, (source, to) in ends.items()}
-    # It is the server that closes first: what its first subflow sent after the last look at it is missing.
-    looked = 8e6 / 8 * 0.1
     assert paths(metrics, "server", "bytes_sent") == pytest.approx(down, rel=0.01, abs=looked)
     # At the handshake the path was empty; under load its queue is full.
     assert metrics["server.path.eth0/phone:eth0.rtt_p50_ms"]["value"] > 5

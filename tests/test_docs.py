@@ -103,7 +103,8 @@ def perform(
     own = ("unshare", *spaces, "--pid", "--kill-child", "--mount-proc")
     words = (*own, *(("--map-current-user",) if os.geteuid() else ()), "bash", "-c", script)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
-    env = {**os.environ, "PATH": path, "LC_ALL": "C.UTF-8", "PYTHONUNBUFFERED": ""}  # as in most shells
+    shell = {"LC_ALL": "C.UTF-8", "PYTHONUNBUFFERED": "", "COLUMNS": "100"}  # as in most
+    env = {**os.environ, "PATH": path, **shell}
     for _ in range(3):
         done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=patience, check=False)
         if RACE not in done.stdout:

@@ -43,7 +43,8 @@ def once(line: Driver, name: str, verb: str, who: str, chance: random.Random, lo
         victim = Process(cli, f"testbed {verb}") if who == "the command line" else labs.chosen(line, chance)
         told += f"{labs.signalled(victim, signal.SIGKILL)}; "
     status = line.end()
-    if status not in labs.STATUSES and not (verb == "exec" and status in (128 + signal.SIGKILL, 128 + signal.SIGTERM)):
+    others = (125, 128 + signal.SIGKILL, 128 + signal.SIGTERM) if verb == "exec" else ()
+    if status not in (*labs.STATUSES, *others):
         return f"{told}status {status}: {line.said()}"
     if status != -signal.SIGKILL:
         longest[verb] = max(longest.get(verb, 0.0), min(time.monotonic() - began, 3.0))

@@ -117,6 +117,14 @@ def _argv(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _expression(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as e:
+        raise ValueError(f"{value!r} is not a valid regular expression: {e}") from e
+    return value
+
+
 def _host(value: str) -> str:
     try:
         return str(ip_address(value))
@@ -144,6 +152,7 @@ Size = Annotated[int, BeforeValidator(size), _schema("64kb", _SIZES)]
 Memory = Annotated[int, BeforeValidator(memory), _schema("2gb", _SIZES)]
 Percentage = Annotated[float, BeforeValidator(percentage), _schema("0.1%", _PERCENT)]
 Word = Annotated[str, AfterValidator(_word), WithJsonSchema({"type": "string", "pattern": f"^{_WORD}$"})]
+Expression = Annotated[str, AfterValidator(_expression)]  # a regular expression (re)
 Host = Annotated[str, AfterValidator(_host)]  # an IP address in its canonical form
 Address = Annotated[str, AfterValidator(_address)]  # the same with a prefix length
 # A command as a list: each word is judged at its own place, then the whole.

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from testbed.drivers import mptcp_pm
+from testbed.drivers.facts import ports
 from testbed.drivers.mptcp_pm import (
     EVENTS,
     AddSubflow,
@@ -28,7 +29,7 @@ from testbed.linux.inet_diag import Subflow as Socket
 from testbed.loading import load
 from testbed.plan.lab import plan
 from testbed.programs.mptcp.policies import asked, heard, moved
-from testbed.programs.mptcp.recovery import listening, taken
+from testbed.programs.mptcp.recovery import taken
 from testbed.programs.mptcp.state import Do, Own, Rule, Settings, State
 from testbed.steps import Write
 
@@ -176,7 +177,7 @@ def test_a_manager_that_starts_late_knows_the_subflows_and_the_addresses_that_th
 def test_the_ports_of_listeners_are_those_of_proc() -> None:
     head = "  sl  local_address rem_address   st\n"
     rows = "   0: 00000000:1451 00000000:0000 0A\n   1: 0100000A:9C40 0200000A:1451 01\n"
-    assert listening(head + rows, "") == {5201}
+    assert ports((head + rows, "")) == {5201}
 
 
 _HOSTS = st.sampled_from(["10.0.1.1", "10.0.2.1", "10.0.3.1", "10.0.1.2", "10.0.2.2", "2001:db8::1", ""])

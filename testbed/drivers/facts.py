@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable
 from ipaddress import IPv6Address
 from itertools import pairwise
 
@@ -9,6 +10,12 @@ from testbed.steps import Probe
 
 _TENTATIVE = 0x40  # IFA_F_TENTATIVE (if_addr.h)
 _LISTEN, _CLOSE = "0A", "07"  # include/net/tcp_states.h
+
+
+def ports(tables: Iterable[str], states: Container[str] = (_LISTEN,)) -> set[int]:
+    """Return the local ports of sockets in these states, of the tables /proc/net/tcp, tcp6, udp and udp6."""
+    rows = [row.split() for table in tables for row in table.splitlines()[1:]]
+    return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] in states}
 
 
 class Listening(Probe, frozen=True):
@@ -25,9 +32,7 @@ class Listening(Probe, frozen=True):
 
     def lacking(self, *texts: str) -> str:
         """Return which listener is missing, "" when there is one."""
-        rows = [row.split() for text in texts for row in text.splitlines()[1:]]
-        ports = {row[1].rpartition(":")[2] for row in rows if row[3] == _LISTEN}
-        return "" if f"{self.port:04X}" in ports else f"no listener on {self.port}"
+        return "" if self.port in ports(texts) else f"no listener on {self.port}"
 
 
 class Capturing(Probe, frozen=True):
@@ -63,10 +68,8 @@ class Serving(Probe, frozen=True):
 
     def lacking(self, *texts: str) -> str:
         """Return which socket is missing, "" when there is one."""
-        rows = [row.split() for text in texts for row in text.splitlines()[1:]]
         # A UDP socket that is not connected is in the state TCP_CLOSE.
-        ports = {row[1].rpartition(":")[2] for row in rows if row[3] in (_LISTEN, _CLOSE)}
-        return "" if f"{self.port:04X}" in ports else f"nothing serves on port {self.port}"
+        return "" if self.port in ports(texts, (_LISTEN, _CLOSE)) else f"nothing serves on port {self.port}"
 
 
 class LogSays(Probe, frozen=True):

@@ -21,6 +21,15 @@ def command(cmd: int, *attributes: bytes) -> bytes:
     return uapi.GENLMSGHDR.pack(cmd, _VERSION, 0) + b"".join(attributes)
 
 
+def address(host: str, number: int | None) -> bytes:
+    """Encode the attributes of an address; without `number` no ID is given, which the kernel takes for 0."""
+    found = ip_address(host)
+    v6 = found.version == 6
+    body = u16(uapi.MPTCP_PM_ADDR_ATTR_FAMILY, socket.AF_INET6 if v6 else socket.AF_INET)
+    body += u8(uapi.MPTCP_PM_ADDR_ATTR_ID, number) if number is not None else b""
+    return body + attr(uapi.MPTCP_PM_ADDR_ATTR_ADDR6 if v6 else uapi.MPTCP_PM_ADDR_ATTR_ADDR4, found.packed)
+
+
 class EndpointAdd(Request, frozen=True):
     """Add an address that the path manager may use (subflow) or announce (signal); the plan chooses its ID."""
 
@@ -38,11 +47,7 @@ class EndpointAdd(Request, frozen=True):
 
     def encode(self, space: Space) -> Message:
         """Encode; unlike in events, the port is in host order."""
-        address = ip_address(self.address)
-        v6 = address.version == 6
-        body = u16(uapi.MPTCP_PM_ADDR_ATTR_FAMILY, socket.AF_INET6 if v6 else socket.AF_INET)
-        body += u8(uapi.MPTCP_PM_ADDR_ATTR_ID, self.id)
-        body += attr(uapi.MPTCP_PM_ADDR_ATTR_ADDR6 if v6 else uapi.MPTCP_PM_ADDR_ATTR_ADDR4, address.packed)
+        body = address(self.address, self.id)
         body += u32(uapi.MPTCP_PM_ADDR_ATTR_FLAGS, sum(FLAGS[f] for f in self.flags))
         if self.port:
             body += u16(uapi.MPTCP_PM_ADDR_ATTR_PORT, self.port)

@@ -6,16 +6,15 @@ are in host order in commands and big-endian in events; a token is the local sid
 
 from __future__ import annotations
 
-import socket
 import struct
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Literal
 
 from msgspec import Struct
 
-from testbed.drivers.mptcp import FLAGS, command
+from testbed.drivers.mptcp import FLAGS, address, command
 from testbed.linux import uapi
-from testbed.linux.wire import attr, attributes, decoder, nest, u8, u16, u32
+from testbed.linux.wire import attributes, decoder, nest, u8, u16, u32
 from testbed.steps import Request
 
 GROUP = "mptcp_pm_events"
@@ -241,14 +240,4 @@ def _ends(of: RemoveSubflow | SetBackup, flags: bytes = b"") -> bytes:
 
 def _address(host: str, port: int = 0, number: int | None = None) -> bytes:
     """Encode the attributes of an address; without `number` no ID is given, which the kernel takes for 0."""
-    address = ip_address(host)
-    v6 = address.version == 6
-    body = u16(uapi.MPTCP_PM_ADDR_ATTR_FAMILY, socket.AF_INET6 if v6 else socket.AF_INET)
-    body += u8(uapi.MPTCP_PM_ADDR_ATTR_ID, number) if number is not None else b""
-    body += attr(uapi.MPTCP_PM_ADDR_ATTR_ADDR6 if v6 else uapi.MPTCP_PM_ADDR_ATTR_ADDR4, address.packed)
-    return body + (u16(uapi.MPTCP_PM_ADDR_ATTR_PORT, port) if port else b"")
-
-
-def get_local(token: int) -> bytes:
-    """Encode the request for the local addresses of a connection (MPTCP_PM_CMD_GET_ADDR, since Linux 6.9)."""
-    return command(uapi.MPTCP_PM_CMD_GET_ADDR, _token(token))
+    return address(host, number) + (u16(uapi.MPTCP_PM_ADDR_ATTR_PORT, port) if port else b"")

@@ -74,12 +74,8 @@ class RouteAdd(Request, frozen=True):
             body = u32(uapi.RTA_OIF, space.index(self.dev)) + body
         if self.metric is not None:
             body += u32(uapi.RTA_PRIORITY, self.metric)
-        length = 0
-        if self.to not in ("default", "0.0.0.0/0", "::/0"):
-            network, _, text = self.to.partition("/")
-            raw = socket.inet_pton(family, network)  # ipaddress takes thirty times as long
-            length = int(text) if text else 8 * len(raw)
-            body += attr(uapi.RTA_DST, raw)
+        destination, length = _destination(self.to, family)
+        body += destination
         if self.more:
             body += attr(uapi.RTA_MULTIPATH, b"".join(_nexthop(space.index(h.dev), h.via) for h in self.hops()))
         elif self.via:
@@ -88,6 +84,15 @@ class RouteAdd(Request, frozen=True):
         scope = uapi.RT_SCOPE_UNIVERSE if self.via else uapi.RT_SCOPE_LINK
         head = uapi.RTMSG.pack(family, length, 0, 0, table, uapi.RTPROT_STATIC, scope, uapi.RTN_UNICAST, 0)
         return Message(uapi.RTM_NEWROUTE, wire.NLM_F_CREATE | wire.NLM_F_REPLACE, head + body)
+
+
+def _destination(to: str, family: int) -> tuple[bytes, int]:
+    """Return the attribute for what a route leads to, and its prefix length: none, and 0, for all addresses."""
+    if to in ("default", "0.0.0.0/0", "::/0"):
+        return b"", 0
+    network, _, text = to.partition("/")
+    raw = socket.inet_pton(family, network)  # ipaddress takes thirty times as long
+    return attr(uapi.RTA_DST, raw), int(text) if text else 8 * len(raw)
 
 
 def _nexthop(index: int, via: str) -> bytes:
@@ -112,12 +117,8 @@ class Unreachable(Request, frozen=True):
         """Encode."""
         family = socket.AF_INET6 if self.version == 6 else socket.AF_INET
         body = u32(uapi.RTA_TABLE, self.table) + u32(uapi.RTA_PRIORITY, _LAST)
-        length = 0
-        if self.to != "default":
-            network, _, text = self.to.partition("/")
-            raw = socket.inet_pton(family, network)
-            length = int(text) if text else 8 * len(raw)
-            body += attr(uapi.RTA_DST, raw)
+        destination, length = _destination(self.to, family)
+        body += destination
         table = self.table if self.table < 256 else 0
         scope = uapi.RT_SCOPE_UNIVERSE
         head = uapi.RTMSG.pack(family, length, 0, 0, table, uapi.RTPROT_STATIC, scope, uapi.RTN_UNREACHABLE, 0)

@@ -6,7 +6,6 @@ Sources: include/uapi/linux/inet_diag.h, tcp.h (struct tcp_info), mptcp.h.
 
 from __future__ import annotations
 
-import errno
 import socket
 import struct
 import sys
@@ -102,26 +101,14 @@ def abort(sock: socket.socket) -> None:
 
 def listen() -> socket.socket:
     """Open a socket in this process's namespace that is told of each TCP socket that ends (ss -E)."""
-    sock = netlink.connect(wire.NETLINK_SOCK_DIAG)
-    sock.bind((0, 0))  # one without a port number of its own hears nothing
-    for group in (uapi.SKNLGRP_INET_TCP_DESTROY, uapi.SKNLGRP_INET6_TCP_DESTROY):
-        sock.setsockopt(uapi.SOL_NETLINK, uapi.NETLINK_ADD_MEMBERSHIP, group)
-    sock.setblocking(False)
-    return sock
+    ends = (uapi.SKNLGRP_INET_TCP_DESTROY, uapi.SKNLGRP_INET6_TCP_DESTROY)
+    return netlink.listen(wire.NETLINK_SOCK_DIAG, ends)
 
 
 def ended(sock: socket.socket) -> Iterator[Subflow]:
     """Yield the TCP sockets that have ended, with their last counters; the kernel no longer says whose they were."""
-    while True:
-        try:
-            data = sock.recv(1 << 16)
-        except BlockingIOError:
-            return
-        except OSError as e:
-            if e.errno != errno.ENOBUFS:
-                raise
-            continue  # the kernel had more to say than the socket has room for
-        for _, _, _, entry in wire.messages(data):
+    for data in netlink.heard(sock):
+        for _, _, _, entry in wire.messages(data or b""):
             if (found := _subflow(entry, plain=True)) is not None:
                 yield found
 

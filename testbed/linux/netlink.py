@@ -104,6 +104,35 @@ def dump(sock: socket.socket, kind: int, body: bytes) -> list[bytes]:
             entries.append(entry)
 
 
+def listen(protocol: int, groups: Sequence[int], room: int = 0) -> socket.socket:
+    """Open a socket in this process's namespace that hears multicast groups, without waiting.
+
+    `room` is how many bytes of messages may wait, where that is not the kernel's default.
+    """
+    sock = connect(protocol)
+    if room:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+    # A socket hears nothing before it has an address, and bind(2) takes the first 32 groups from it: in this order.
+    sock.bind((0, 0))
+    for group in groups:
+        sock.setsockopt(uapi.SOL_NETLINK, uapi.NETLINK_ADD_MEMBERSHIP, group)
+    sock.setblocking(False)
+    return sock
+
+
+def heard(sock: socket.socket) -> Iterator[bytes | None]:
+    """Yield what has arrived at a socket that does not wait; None where the kernel dropped messages (ENOBUFS)."""
+    while True:
+        try:
+            yield sock.recv(1 << 16)
+        except BlockingIOError:
+            return
+        except OSError as e:
+            if e.errno != errno.ENOBUFS:
+                raise
+            yield None
+
+
 # A request for the interfaces without their statistics
 _LINKS = bytes(uapi.IFINFOMSG.size) + wire.u32(uapi.IFLA_EXT_MASK, uapi.RTEXT_FILTER_SKIP_STATS)
 
@@ -162,3 +191,24 @@ def parse_family(data: bytes) -> int:
             fields = wire.attributes(entry, uapi.GENLMSGHDR.size)
             return int(struct.unpack("=H", fields[uapi.CTRL_ATTR_FAMILY_ID])[0])
     return 0
+
+
+def groups(sock: socket.socket, family: str) -> dict[str, int]:
+    """Return the multicast groups of a generic netlink family."""
+    return parse_groups(controller(sock, family))
+
+
+@wire.decoder
+def parse_groups(data: bytes) -> dict[str, int]:
+    """Return the multicast groups in an answer of the controller."""
+    for kind, _, _, entry in wire.messages(data):
+        if kind == uapi.GENL_ID_CTRL:
+            told = wire.attributes(entry, uapi.GENLMSGHDR.size).get(uapi.CTRL_ATTR_MCAST_GROUPS, b"")
+            return dict(map(_group, wire.attributes(told).values()))
+    return {}
+
+
+def _group(nest: bytes) -> tuple[str, int]:
+    fields = wire.attributes(nest)
+    name = fields[uapi.CTRL_ATTR_MCAST_GRP_NAME].rstrip(b"\0").decode()
+    return name, struct.unpack("=I", fields[uapi.CTRL_ATTR_MCAST_GRP_ID])[0]

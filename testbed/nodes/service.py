@@ -4,35 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from testbed.drivers.facts import LogSays, Serving
 from testbed.spec import Spec
 from testbed.steps import START, Spawn, Step, Wait
-from testbed.units import Argv
+from testbed.units import Argv, Expression
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 # The logs of steps and of daemons that roles start are in the same folder.
 _TAKEN = re.compile(r"(run|event)-\d+|hostapd|wpa_supplicant|smcrouted")
 
 
-def _expression(value: str) -> str:
-    try:
-        re.compile(value)
-    except re.error as e:
-        raise ValueError(f"{value!r} is not a valid regular expression: {e}") from e
-    return value
-
-
 class Ready(Spec):
     """When a service is ready: something listens on a port of its node, or a line of its log matches."""
 
     port: int | None = Field(None, ge=1, le=65535, description="TCP or UDP port that something in the node listens on")
-    regex: Annotated[str, AfterValidator(_expression)] | None = Field(
-        None, description="A regular expression that a line of its output matches"
-    )
+    regex: Expression | None = Field(None, description="A regular expression that a line of its output matches")
 
 
 class Service(Spec):

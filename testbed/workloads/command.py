@@ -12,19 +12,11 @@ from testbed.metrics.recorded import Recorded
 from testbed.metrics.said import MOST, AbsentError, captured, pointed
 from testbed.spec import Spec
 from testbed.steps import Spawn, Step
-from testbed.units import Argv, Moment
+from testbed.units import Argv, Expression, Moment
 from testbed.workloads.place import Expected, Task
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _UNIT = re.compile(r"[!-~]{1,20}")
-
-
-def _expression(value: str) -> str:
-    try:
-        re.compile(value)
-    except re.error as e:
-        raise ValueError(f"{value!r} is not a valid regular expression: {e}") from e
-    return value
 
 
 def _pointer(value: str) -> str:
@@ -46,7 +38,7 @@ def _file(value: str) -> str:
     return value
 
 
-Expression = Annotated[str, AfterValidator(_expression)]
+Expression = Expression
 
 
 class Figure(Spec):

@@ -22,7 +22,6 @@ from testbed.linux import inet_diag as diag
 from testbed.linux import netlink, wire
 from testbed.programs.multicast import packets as records
 from testbed.programs.sampler import main as sampler
-from testbed.programs.sampler import wlans as state
 from tests.fuzz import found
 
 KIND = "parsers"
@@ -40,7 +39,7 @@ PARSERS: Mapping[str, Callable[[bytes], object]] = {
     "link": netlink.parse_link,
     "family": netlink.parse_family,
     "error": netlink.parse_error,
-    "groups": state.parse_groups,
+    "groups": netlink.parse_groups,
     "wiphy": nl80211.parse_wiphy,
     "wlan": nl80211.parse_interface,
     "bss": nl80211.parse_bss,

@@ -29,7 +29,7 @@ def facts() -> tuple[Fact, ...]:
     programs = _programs()
     try:
         return (programs, _kvm(programs.present), _image(), _disk())
-    except InputError as e:  # there is no place for images
+    except InputError as e:  # without a home directory there are no images
         return (programs, Fact("image", False, str(e)))
 
 

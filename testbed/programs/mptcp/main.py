@@ -26,7 +26,6 @@ from testbed.linux import netlink, uapi, wire
 from testbed.programs.mptcp import recovery
 from testbed.programs.mptcp.policies import asked, heard, moved
 from testbed.programs.mptcp.state import Do, Settings, State, failed
-from testbed.programs.sampler.wlans import groups
 
 _LINKS = 1  # include/uapi/linux/rtnetlink.h: RTNLGRP_LINK
 _LONGEST = 4096  # bytes of a request
@@ -73,23 +72,13 @@ def _opened(settings: Settings, log: BinaryIO) -> Manager:
     commands = netlink.connect(wire.NETLINK_GENERIC)
     if not (family := netlink.family(commands, mptcp.FAMILY)):
         raise LabError(f"this kernel has no generic netlink family {mptcp.FAMILY}")
-    events = _listening(wire.NETLINK_GENERIC, groups(commands, mptcp.FAMILY)[mptcp_pm.GROUP])
-    route = _listening(wire.NETLINK_ROUTE, _LINKS)
+    group = netlink.groups(commands, mptcp.FAMILY)[mptcp_pm.GROUP]
+    events = netlink.listen(wire.NETLINK_GENERIC, (group,), _BUFFER)
+    route = netlink.listen(wire.NETLINK_ROUTE, (_LINKS,), _BUFFER)
     diag = netlink.connect(wire.NETLINK_SOCK_DIAG)
     asked = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     asked.bind(mptcp_pm.SOCKET)
     return Manager(settings, State(), events, commands, route, diag, asked, family, log, {})
-
-
-def _listening(protocol: int, group: int) -> socket.socket:
-    """Return a socket that hears a multicast group, without waiting."""
-    sock = netlink.connect(protocol)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
-    # A socket hears nothing before it has an address, and bind(2) takes the first 32 groups from it: in this order.
-    sock.bind((0, 0))
-    sock.setsockopt(uapi.SOL_NETLINK, uapi.NETLINK_ADD_MEMBERSHIP, group)
-    sock.setblocking(False)
-    return sock
 
 
 def _write(manager: Manager, row: dict[str, Any]) -> None:
@@ -108,12 +97,8 @@ def _recovered(manager: Manager, why: str) -> None:
 
 def _connections(manager: Manager) -> None:
     """React to the events that have arrived."""
-    while True:
-        try:
-            data = manager.events.recv(1 << 16)
-        except BlockingIOError:
-            return
-        except OSError:  # ENOBUFS: the kernel dropped events
+    for data in netlink.heard(manager.events):
+        if data is None:
             _recovered(manager, "lost events")
             continue
         for kind, _, _, entry in wire.messages(data):
@@ -144,12 +129,8 @@ def _asked(manager: Manager) -> None:
 
 def _interfaces(manager: Manager) -> None:
     """React to interfaces that went down or came up."""
-    while True:
-        try:
-            data = manager.route.recv(1 << 16)
-        except BlockingIOError:
-            return
-        except OSError:
+    for data in netlink.heard(manager.route):
+        if data is None:
             _recovered(manager, "lost events")
             continue
         for kind, _, _, entry in wire.messages(data):

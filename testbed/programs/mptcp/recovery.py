@@ -5,11 +5,11 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
+from testbed.drivers.facts import ports
 from testbed.linux import inet_diag
 from testbed.linux.inet_diag import Subflow as Socket
 from testbed.programs.mptcp.state import Connection, State, Subflow
 
-_LISTEN = "0A"  # include/net/tcp_states.h
 _LIVE = ("ESTAB",)
 
 
@@ -19,18 +19,18 @@ def recover(state: State, diag: socket.socket) -> None:
     for s in inet_diag.subflows(diag):
         if s.state in _LIVE and s.token:
             found.setdefault(s.token, []).append(s)
-    ports = listening(*(_text(f"/proc/thread-self/net/{name}") for name in ("tcp", "tcp6")))
+    served = ports(_text(f"/proc/thread-self/net/{name}") for name in ("tcp", "tcp6"))
     state.connections = {
-        token: taken(state.connections.get(token), token, sockets, ports) for token, sockets in found.items()
+        token: taken(state.connections.get(token), token, sockets, served) for token, sockets in found.items()
     }
 
 
-def taken(known: Connection | None, token: int, sockets: list[Socket], ports: set[int]) -> Connection:
-    """Return a connection as its sockets show it (pure); `ports` are those that have a listener here."""
+def taken(known: Connection | None, token: int, sockets: list[Socket], served: set[int]) -> Connection:
+    """Return a connection as its sockets show it (pure); `served` are the ports that have a listener here."""
     # Only the first subflow was opened without MP_JOIN, and thereby has ID 0 on both sides.
     flows = [_subflow(s) for s in sorted(sockets, key=lambda s: (s.local_id, s.remote_id))]
     if known is None:
-        known = Connection(token, flows[0], flows[0].local_port in ports, established=True, late=True)
+        known = Connection(token, flows[0], flows[0].local_port in served, established=True, late=True)
     known.subflows = {f.ends(): f for f in flows}
     known.opening = []
     known.tried |= {f.local for f in flows}
@@ -43,12 +43,6 @@ def taken(known: Connection | None, token: int, sockets: list[Socket], ports: se
 
 def _subflow(s: Socket) -> Subflow:
     return Subflow(s.local, s.local_port, s.remote, s.remote_port, s.local_id, s.remote_id, s.backup)
-
-
-def listening(*tables: str) -> set[int]:
-    """Return the ports with a listener, of the tables /proc/net/tcp and tcp6 (pure)."""
-    rows = [row.split() for table in tables for row in table.splitlines()[1:]]
-    return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == _LISTEN}
 
 
 def _text(file: str) -> str:

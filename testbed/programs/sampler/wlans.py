@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import socket
-import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,46 +42,17 @@ def _associated(sock: socket.socket, family: int, index: int) -> Iterator[nl8021
 def listen() -> socket.socket:
     """Open a socket in this process's namespace that receives nl80211's events of links."""
     sock = netlink.connect(wire.NETLINK_GENERIC)
-    for name, number in groups(sock, nl80211.FAMILY).items():
+    for name, number in netlink.groups(sock, nl80211.FAMILY).items():
         if name in ("mlme", "config"):
             sock.setsockopt(uapi.SOL_NETLINK, uapi.NETLINK_ADD_MEMBERSHIP, number)
     sock.setblocking(False)
     return sock
 
 
-def groups(sock: socket.socket, family: str) -> dict[str, int]:
-    """Return the multicast groups of a generic netlink family."""
-    return parse_groups(netlink.controller(sock, family))
-
-
-@wire.decoder
-def parse_groups(data: bytes) -> dict[str, int]:
-    """Return the multicast groups in an answer of the controller."""
-    for kind, _, _, entry in wire.messages(data):
-        if kind == uapi.GENL_ID_CTRL:
-            told = wire.attributes(entry, uapi.GENLMSGHDR.size).get(uapi.CTRL_ATTR_MCAST_GROUPS, b"")
-            return dict(map(_group, wire.attributes(told).values()))
-    return {}
-
-
-def _group(nest: bytes) -> tuple[str, int]:
-    fields = wire.attributes(nest)
-    name = fields[uapi.CTRL_ATTR_MCAST_GRP_NAME].rstrip(b"\0").decode()
-    return name, struct.unpack("=I", fields[uapi.CTRL_ATTR_MCAST_GRP_ID])[0]
-
-
 def events(sock: socket.socket) -> Iterator[dict[str, Any]]:
     """Yield the events that have arrived: event, index of the interface, link IDs, MHz."""
-    while True:
-        try:
-            data = sock.recv(1 << 16)
-        except BlockingIOError:
-            return
-        except OSError as e:
-            if e.errno != errno.ENOBUFS:
-                raise
-            continue  # the kernel dropped events
-        for _, _, _, entry in wire.messages(data):
+    for data in netlink.heard(sock):
+        for _, _, _, entry in wire.messages(data or b""):
             told = nl80211.parse_event(entry)
             if (name := _NAMES.get(told.command)) is not None:
                 yield {

@@ -10,7 +10,7 @@ MACHINE_TOOLS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap debian
   newuidmap:uidmap cc:gcc unsquashfs:squashfs-tools zstd:zstd ssh:openssh-client sshd:openssh-server
 PEERS := cc:gcc mn:mininet brctl:bridge-utils
 
-.PHONY: setup tools peers machine demo demo-mptcp test pure lint lint-python lint-shell lint-c lint-words dist docs bench cases fuzz soak clean
+.PHONY: setup tools peers machine demo demo-mptcp test pure lint lint-python lint-shell lint-c lint-words dist docs bench fidelity cases fuzz soak clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -106,6 +106,9 @@ bench: setup peers ## compare the speed with Mininet, ip -batch and a C program
 	@$(BIN)/python benchmarks/execution.py
 	@$(BIN)/python benchmarks/planning.py
 	@$(BIN)/python benchmarks/reporting.py
+
+fidelity: setup ## measure how near rates, delays, losses, traces and paths come to what a file says: MACHINE=microvm
+	@$(BIN)/python benchmarks/fidelity.py $(if $(MACHINE),--machine $(MACHINE))
 
 # N is the number of inputs, SEED the first seed, KINDS selects kinds: see `python -m tests.fuzz --help`.
 cases: setup ## run the files of public reports and print what came of each: CASES= the beginning of their names

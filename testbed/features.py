@@ -9,6 +9,7 @@ from msgspec import Struct
 Group = Literal["kernel", "MPTCP", "multicast", "Wi-Fi", "tools"]
 MICROVM = "--machine microvm"
 CONGESTION = "tcp-congestion-"  # and the name of the algorithm
+MPTCP_LIMITS, MPTCP_ENDPOINTS = "mptcp-limits-", "mptcp-endpoints-"  # and a number
 
 
 class Feature(Struct, frozen=True):
@@ -53,6 +54,18 @@ def scheduler(name: str) -> Feature:
     cure = f"a kernel that has it (`sysctl net.mptcp.available_schedulers`), or {MICROVM}"
     feature = "-".join(filter(None, ("mptcp-scheduler", name)))
     return Feature(feature, f"scheduler: {name or 'any'}", cure, "MPTCP", refused=True, rests_on=(listed,))
+
+
+def mptcp_limits(count: int) -> Feature:
+    """Return limits of the path manager as a feature; Linux 7.2 and later take more than 8."""
+    cure = "give at most 8, or boot Linux 7.2 or later"
+    return Feature(f"{MPTCP_LIMITS}{count}", f"limits of {count}", cure, "MPTCP")
+
+
+def mptcp_endpoints(count: int) -> Feature:
+    """Return a number of endpoints as a feature; Linux 7.2 and later keep more than 8."""
+    cure = "give at most 8 (an interface counts once for each family), or boot Linux 7.2 or later"
+    return Feature(f"{MPTCP_ENDPOINTS}{count}", f"{count} endpoint addresses", cure, "MPTCP")
 
 
 def congestion(name: str) -> Feature:

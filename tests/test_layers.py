@@ -45,8 +45,8 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"linux": "calls cgroups faults inet_diag kernel_log netlink signals uapi unix unix_diag wire"},
     {"": "steps"},
     {
-        "drivers": "amt bound channels facts hostapd hwsim link membership mptcp mptcp_pm nl80211 route smcroute "
-        "sysctl tc wpa_ctrl wpa_supplicant"
+        "drivers": "amt bound channels facts hostapd hwsim link membership mptcp mptcp_pm mptcpize nl80211 route "
+        "smcroute sysctl tc wpa_ctrl wpa_supplicant"
     },
     {
         "programs": "",
@@ -55,8 +55,8 @@ FLOORS: tuple[dict[str, str], ...] = (
         "programs.transfer": "main",
         "programs.replay": "main",
         "programs.sampler": "air counters main neighbours subflows taps wlans",
-        "nodes": "access_point amt_gateway amt_relay bridge mptcp node one_path path_manager place role router service "
-        "station",
+        "nodes": "access_point amt_gateway amt_relay bridge endpoint mptcp node one_path path_manager place role "
+        "router service station",
     },
     {"metrics": "bounds measured nodes owners paths reception recorded records said table wifi"},
     {"workloads": "command iperf3 iperf3_report multicast ping place transfer"},
@@ -239,7 +239,6 @@ NAMED = {
     ("rules.amt", "amt_relay"): "the same",
     ("rules.amt", "bridge"): "the same: a tunnel is not a port of the bridge that carries it",
     ("rules.amt", "router"): "the same: a relay is a router",
-    ("language.topology", "mptcp"): "the key `endpoint` of an event is one of that role",
     ("plan.endpoints", "mptcp"): "the same",
     ("rules.events", "mptcp"): "the same",
     ("plan.events", "mptcp"): "the key `mptcp` of an event is a command to that role",

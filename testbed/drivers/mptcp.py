@@ -12,7 +12,7 @@ from testbed.steps import Probe, Request
 
 FAMILY = "mptcp_pm"
 FLAGS = {"signal": 1, "subflow": 2, "backup": 4, "fullmesh": 8, "implicit": 16, "laminar": 32}
-LIMIT = 8  # net/mptcp/pm_kernel.c: MPTCP_PM_ADDR_MAX before Linux 7.2
+LIMIT, HIGHEST = 8, 64  # net/mptcp/pm_kernel.c: MPTCP_PM_ADDR_MAX before Linux 7.2, and since
 _VERSION = 1  # MPTCP_PM_VER
 
 
@@ -71,6 +71,32 @@ class EndpointFlags(Request, frozen=True):
         return Message(added.kind, 0, bytes((uapi.MPTCP_PM_CMD_SET_FLAGS,)) + added.body[1:], FAMILY)
 
 
+class EndpointDel(Request, frozen=True):
+    """Close the subflows of the address with an ID and withdraw it; 0 is the first subflow's, which has no endpoint."""
+
+    id: int
+    address: str
+
+    def __str__(self) -> str:
+        return f"ip mptcp endpoint delete id {self.id} {self.address}"
+
+    def encode(self, space: Space) -> Message:
+        """Encode; by an ID of 0 the kernel needs the address as well (pm_kernel.c: mptcp_pm_nl_del_addr_doit)."""
+        body = nest(uapi.MPTCP_PM_ATTR_ADDR, address(self.address, self.id))
+        return Message(0, 0, command(uapi.MPTCP_PM_CMD_DEL_ADDR, body), FAMILY)
+
+
+class EndpointFlush(Request, frozen=True):
+    """Remove all endpoints at once: their subflows end, and all announced addresses are withdrawn."""
+
+    def __str__(self) -> str:
+        return "ip mptcp endpoint flush"
+
+    def encode(self, space: Space) -> Message:
+        """Encode; the kernel wants an address, and looks at none."""
+        return Message(0, 0, command(uapi.MPTCP_PM_CMD_FLUSH_ADDRS, nest(uapi.MPTCP_PM_ATTR_ADDR)), FAMILY)
+
+
 class LimitsSet(Request, frozen=True):
     """Set how many subflows a connection may have beyond the first, and how many ADD_ADDR it accepts."""
 
@@ -109,11 +135,13 @@ def parse_endpoint(entry: bytes) -> tuple[str, int, int]:
 
 
 class PathManagerHas(Probe, frozen=True):
-    """The kernel reports exactly these limits and endpoints."""
+    """The kernel reports exactly these limits, where any are stated, and these endpoints."""
 
-    limits: LimitsSet
+    limits: LimitsSet | None
     endpoints: tuple[EndpointAdd, ...]
 
     def __str__(self) -> str:
         ids = " ".join(str(e.id) for e in self.endpoints) or "none"
-        return f"mptcp subflows {self.limits.subflows} accepted {self.limits.add_addr_accepted} endpoints {ids}"
+        of = self.limits
+        most = f"subflows {of.subflows} accepted {of.add_addr_accepted} " if of is not None else ""
+        return f"mptcp {most}endpoints {ids}"

@@ -9,7 +9,7 @@ from testbed.drivers.link import MTU
 from testbed.drivers.tc import DISCIPLINES, DISTRIBUTIONS, FRAME, GilbertElliott, Shape, depth
 from testbed.features import Feature, named, stated
 from testbed.language.traces import Trace
-from testbed.nodes.mptcp import Endpoint
+from testbed.nodes.endpoint import Endpoint
 from testbed.nodes.node import RESTARTING, Node
 from testbed.nodes.path_manager import Doing
 from testbed.spec import Spec
@@ -214,7 +214,9 @@ class Event(Spec):
     command: Argv | None = None
     sysctl: dict[str, str | int] | None = None
     endpoint: Endpoint | None = Field(None, description="An MPTCP endpoint to add, remove or change (see action)")
-    action: Literal["add", "remove", "set"] = "add"
+    action: Literal["add", "remove", "set", "flush"] = Field(
+        "add", description="What happens to the endpoint; `flush`, without one, removes all endpoints of the node"
+    )
     mptcp: Doing | None = Field(None, description="A command to the path manager of the node, which is in user space")
     mlo_link: int | None = Field(None, description="Link ID of an access point: remove it, let it return, or set freq")
     remove: bool | None = Field(None, description="Announce the end of the mlo_link and end it; false: it returns")

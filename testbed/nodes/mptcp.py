@@ -2,24 +2,23 @@
 
 import re
 from collections.abc import Iterator
-from ipaddress import ip_address
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from testbed import features
-from testbed.drivers.mptcp import LIMIT, EndpointAdd, LimitsSet, PathManagerHas
+from testbed.drivers.mptcp import HIGHEST, LIMIT, LimitsSet, PathManagerHas
 from testbed.drivers.sysctl import SysctlSet
 from testbed.nodes import path_manager
+from testbed.nodes.endpoint import JOINING, MOST, Endpoint, addresses, foreign, planned, unmapped, wrong
 from testbed.nodes.one_path import Flow, Side, one_path
 from testbed.nodes.path_manager import PathManager
 from testbed.nodes.place import Place
 from testbed.nodes.role import UP, Role, RoleFault
 from testbed.spec import Spec
 from testbed.steps import Configure, Step, Wait
-from testbed.units import Host, Word
+from testbed.units import Word
 
-Flag = Literal["subflow", "signal", "backup", "fullmesh", "laminar"]
 # What makes the kernel's own path manager do its work; before Linux 6.15 pm_type alone.
 _OWN = {"net.mptcp.enabled": "1", "net.mptcp.pm_type": "0", "net.mptcp.path_manager": "kernel"}
 _SETS = re.compile(r"\b(net[./]mptcp[./](?:enabled|pm_type|path_manager))=[\"']?(\w+)")
@@ -27,24 +26,19 @@ _WRITES = re.compile(r"\b(\w+)[\"']?\s*>\s*/proc/sys/(net/mptcp/(?:enabled|pm_ty
 _LIMITS = re.compile(r"\bmptcp\s+limits?\s+set\b")
 _BY_HAND = re.compile(r"\bmptcp\b|\broute\b|\brule\b")
 _ENDPOINT = re.compile(r"\bmptcp\s+endpoints?\s+(?:del|delete|change|replace|flush)\b")
-JOINING: frozenset[Flag] = frozenset({"subflow", "fullmesh", "laminar"})  # these open subflows from the address
-Count = Annotated[int, Field(ge=0, le=LIMIT)]
+_KERNEL = (2, 0)  # net/mptcp/pm_kernel.c: pm_nl_init_net, the limits of a new namespace
+Count = Annotated[int, Field(ge=0, le=HIGHEST)]
 
 
 class Limits(Spec):
-    """Additional subflows of a connection, and accepted ADD_ADDR options (0-8; the kernel's defaults are 2 and 0)."""
+    """Additional subflows of a connection, and accepted ADD_ADDR options; above 8 from Linux 7.2 on."""
 
     subflows: Count = LIMIT
     add_addr_accepted: Count = LIMIT
 
 
-class Endpoint(Spec):
-    """An address of this host that the path manager uses, given by its interface or as one address."""
-
-    interface: str | None = None
-    address: Host | None = None
-    flags: tuple[Flag, ...] = Field(("subflow",))
-    port: int | None = Field(None, ge=1, le=65535, description="Announce this port as well (signal only)")
+def _limits(value: Any) -> Any:
+    return None if value == "kernel" else value
 
 
 class Mptcp(Role):
@@ -53,7 +47,9 @@ class Mptcp(Role):
     called: ClassVar[str] = "an MPTCP host"
     figures: ClassVar[tuple[str, ...]] = ("subflow", "path")
 
-    limits: Limits = Field(default_factory=Limits)
+    limits: Annotated[Limits | None, BeforeValidator(_limits, json_schema_input_type=Literal["kernel"] | Limits)] = (
+        Field(default_factory=Limits, description="`kernel` leaves what the kernel has: 2 subflows, none announced")
+    )
     endpoints: tuple[Endpoint, ...] = Field(())
     path_manager: PathManager = Field(None, description="`kernel`, `userspace`, or a policy or rules in user space")
     scheduler: Word | None = Field(None, description="One of net.mptcp.available_schedulers")
@@ -70,24 +66,35 @@ class Mptcp(Role):
         chosen: tuple[features.Feature, ...] = ()
         chosen += (features.scheduler(self.scheduler),) if self.scheduler is not None else ()
         chosen += (features.MPTCP_USERSPACE_PM,) if self.path_manager is not None else ()
+        highest = max(self.most()) if self.path_manager is None else 0
+        chosen += (features.mptcp_limits(highest),) if highest > LIMIT else ()
         return (features.MPTCP, features.MPTCP_DIAG, *chosen)
+
+    def needs(self, place: Place) -> tuple[features.Feature, ...]:
+        """Return what more endpoints need than every kernel keeps."""
+        count = len(planned(self.endpoints, place)) if self.path_manager is None else 0
+        return (features.mptcp_endpoints(count),) if count > LIMIT else ()
+
+    def most(self) -> tuple[int, int]:
+        """Return the limits of subflows and of accepted addresses."""
+        return (self.limits.subflows, self.limits.add_addr_accepted) if self.limits is not None else _KERNEL
 
     def faults(self, place: Place) -> Iterator[RoleFault]:
         """Yield (path below this role, sentence) for each fault."""
-        seen: dict[str, int] = {}
+        seen: dict[str | int, int] = {}
         for n, endpoint in enumerate(self.endpoints):
             at = ("endpoints", n)
-            problem = _wrong(endpoint, place)
-            if problem:
+            if problem := wrong(endpoint, place):
                 yield (*at, problem[0]) if problem[0] else at, problem[1]
                 continue
-            hosts = [address for address, _ in addresses(endpoint, place)]
+            hosts = [unmapped(address) for address, _ in addresses(endpoint, place)]  # the kernel takes both for one
             if twice := [h for h in hosts if h in seen]:
                 yield at, f"item {seen[twice[0]] + 1} of `endpoints` already has the address {twice[0]}"
-            seen |= dict.fromkeys(hosts, n)
-        if len(seen) > LIMIT:
-            why = f"the kernel keeps at most {LIMIT} (an interface counts once for each family)"
-            yield ("endpoints",), f"these are {len(seen)} endpoint addresses, but {why}"
+            elif endpoint.id in seen:
+                yield (*at, "id"), f"item {seen[endpoint.id] + 1} of `endpoints` already has the ID {endpoint.id}"
+            seen |= dict.fromkeys((*hosts, *([endpoint.id] if endpoint.id is not None else [])), n)
+        if (count := sum(isinstance(key, str) for key in seen)) > MOST:
+            yield ("endpoints",), f"these are {count} endpoint addresses, but an ID is at most {MOST}"
         if self.path_manager is None:
             yield from _overruled(self, place)
         else:
@@ -103,13 +110,15 @@ class Mptcp(Role):
                     place.node,
                     SysctlSet(f"net.mptcp.{name}", str(int(value) if name != "scheduler" else value)),
                 )
-        endpoints = planned(self, place)
+        endpoints = planned(self.endpoints, place)
         if self.path_manager is not None:
-            most = (self.limits.subflows, self.limits.add_addr_accepted)
-            yield from path_manager.steps(place, path_manager.settings(self.path_manager, place, endpoints, most))
+            yield from path_manager.steps(
+                place, path_manager.settings(self.path_manager, place, endpoints, self.most())
+            )
             return
-        limits = LimitsSet(self.limits.subflows, self.limits.add_addr_accepted)
-        yield Configure(place.node, limits)
+        limits = LimitsSet(*self.most()) if self.limits is not None else None
+        if limits is not None:
+            yield Configure(place.node, limits)
         for endpoint in endpoints:
             yield Configure(place.node, endpoint)
         yield Wait(place.node, PathManagerHas(limits, endpoints))
@@ -126,7 +135,15 @@ class Mptcp(Role):
         """Return the addresses of endpoints that open subflows."""
         if self.path_manager is not None and (self.path_manager.rules or self.path_manager.policy == "fullmesh"):
             return frozenset(h for i in place.interfaces for h in i.hosts())
-        return frozenset(e.address for e in planned(self, place) if JOINING & set(e.flags))
+        return frozenset(unmapped(e.address) for e in planned(self.endpoints, place) if JOINING & set(e.flags))
+
+    def warns(self, place: Place) -> Iterator[tuple[str, tuple[str | int, ...], str, str]]:
+        """Yield endpoints with addresses that the node does not have."""
+        own = ", ".join(h for i in place.interfaces for h in i.hosts()) or "none"
+        for n, address in foreign(self.endpoints, place):
+            why = f"{place.node} does not have the address {address} (it has {own})"
+            cure = "correct the address, unless it is not meant to be its own"
+            yield "mptcp-foreign-address", ("endpoints", n, "address"), why, cure
 
     def warned(self, flow: Flow, other: Role) -> Iterator[tuple[str, str, str]]:
         """Yield why a connection would stay on one path."""
@@ -138,10 +155,10 @@ class Mptcp(Role):
 
 
 def _side(role: Mptcp, place: Place) -> Side:
-    every = planned(role, place)
+    every = planned(role.endpoints, place)
     opening = [e for e in every if JOINING & set(e.flags)]
     announced = [e for e in every if "signal" in e.flags]
-    return Side(opening, announced, role.limits.subflows, role.limits.add_addr_accepted)
+    return Side(opening, announced, *role.most())
 
 
 _SYSCTLS = (
@@ -154,47 +171,6 @@ _SYSCTLS = (
     "blackhole_timeout",
     "syn_retrans_before_tcp_fallback",
 )
-
-
-def planned(role: Mptcp, place: Place) -> tuple[EndpointAdd, ...]:
-    """Return every endpoint with its ID: these count from 1 in the order of the file, each family separately."""
-    pairs = [(endpoint, address, dev) for endpoint in role.endpoints for address, dev in addresses(endpoint, place)]
-    return tuple(EndpointAdd(a, n, e.flags, dev, e.port or 0) for n, (e, a, dev) in enumerate(pairs, start=1))
-
-
-def addresses(endpoint: Endpoint, place: Place) -> list[tuple[str, str]]:
-    """Return (address, interface) for each address of an endpoint."""
-    for interface in place.interfaces:
-        if endpoint.address is not None and endpoint.address in interface.hosts():
-            return [(endpoint.address, interface.name)]
-        if endpoint.address is None and interface.name == endpoint.interface:
-            return [(host, interface.name) for host in interface.hosts()]
-    return []
-
-
-def _wrong(endpoint: Endpoint, place: Place) -> tuple[str, str] | None:
-    if (endpoint.interface is None) == (endpoint.address is None):
-        both = "this one has both" if endpoint.address else "this one has neither"
-        return "", f"an endpoint needs either an `interface` or an `address`; {both}"
-    if endpoint.interface is not None and place.interface(endpoint.interface) is None:
-        return "interface", place.lacks(endpoint.interface)
-    if endpoint.address is not None:
-        try:
-            ip_address(endpoint.address)
-        except ValueError:
-            return "address", f"{endpoint.address!r} is not an IP address"
-        if not addresses(endpoint, place):
-            own = ", ".join(h for i in place.interfaces for h in i.hosts()) or "none"
-            return "address", f"{place.node} does not have the address {endpoint.address} (it has {own})"
-    flags = set(endpoint.flags)
-    # net/mptcp/pm_kernel.c: mptcp_pm_nl_add_addr_doit refuses these two
-    if {"signal", "fullmesh"} <= flags:
-        return "flags", "the kernel refuses endpoints with both `signal` and `fullmesh`: leave one of them out"
-    if endpoint.port is not None and "signal" not in flags:
-        return "port", "only `signal` endpoints announce a port: add `flags: [signal]`, or leave the port out"
-    if not addresses(endpoint, place):
-        return "interface", f"{place.node}:{endpoint.interface} has no address"
-    return None
 
 
 def _overruled(role: Mptcp, place: Place) -> Iterator[RoleFault]:

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from msgspec import Struct
 
 from testbed.drivers.mptcp import EndpointAdd
+from testbed.nodes.endpoint import unmapped
+from testbed.nodes.endpoint import version as family
 from testbed.nodes.place import Place
 
 Warned = tuple[str, str, str]  # the name of the warning, a sentence, and what to do
@@ -45,8 +47,8 @@ def one_path(flow: Flow, client: Side, server: Side) -> Iterator[Warned]:
         return
     a, b = flow.client.node, flow.server.node
     spare = next((i.name for i in mine if i.name != first), "")
-    opening = [e for e in client.opening if (":" in e.address) == (version == 6) and e.dev != first]
-    announced = [e for e in server.announced if (":" in e.address) == (version == 6) and e.address != flow.to]
+    opening = [e for e in client.opening if family(e.address) == version and e.dev != first]
+    announced = [e for e in server.announced if family(e.address) == version and unmapped(e.address) != flow.to]
     give = f"give {a} `mptcp: {{endpoints: [{{interface: {spare}}}]}}`" if spare else ""
     way = f"give {a} an endpoint there, such as `{{interface: {spare}, flags: [laminar]}}` (Linux 6.18) or `[subflow]`"
     if not opening and not announced:
@@ -62,7 +64,7 @@ def one_path(flow: Flow, client: Side, server: Side) -> Iterator[Warned]:
     elif announced and not opening and not client.accepted:
         why = f"{b} announces {announced[0].address}, but {a} has `limits: {{add_addr_accepted: 0}}`"
         yield "mptcp-one-path", why, "give it 1 or more, or leave `limits` out"
-    elif announced and not opening and spare and {flow.out.get(e.address) for e in announced} == {first}:
+    elif announced and not opening and spare and {flow.out.get(unmapped(e.address)) for e in announced} == {first}:
         why = f"{a} joins {announced[0].address}, which {b} announces, by {a}:{first}, as the first subflow"
         yield "mptcp-one-path", f"{why}: no endpoint of {a} is on another interface", way
     for e in opening if not announced else ():

@@ -83,6 +83,10 @@ class Role(Spec):
         """Return the features that the kernel and the machine must have."""
         return ()
 
+    def needs(self, place: Place) -> tuple[Feature, ...]:
+        """Return the features that it needs for its place in the network."""
+        return ()
+
     def interfaces(self, forwards: bool) -> tuple[Brought, ...]:
         """Return the interfaces that the role adds; `forwards` says whether its node is a router."""
         return ()
@@ -137,6 +141,10 @@ class Role(Spec):
 
     def warned(self, flow: Flow, other: Role) -> Iterator[tuple[str, str, str]]:
         """Yield (name of a warning, sentence, hint) of a connection to a node with the same role, which is `other`."""
+        yield from ()
+
+    def warns(self, place: Place) -> Iterator[tuple[str, tuple[str | int, ...], str, str]]:
+        """Yield (name of a warning, path below this role, sentence, hint) of what will work and not as it reads."""
         yield from ()
 
     def switch(self) -> Switch | None:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pydantic import Field
 
 from testbed.drivers.facts import LogSays, Serving
+from testbed.drivers.mptcpize import Wrapper, needs, wrapped
+from testbed.features import Feature
 from testbed.spec import Spec
 from testbed.steps import START, Spawn, Step, Wait
 from testbed.units import Argv, Expression
@@ -28,6 +30,7 @@ class Service(Spec):
     """A program and its arguments as a list; its output goes to NODE/NAME.log."""
 
     argv: Argv
+    mptcp: Wrapper | None = Field(None, description="What makes it speak MPTCP, as of a `command`")
     ready: Ready | None = Field(None, description="What `up` and `run` wait for, at most a minute; nothing if left out")
 
 
@@ -43,10 +46,15 @@ def faults(services: dict[str, Service]) -> Iterator[tuple[tuple[str, ...], str]
             yield (name, "ready"), "`ready` needs exactly one of the keys port and regex"
 
 
+def requires(services: dict[str, Service]) -> tuple[Feature, ...]:
+    """Return the features that services need."""
+    return tuple(f for service in services.values() for f in needs(service.mptcp))
+
+
 def steps(node: str, services: dict[str, Service]) -> Iterator[Step]:
     """Yield the services of a node, and what they are awaited by."""
     for name, service in services.items():
-        yield Spawn(node, name, service.argv)
+        yield Spawn(node, name, wrapped(service.argv, service.mptcp))
         if service.ready is not None and service.ready.port is not None:
             yield Wait(node, Serving(service.ready.port), START, name)
         elif service.ready is not None and service.ready.regex is not None:

@@ -13,7 +13,7 @@ from testbed.drivers.sysctl import SysctlSet
 from testbed.language.moments import Moment, driven, link_index, moments, of_event
 from testbed.language.topology import WAYS, Event, Readdress, Topology
 from testbed.nodes.path_manager import asked
-from testbed.plan.endpoints import change
+from testbed.plan.endpoints import change, concerns
 from testbed.plan.interfaces import link_addresses
 from testbed.plan.lab import Plan
 from testbed.plan.network import end_of
@@ -109,7 +109,7 @@ def _node_event(plan: Plan, event: Event, name: str) -> Iterator[Step]:
             yield Configure(event.node, request, event.at)
     if event.address is not None:
         yield from _readdressed(plan, event.node, event.address, event.at)
-    if event.endpoint is not None:
+    if concerns(event):
         for request in change(plan.network, event).requests:
             yield Configure(event.node, request, event.at)
 

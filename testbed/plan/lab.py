@@ -53,9 +53,10 @@ class Plan(Struct, frozen=True, dict=True):
         found += [features.MULTIPATH_SEED] if several(self.network) else []
         if 6 in self.network.families and self.topology.links:
             found.append(features.IPV6)
-        for node in self.topology.nodes.values():
+        for name, node in self.topology.nodes.items():
+            found += service.requires(node.services)
             for role in node.roles().values():
-                found += role.requires()
+                found += (*role.requires(), *role.needs(self.network.place(name)))
         for bss in self.network.air:
             for n, freq in bss.freqs:
                 [own] = self.network.named[bss.node, bss.ifname]

@@ -113,7 +113,10 @@ def describe(event: Event) -> str:
         old, new = event.address.remove, event.address.add
         return f"{where}: {event.address.interface} {' -> '.join(filter(None, (old, new)))}"
     if event.endpoint is not None:
-        return f"{where}: endpoint {event.endpoint.address or event.endpoint.interface} {event.action}"
+        what = event.endpoint.address or event.endpoint.interface or f"id {event.endpoint.id}"
+        return f"{where}: endpoint {what} {event.action}"
+    if event.action == "flush":
+        return f"{where}: endpoints flush"
     if event.mptcp is not None:
         [(command, act)] = event.mptcp.stated()
         return f"{where}: {' '.join(filter(None, (command, act.interface)))}"

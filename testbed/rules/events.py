@@ -12,11 +12,13 @@ from testbed.language.document import Fault, Path
 from testbed.language.explain import Names, name_set, suggest
 from testbed.language.moments import GRADUAL, MOST, SHORTEST, link_index, moments, times
 from testbed.language.topology import WAYS, Event, Link, Shaping, Topology
+from testbed.nodes.endpoint import unnamed
+from testbed.nodes.endpoint import wrong as unfit
 from testbed.nodes.mptcp import Mptcp
 from testbed.nodes.node import called
 from testbed.nodes.path_manager import Doing, doing_faults
 from testbed.nodes.place import Place
-from testbed.plan.endpoints import change
+from testbed.plan.endpoints import change, concerns
 from testbed.plan.network import Network
 from testbed.rules.addresses import wrong
 from testbed.rules.fault import there_are
@@ -105,7 +107,7 @@ def _link_event(topology: Topology, event: Event, at: Path, doubt: set[str]) -> 
         named, known = _links_known(topology)
         hint = suggest(event.link, known) or there_are(named or known)
         yield (*at, "link"), f"there is no link {event.link!r}", hint
-    if any(getattr(event, key) is not None for key in _AT_NODES):
+    if any(getattr(event, key) is not None for key in _AT_NODES) or event.action == "flush":
         *most, last = (f"`{key}`" for key in _AT_NODES)
         yield at, f"{', '.join(most)} and {last} need a `node`, not a `link`", ""
     elif (event.set is None) == (event.down is None):
@@ -158,7 +160,9 @@ def _node_event(net: Network, event: Event, at: Path, nodes: Names, doubt: set[s
         return
     if event.set is not None or event.down is not None:
         yield at, "`set` and `down` need a `link`, not a `node`", ""
-    elif sum(getattr(event, key) is not None for key in _AT_NODES) != 1:
+    elif (stated := [key for key in _AT_NODES if getattr(event, key) is not None]) and event.action == "flush":
+        yield at, f"`action: flush` removes all endpoints: leave out `{stated[0]}`", ""
+    elif len(stated) != 1 and event.action != "flush":
         keys = ", ".join(f"`{key}`" for key in _AT_NODES)
         yield at, f"an event at a node needs exactly one of {keys}", ""
     if not doubt & {"links", "nodes", f"nodes.{event.node}"}:
@@ -172,18 +176,33 @@ def _node_event(net: Network, event: Event, at: Path, nodes: Names, doubt: set[s
     role = net.topology.nodes[event.node].mptcp
     if event.mptcp is not None and not doubt & {"links", f"nodes.{event.node}"}:
         yield from _path_manager(event.mptcp, role, net.place(event.node), (*at, "mptcp"))
-    if event.endpoint is None or doubt & {"links", f"nodes.{event.node}"}:
-        return
+    if concerns(event) and not doubt & {"links", f"nodes.{event.node}"}:
+        yield from _endpoint(net, event, role, at)
+
+
+def _endpoint(net: Network, event: Event, role: Mptcp | None, at: Path) -> Iterator[Fault]:
+    """Yield what is wrong with an event of an endpoint."""
+    assert event.node is not None
+    where = (*at, "endpoint" if event.endpoint is not None else "action")
     if role is None:
-        yield (*at, "endpoint"), f"{event.node} is not an MPTCP host", "give the node `mptcp: {}`"
+        yield where, f"{event.node} is not an MPTCP host", "give the node `mptcp: {}`"
         return
-    changed = role.model_copy(update={"endpoints": (event.endpoint,)})
-    found = list(changed.faults(_during(net, event)))
-    for path, message in found:
-        yield (*at, "endpoint", *path[2:]), message, ""
-    if not found and (problem := change(net, event).problem):
+    endpoint = event.endpoint
+    if endpoint is None:
+        return
+    if event.action == "remove":
+        by_id = endpoint.id and endpoint.address is None and endpoint.interface is None
+        found = unnamed(endpoint, _during(net, event)) if not by_id else None
+        if found is not None and endpoint.id is not None and found[0] == "id":
+            found = None  # an ID chooses among the addresses of an interface
+    else:
+        found = unfit(endpoint, _during(net, event))
+    if found is not None:
+        key, message = found
+        yield (*where, key) if key else where, message, ""
+    elif problem := change(net, event).problem:
         hint = "`action: set` changes its flags" if event.action == "add" and "already" in problem else ""
-        yield (*at, "endpoint"), problem, hint
+        yield where, problem, hint
 
 
 def _path_manager(doing: Doing, role: Mptcp | None, place: Place, at: Path) -> Iterator[Fault]:

@@ -6,11 +6,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from testbed.language.document import Fault, Path
 from testbed.language.explain import suggest
 from testbed.language.sound import Built
 from testbed.language.topology import Topology
+from testbed.nodes.place import Place
+from testbed.plan.assemble import network
+from testbed.plan.network import Network
 from testbed.rules import flows, misread
 from testbed.rules.fault import there_are
 
@@ -54,6 +58,10 @@ WARNINGS: Mapping[str, Kind] = {
         "that opens it, or because of limits",
         "rates of MPTCP flows",
     ),
+    "mptcp-foreign-address": Kind(
+        "an MPTCP endpoint has an address that its node does not have: the kernel announces it, and can't open a "
+        "subflow from it",
+    ),
     "mptcp-unreachable": Kind(
         "the second subflow of an MPTCP connection joins an address to which its interface does not lead",
         "rates of MPTCP flows",
@@ -67,17 +75,41 @@ def warnings(topology: Topology, data: Mapping[str, Any], like: Built | None = N
     `like` is another case of the file, whose warnings are known: what both have in common is not judged again.
     """
     before = like.topology if like is not None else None
+    of_roles = _of_roles(topology)
     kinds: Mapping[str, Iterator[Fault]] = {
         "rate-in-bytes": misread.rates_in_bytes(data, like.data if like is not None else {}),
         "rate-below-a-frame": misread.crawling(topology, before),
         "snooping-floods": misread.floods(topology, before),
         "jitter-reorders": misread.reordered(topology, before),
         "queue-below-a-frame": misread.shallow(topology, before),
+        **{name: (fault for kind, fault in of_roles if kind == name) for name in dict.fromkeys(k for k, _ in of_roles)},
         **{name: flows.faults(topology, name) for name in ("mptcp-role", "mptcp-one-path", "mptcp-unreachable")},
     }
     for name, found in kinds.items():
         if name not in topology.silence:
             yield from ((name, *fault) for fault in found)
+
+
+def _of_roles(topology: Topology) -> list[tuple[str, Fault]]:
+    """Return the warnings of each role at its place, with the addresses that its node has at any time of a run."""
+    net = network(topology)
+    found: list[tuple[str, Fault]] = []
+    for name, node in topology.nodes.items():
+        for field, role in node.roles().items():
+            for kind, path, why, hint in role.warns(_ever(net, name)):
+                found.append((kind, (("nodes", name, field, *path), why, hint)))
+    return found
+
+
+def _ever(net: Network, name: str) -> Place:
+    place = net.place(name)
+    new = [e.address for e in net.happenings[name] if e.address is not None and e.address.add is not None]
+    if not new:
+        return place
+    more = {i.name: tuple(a.add for a in new if a.add and a.interface == i.name) for i in place.interfaces}
+    return replace(
+        place, interfaces=tuple(replace(i, addresses=(*i.addresses, *more[i.name])) for i in place.interfaces)
+    )
 
 
 def faults(topology: Topology) -> Iterator[Fault]:

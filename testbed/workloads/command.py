@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from testbed.drivers.mptcpize import Wrapper, wrapped
+from testbed.drivers.mptcpize import needs as wrapper_needs
 from testbed.features import Feature
 from testbed.metrics.measured import Measured
 from testbed.metrics.recorded import Recorded
@@ -70,6 +72,10 @@ class Command(Spec):
     seconds: Moment = Field(60, gt=0, description="It is ended, and the run fails, when it takes longer")
     at: Moment = 0.0
     metrics_: dict[str, Figure] = Field({}, alias="metrics", max_length=1000, description="What it measures, by name")
+    mptcp: Wrapper | None = Field(
+        None,
+        description="What makes it speak MPTCP: mptcpize(8), or GODEBUG of Go programs; left out, it does it itself",
+    )
     expect: Expect | None = Field(None, description="Checks of its exit status and output; otherwise it must exit 0")
 
     def seconds_long(self) -> float:
@@ -93,7 +99,7 @@ class Command(Spec):
 
     def requires(self) -> tuple[Feature, ...]:
         """Return the features that it needs."""
-        return ()
+        return wrapper_needs(self.mptcp)
 
     def servers(self, task: Task) -> list[Step]:
         """Return nothing."""
@@ -105,7 +111,11 @@ class Command(Spec):
         expected = self.expect is not None
         within = float(self.seconds)
         out = self._stdout(task.name)
-        return [Spawn(self.node, name, self.argv, stdout=out, at=self.at, within=within, may_end=expected)]
+        return [
+            Spawn(
+                self.node, name, wrapped(self.argv, self.mptcp), stdout=out, at=self.at, within=within, may_end=expected
+            )
+        ]
 
     def _stdout(self, name: str) -> str:
         return f"{self.node}/{name}.command.out"

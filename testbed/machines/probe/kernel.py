@@ -11,7 +11,7 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from msgspec import Struct
@@ -37,6 +37,9 @@ def ask(feature: Feature) -> str:
         return _scheduler(feature)
     if feature.name.startswith(features.CONGESTION):
         return _congestion(feature.name.removeprefix(features.CONGESTION))
+    for beginning, probe in ((features.MPTCP_LIMITS, _limits), (features.MPTCP_ENDPOINTS, _endpoints)):
+        if feature.name.startswith(beginning):
+            return probe(int(feature.name.removeprefix(beginning)))
     return _PROBES[feature.name]()
 
 
@@ -154,14 +157,28 @@ def _mptcp_diag() -> str:
 
 
 def _kernel_path_manager() -> str:
+    return _path_manager([mptcp.LimitsSet(2, 2)], "limits")
+
+
+def _limits(count: int) -> str:
+    return _path_manager([mptcp.LimitsSet(count, count)], f"limits of {count}")
+
+
+def _endpoints(count: int) -> str:
+    """Add so many endpoints of addresses for documentation (RFC 5737): the kernel does not ask whose they are."""
+    wanted = [mptcp.EndpointAdd(f"192.0.2.{n}", n, ("subflow",)) for n in range(1, count + 1)]
+    return _path_manager(wanted, f"{count} endpoints")
+
+
+def _path_manager(requests: Sequence[mptcp.LimitsSet | mptcp.EndpointAdd], what: str) -> str:
     with netlink.connect(wire.NETLINK_GENERIC) as sock:
         kind = netlink.family(sock, mptcp.FAMILY)
         if not kind:
             raise OSError(errno.ENOENT, f"there is no generic netlink family {mptcp.FAMILY}")
-        refused = netlink.transact(sock, [mptcp.LimitsSet(2, 2).encode(_Scratch())], kind)
+        refused = netlink.transact(sock, [r.encode(_Scratch()) for r in requests], kind)
     if refused:
-        raise OSError(refused[0].errno, f"the path manager refuses limits: {refused[0]}")
-    return f"{mptcp.FAMILY} took limits"
+        raise OSError(refused[0].errno, f"the path manager refuses {what}: {refused[0]}")
+    return f"{mptcp.FAMILY} took {what}"
 
 
 _MPTCP = Path("/proc/sys/net/mptcp")  # of the namespace that one is in

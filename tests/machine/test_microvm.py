@@ -396,6 +396,39 @@ def test_a_guest_reaches_nothing_of_its_host(guest: Guest) -> None:
     assert status == 1, said
 
 
+TOGGLES = """
+import os, socket, sys
+def opened(option):
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.setsockopt(*option)
+    return s
+def traffic():
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.bind(("127.0.0.1", 0))
+    s.connect(s.getsockname())
+    while True:
+        s.send(b"x" * 100), s.recv(200)
+children = []
+for _ in range(2):
+    children.append(os.fork())
+    if not children[-1]:
+        traffic()
+for _ in range(1000):
+    for option in ((socket.SOL_SOCKET, 29, 1), (socket.IPPROTO_UDP, 100, 3)):  # SO_TIMESTAMP, UDP_ENCAP
+        opened(option).close()
+        os.sched_yield()
+for child in children:
+    os.kill(child, 9)
+print("alive")
+"""
+
+
+def test_what_pings_and_tunnels_turn_on_and_off_in_the_kernel_does_not_end_an_emulated_guest(
+    begin: Callable[..., Guest],
+) -> None:
+    assert output(begin(), "python3", "-c", TOGGLES) == (0, "alive\n")
+
+
 @pytest.mark.parametrize(
     ("harm", "says"),
     [

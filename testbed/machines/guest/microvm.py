@@ -36,7 +36,7 @@ from testbed.machines.guest.booted import (
     sources,
 )
 from testbed.machines.guest.qemu import Boot, Share, Size
-from testbed.machines.guest.running import Order, Saved, last_rows
+from testbed.machines.guest.running import Order, Saved, last_rows, panicked
 from testbed.machines.guest.shell import ssh
 
 # QEMU forwards a port of this host's loopback, so the guest keeps this network namespace.
@@ -241,9 +241,9 @@ def alive(guest: Guest) -> About:
 
 def gone(guest: Guest) -> str:
     """Say that a guest is gone, with the end of its console."""
-    end = last_rows(console.text(guest.console.fileno()))
-    how = f"it was ended, or its keeper, process {guest.holder}, was killed"
-    return f"guest {guest.name}: {how}; the end of its console:{end}"
+    text = console.text(guest.console.fileno())
+    how = panicked(text) or f"it was ended, or its keeper, process {guest.holder}, was killed"
+    return f"guest {guest.name}: {how}; the end of its console:{last_rows(text)}"
 
 
 def connect(name: str) -> socket.socket:

@@ -191,11 +191,24 @@ def cause(keeper: Keeper, status: int) -> str:
     code = os.waitstatus_to_exitcode(status)
     how = f"QEMU was killed by {signal.Signals(-code).name}" if code < 0 else f"QEMU ended with {code}"
     said = keeper.said.text().decode(errors="replace").strip()
-    if b"Kernel panic" in keeper.console.text():
-        how = "its kernel panicked"
+    if panic := panicked(keeper.console.text()):
+        how = panic
     elif code == 0:
         how = "it was powered off"
     return tail(keeper, how + (f": {said}" if said else ""))
+
+
+def panicked(console: bytes) -> str:
+    """Say that a guest's kernel panicked, and what to do if that is the emulator's fault; "" if it did not."""
+    if b"Kernel panic" not in console:
+        return ""
+    if b"Oops: int3" not in console:
+        return "its kernel panicked"
+    # Such a page was not locked while TCG translated from it (accel/tcg/translate-all.c, tb_lock_page0, since 8.1).
+    return (
+        "its kernel panicked; QEMU before 8.1 can run code that the kernel of an emulated guest is just changing: "
+        "install a newer QEMU (Debian 12 has one in bookworm-backports), or give the guest one processor (--cpus 1)"
+    )
 
 
 def last_rows(console: bytes, rows: int = 20) -> str:

@@ -21,6 +21,7 @@
 #include <fcntl.h>
 #include <dirent.h>
 #include <linux/random.h>
+#include <linux/udp.h>
 #include <net/if.h>
 #include <poll.h>
 #include <sched.h>
@@ -187,6 +188,26 @@ static void up(const char *name, const char *address)
     close(fd);
 }
 
+/* Keep those branches of the kernel's receive path on for good that sockets turn on and off (jump labels).
+ *
+ * The kernel patches its running code for each change, by an int3 that stands there for a moment
+ * (arch/x86/kernel/alternative.c, smp_text_poke_batch_finish). QEMU's multi-threaded TCG before 8.1 does not lock a page
+ * while it translates from it, so that an emulated processor may run that int3 later, which panics: a busy guest did so
+ * within a few hundred changes, and every ping and every tunnel's socket makes one.
+ */
+static void keep_branches(void)
+{
+    const int on = 1, l2tp = UDP_ENCAP_L2TPINUDP;
+    const int families[] = {AF_INET, AF_INET6};
+
+    for (size_t n = 0; n < sizeof(families) / sizeof(*families); n++) {
+        int held = socket(families[n], SOCK_DGRAM | SOCK_CLOEXEC, 0);
+        if (held < 0 || setsockopt(held, SOL_SOCKET, SO_TIMESTAMP, &on, sizeof(on)) || /* net/core/dev.c */
+            setsockopt(held, IPPROTO_UDP, UDP_ENCAP, &l2tp, sizeof(l2tp))) /* net/ipv4/udp.c, net/ipv6/udp.c */
+            fault("a socket can't be held");
+    }
+}
+
 static void set_up(void)
 {
     char *dropbear[] = {"/usr/sbin/dropbear", "-V", NULL};
@@ -220,6 +241,7 @@ static void set_up(void)
     load("/usr/lib/testbed/ready-modules");
     up("lo", NULL);
     up("eth0", "10.0.2.15");
+    keep_branches();
     close(nowhere);
 }
 

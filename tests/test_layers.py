@@ -50,7 +50,7 @@ FLOORS: tuple[dict[str, str], ...] = (
     },
     {
         "programs": "",
-        "programs.mptcp": "main policies recovery state",
+        "programs.mptcp": "asking events listing log main policies recovery state tell",
         "programs.multicast": "packets receiver sender",
         "programs.transfer": "main",
         "programs.replay": "main",
@@ -89,8 +89,8 @@ FLOORS: tuple[dict[str, str], ...] = (
     },
     {"runs": "again bring_up case cases invocation older written"},
     {
-        "cli": "app called declared examples files init inputs labs options places present process program progress "
-        "requests runs screen up verbs"
+        "cli": "app called declared examples files init inputs labs mptcp options places present process program "
+        "progress requests runs screen up verbs"
     },
     {"": "__main__ pytest_plugin"},
 )

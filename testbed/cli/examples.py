@@ -17,6 +17,10 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "report": ("testbed report results/lab/latest",),
     "schema": ("testbed schema > topology.schema.json",),
     "doctor": ("testbed doctor", "testbed doctor lab.yaml", "testbed doctor --machine microvm lab.yaml"),
+    "monitor": ("testbed mptcp monitor lab client", "testbed mptcp monitor lab client --json"),
+    "connections": ("testbed mptcp connections lab client",),
+    "subflows": ("testbed mptcp subflows lab client --json",),
+    "addresses": ("testbed mptcp addresses lab client",),
     "add": ("testbed machine add server ssh://me@server.example.org",),
     "build": ("testbed image build",),
 }

@@ -45,8 +45,18 @@ VERBS: Mapping[str, Verb | Group] = {
     "schema": Verb("files", "schema"),
     "doctor": Verb("places", "doctor"),
     "run-case": Verb("requests", "run_case", hidden=True),
+    "tell-mptcp": Verb("mptcp", "tell", hidden=True),
     "serve-request": Verb("requests", "serve_request", hidden=True),
     "collect-request": Verb("requests", "collect_request", hidden=True),
+    "mptcp": Group(
+        "Show the MPTCP connections of a node, and follow their events.",
+        {
+            "monitor": Verb("mptcp", "monitor"),
+            "connections": Verb("mptcp", "connections"),
+            "subflows": Verb("mptcp", "subflows"),
+            "addresses": Verb("mptcp", "addresses"),
+        },
+    ),
     "machine": Group(
         "Add, list and remove machines that ssh reaches.",
         {

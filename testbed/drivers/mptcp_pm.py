@@ -215,6 +215,11 @@ COMMANDS: dict[type[Command], tuple[str, str]] = {
 }
 
 
+def get_addresses(token: int) -> bytes:
+    """Encode MPTCP_PM_CMD_GET_ADDR of one connection (a dump); Linux 6.9 or later."""
+    return command(uapi.MPTCP_PM_CMD_GET_ADDR, _token(token))
+
+
 class Manage(Request, frozen=True):
     """Ask the path manager of a node for one command, for each of its connections; it must answer OK."""
 

@@ -212,3 +212,31 @@ def _group(nest: bytes) -> tuple[str, int]:
     fields = wire.attributes(nest)
     name = fields[uapi.CTRL_ATTR_MCAST_GRP_NAME].rstrip(b"\0").decode()
     return name, struct.unpack("=I", fields[uapi.CTRL_ATTR_MCAST_GRP_ID])[0]
+
+
+def dumps_by(sock: socket.socket, family: int, command: int) -> frozenset[int]:
+    """Return the attributes by which a generic netlink family's dump can be asked for (CTRL_CMD_GETPOLICY).
+
+    Empty where the kernel does not tell, which it does since Linux 5.10.
+    """
+    body = uapi.GENLMSGHDR.pack(uapi.CTRL_CMD_GETPOLICY, 1, 0)
+    body += wire.u16(uapi.CTRL_ATTR_FAMILY_ID, family) + wire.u32(uapi.CTRL_ATTR_OP, command)
+    try:
+        return parse_policy(dump(sock, uapi.GENL_ID_CTRL, body), command)
+    except LabError:  # refused: an operation without a policy, or an older kernel
+        return frozenset()
+
+
+@wire.decoder
+def parse_policy(entries: Sequence[bytes], command: int) -> frozenset[int]:
+    """Return the attributes that the dump of a command takes, as the controller's answer has them."""
+    policies: dict[int, set[int]] = {}
+    wanted = -1
+    for entry in entries:
+        fields = wire.attributes(entry, uapi.GENLMSGHDR.size)
+        operations = wire.attributes(fields.get(uapi.CTRL_ATTR_OP_POLICY, b""))
+        if (dumped := wire.attributes(operations.get(command, b"")).get(uapi.CTRL_ATTR_POLICY_DUMP)) is not None:
+            (wanted,) = struct.unpack("=I", dumped)
+        for index, attributes in wire.attributes(fields.get(uapi.CTRL_ATTR_POLICY, b"")).items():
+            policies.setdefault(index, set()).update(wire.attributes(attributes))
+    return frozenset(policies.get(wanted, ()))

@@ -11,24 +11,20 @@ import os
 import select
 import signal
 import socket
-import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import msgspec
 from msgspec import Struct
 
 from testbed.drivers import mptcp, mptcp_pm
-from testbed.errors import LabError
 from testbed.linux import netlink, uapi, wire
-from testbed.programs.mptcp import recovery
+from testbed.programs.mptcp import asking, events, log, recovery
+from testbed.programs.mptcp.log import Log
 from testbed.programs.mptcp.policies import asked, heard, moved
 from testbed.programs.mptcp.state import Do, Settings, State, failed
 
 _LINKS = 1  # include/uapi/linux/rtnetlink.h: RTNLGRP_LINK
-_LONGEST = 4096  # bytes of a request
 _BUFFER = 4 << 20  # bytes of events that may wait, where a busy server opens hundreds of connections at once
 
 
@@ -43,7 +39,7 @@ class Manager(Struct):
     diag: socket.socket
     asked: socket.socket
     family: int
-    log: BinaryIO
+    log: Log
     links: dict[int, tuple[str, bool]]
 
 
@@ -53,8 +49,9 @@ def main(words: Sequence[str]) -> None:
     ended, end = os.pipe2(os.O_NONBLOCK)
     signal.set_wakeup_fd(end)
     signal.signal(signal.SIGTERM, lambda *_: None)
-    with open(words[1], "ab", buffering=0) as log:
-        manager = _opened(settings, log)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # of followers that went away
+    with open(words[1], "ab", buffering=0) as file:
+        manager = _opened(settings, Log(file))
         _recovered(manager, "started")
         poll = select.poll()
         for source in (ended, manager.events, manager.route, manager.asked):
@@ -65,24 +62,16 @@ def main(words: Sequence[str]) -> None:
             if manager.events.fileno() in ready:
                 _connections(manager)
             if manager.asked.fileno() in ready:
-                _asked(manager)
+                asking.answer(manager.asked, manager.state, manager.log, lambda do: _done(manager, do))
 
 
-def _opened(settings: Settings, log: BinaryIO) -> Manager:
+def _opened(settings: Settings, to: Log) -> Manager:
     commands = netlink.connect(wire.NETLINK_GENERIC)
-    if not (family := netlink.family(commands, mptcp.FAMILY)):
-        raise LabError(f"this kernel has no generic netlink family {mptcp.FAMILY}")
-    group = netlink.groups(commands, mptcp.FAMILY)[mptcp_pm.GROUP]
-    events = netlink.listen(wire.NETLINK_GENERIC, (group,), _BUFFER)
+    family = events.family(commands)
+    heard = events.listen(commands, _BUFFER)
     route = netlink.listen(wire.NETLINK_ROUTE, (_LINKS,), _BUFFER)
     diag = netlink.connect(wire.NETLINK_SOCK_DIAG)
-    asked = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-    asked.bind(mptcp_pm.SOCKET)
-    return Manager(settings, State(), events, commands, route, diag, asked, family, log, {})
-
-
-def _write(manager: Manager, row: dict[str, Any]) -> None:
-    manager.log.write(msgspec.json.encode({"t": time.monotonic(), **row}) + b"\n")
+    return Manager(settings, State(), heard, commands, route, diag, asking.listen(), family, to, {})
 
 
 def _recovered(manager: Manager, why: str) -> None:
@@ -92,39 +81,24 @@ def _recovered(manager: Manager, why: str) -> None:
         for entry in netlink.link_entries(sock):
             _interface(manager, entry)
     found = [{"token": c.token, "server": c.server} for c in manager.state.connections.values()]
-    _write(manager, {"manager": why, "policy": manager.settings.policy, "connections": found})
+    manager.log.write({"manager": why, "policy": manager.settings.policy, "connections": found})
 
 
 def _connections(manager: Manager) -> None:
     """React to the events that have arrived."""
-    for data in netlink.heard(manager.events):
-        if data is None:
+    for event in events.heard(manager.events, manager.family):
+        if event is None:
             _recovered(manager, "lost events")
             continue
-        for kind, _, _, entry in wire.messages(data):
-            event = mptcp_pm.parse_event(entry) if kind == manager.family else None
-            if event is not None:
-                _write(manager, {**msgspec.to_builtins(event), "kernel": mptcp_pm.KERNEL[event.event]})
-                _send(manager, heard(manager.state, manager.settings, event))
+        manager.log.write(log.heard(event))
+        _send(manager, heard(manager.state, manager.settings, event))
 
 
-def _asked(manager: Manager) -> None:
-    """Do what events of the run ask for, and answer; only processes of this node reach the socket."""
-    while True:
-        try:
-            data, sender = manager.asked.recvfrom(_LONGEST)
-        except BlockingIOError:
-            return
-        try:
-            commands = asked(manager.state, manager.settings, msgspec.json.decode(data, type=Do))
-        except msgspec.MsgspecError as e:
-            answer = str(e)
-        else:
-            none = "nothing to do: no connection here has what this is about"
-            answer = (_send(manager, commands) or "OK") if commands else none
-        if sender:
-            with suppress(OSError):  # it did not wait
-                manager.asked.sendto(answer.encode(), sender)
+def _done(manager: Manager, do: Do) -> str:
+    """Do what an event of the run asks for; return "OK", or why not."""
+    if not (commands := asked(manager.state, manager.settings, do)):
+        return "nothing to do: no connection here has what this is about"
+    return _send(manager, commands) or "OK"
 
 
 def _interfaces(manager: Manager) -> None:
@@ -146,7 +120,7 @@ def _interface(manager: Manager, entry: bytes) -> None:
     before = manager.links.get(index)
     manager.links[index] = (name, up)
     if before is not None or not up:
-        _write(manager, {"interface": name, "up": up, "kernel": "RTM_NEWLINK"})
+        manager.log.write({"interface": name, "up": up, "kernel": "RTM_NEWLINK"})
         _send(manager, moved(manager.state, manager.settings, name, up))
 
 
@@ -154,15 +128,13 @@ def _send(manager: Manager, commands: Sequence[mptcp_pm.Command]) -> str:
     """Send commands, one at a time, since each may be refused for a reason of its own; return the last reason."""
     why = ""
     for command in commands:
-        word, kernel = mptcp_pm.COMMANDS[type(command)]
         message = wire.Message(0, 0, command.body(), mptcp.FAMILY)
         refused = netlink.transact(manager.commands, [message], manager.family)
-        row = {**msgspec.to_builtins(command), "kernel": kernel}
+        error = str(refused[0]) if refused else ""
         if refused:
             failed(manager.state, command)
-            row["error"] = str(refused[0])
             # A subflow that is gone is what `remove_subflow` is for: the peer may have closed it first.
             gone = isinstance(command, mptcp_pm.RemoveSubflow) and refused[0].errno == errno.ESRCH
-            why = why if gone else row["error"]
-        _write(manager, {"command": word, **row})
+            why = why if gone else error
+        manager.log.write(log.sent(command, error))
     return why

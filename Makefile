@@ -59,6 +59,9 @@ machine: setup ## install QEMU and build the image of the microVM (takes minutes
 	$(call install,$(MACHINE_TOOLS))
 	@$(BIN)/testbed image build || [ $$? = 4 ]
 
+# Each of the processes of a suite would compile the tests and pytest's plugins again, which is half of their start.
+test pure: export PYTHONDONTWRITEBYTECODE =
+
 test: machine $(VENV)/.docs ## run all tests
 	@$(BIN)/pytest -q -n $(WORKERS) --dist loadgroup -m "not machine and not quiet" -p no:rerunfailures
 	# A busy host can stop an emulated processor for seconds, which then misses beacons and deadlines, and multi-threaded

@@ -14,6 +14,7 @@ import pytest
 
 from testbed.nodes.node import ROLES
 
+pytestmark = pytest.mark.xdist_group("layers")  # one worker parses the modules
 PACKAGE = Path(__file__).parent.parent / "testbed"
 FILES = {".".join(f.relative_to(PACKAGE).with_suffix("").parts): f for f in PACKAGE.rglob("*.py")}
 

@@ -13,6 +13,13 @@ NOWHERE = "mptcp: {scheduler: no_such}"  # no kernel has it
 MARKED = "import pytest\n@pytest.mark.testbed_feature({})\ndef test_it(): ...\n"
 
 
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our plugin and no other: to load all that is installed takes pytest longer than the rest of these tests."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("PYTEST_PLUGINS", "testbed.pytest_plugin")
+
+
 def test_a_pytest_that_uses_no_lab_imports_nothing_of_it() -> None:
     code = (
         "import pytest, sys; before = set(sys.modules); import testbed.pytest_plugin; print(*set(sys.modules)-before)"
@@ -29,7 +36,9 @@ def test_a_pytest_that_uses_no_lab_imports_nothing_of_it() -> None:
     }
 
 
-def test_pytest_knows_the_fixture_and_the_mark(pytester: pytest.Pytester) -> None:
+def test_pytest_knows_the_fixture_and_the_mark(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "PYTEST_PLUGINS"):
+        monkeypatch.delenv(variable)  # it is found because it is installed
     pytester.makepyfile(MARKED.format(""))
     pytester.runpytest_subprocess("--strict-markers").assert_outcomes(passed=1)
     pytester.runpytest_subprocess("--fixtures").stdout.fnmatch_lines(["lab -- *"])

@@ -27,6 +27,8 @@ def own(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, need: Need) 
     need("userns", "veth", "ipv6")
     mark = uuid4().hex
     monkeypatch.setenv(MARK, mark)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # to load all that is installed takes seconds
+    monkeypatch.setenv("PYTEST_PLUGINS", "testbed.pytest_plugin")
     pytester.path.joinpath("quick.yaml").write_text(QUICK + PING)
     yield pytester
     assert settled(lambda: {"process": [str(p) for p in marked(mark)]} if marked(mark) else {}) == {}

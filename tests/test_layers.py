@@ -43,7 +43,7 @@ TREES = Trees()
 # Every module of the tree, lowest floor first: a module imports from its own floor and from those below it.
 FLOORS: tuple[dict[str, str], ...] = (
     {"": "errors plain words features spec units"},
-    {"linux": "calls cgroups faults inet_diag kernel_log netlink signals uapi unix unix_diag wire"},
+    {"linux": "calls cgroups faults inet_diag kernel_log mptcp_info netlink signals tcp_info uapi unix unix_diag wire"},
     {"": "steps"},
     {
         "drivers": "amt bound channels facts hostapd hwsim link membership mptcp mptcp_pm mptcpize nl80211 route "
@@ -53,14 +53,14 @@ FLOORS: tuple[dict[str, str], ...] = (
         "programs": "",
         "programs.mptcp": "asking events listing log main policies recovery state tell",
         "programs.multicast": "packets receiver sender",
-        "programs.transfer": "main",
+        "programs.transfer": "asked flow main sockets",
         "programs.replay": "main",
         "programs.sampler": "air counters main neighbours subflows taps wlans",
         "nodes": "access_point amt_gateway amt_relay bridge endpoint mptcp node one_path path_manager place role "
         "router service station",
     },
     {"metrics": "bounds measured nodes owners paths reception recorded records said table wifi"},
-    {"workloads": "command iperf3 iperf3_report multicast ping place transfer"},
+    {"workloads": "command iperf3 iperf3_report multicast ping place transfer transfer_report"},
     {
         "language": "described document effective experiment explain files moments overlay parsing schema sound syntax "
         "topology traces writing"

@@ -228,9 +228,7 @@ def _subflows(found: Report) -> Iterator[tuple[str, ...]]:
 def _ran(found: Report, node: str, way: str = "") -> float:
     """Return for how many seconds MPTCP flows of a node ran, also of one way; those at the same time count once."""
     total = end = 0.0
-    flows = [
-        (name, w.iperf3) for name, w in found.topology.workloads.items() if w.iperf3 and w.iperf3.protocol == "mptcp"
-    ]
+    flows = [(name, flow) for name, w in found.topology.workloads.items() if (flow := w.mptcp()) is not None]
     spans = []
     for name, flow in flows:
         seconds, start = (found.metrics.get(f"{name}.{key}") for key in ("seconds", "start_s"))

@@ -80,7 +80,7 @@ DESCRIBED: Mapping[str, Mapping[str, str]] = {
         "action": "What happens to the endpoint",
         "address": "An interface of the node loses and gets addresses",
     },
-    "Iperf3 Ping": {
+    "Iperf3 Ping Transfer": {
         "from": "The node that starts it",
         "to": "The node at the other end",
         "seconds": "How long it runs",
@@ -139,6 +139,7 @@ DESCRIBED: Mapping[str, Mapping[str, str]] = {
     "Station": {"ssid": "The access point that it joins"},
     "Work": {
         "iperf3": "A flow of TCP, UDP or MPTCP",
+        "transfer": "Connections of TCP or MPTCP, by programs of testbed's own",
         "ping": "Round-trip times",
         "multicast": "A stream to several receivers",
         "command": "A program of your own",

@@ -19,6 +19,7 @@ from testbed.workloads.iperf3 import Iperf3
 from testbed.workloads.multicast import Multicast
 from testbed.workloads.ping import Ping
 from testbed.workloads.place import Workload
+from testbed.workloads.transfer import Transfer
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
 NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
@@ -168,6 +169,7 @@ class Work(Spec):
     """One workload: exactly one kind."""
 
     iperf3: Iperf3 | None = None
+    transfer: Transfer | None = None
     ping: Ping | None = None
     multicast: Multicast | None = None
     command: Command | None = None
@@ -176,6 +178,11 @@ class Work(Spec):
         """Return the name of the kind, "" when there is none or several."""
         found = [k for k in type(self).model_fields if getattr(self, k) is not None]
         return found[0] if len(found) == 1 else ""
+
+    def mptcp(self) -> Iperf3 | Transfer | None:
+        """Return the flow if both of its ends are to speak MPTCP."""
+        flow = self.iperf3 or self.transfer
+        return flow if flow is not None and flow.speaks == "mptcp" else None
 
     def workload(self) -> Workload:
         """Return the workload itself."""

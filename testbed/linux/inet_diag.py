@@ -14,7 +14,7 @@ from ipaddress import ip_address
 
 from msgspec import Struct
 
-from testbed.linux import netlink, uapi, wire
+from testbed.linux import netlink, tcp_info, uapi, wire
 
 IPPROTO_MPTCP = 262
 _STATES = {
@@ -121,7 +121,6 @@ def _subflow(entry: bytes, plain: bool = False) -> Subflow | None:
     if uapi.INET_DIAG_INFO not in fields or not (plain or uapi.INET_ULP_INFO_MPTCP in ulp):
         return None
     mptcp = wire.attributes(ulp.get(uapi.INET_ULP_INFO_MPTCP, b""))
-    info = fields[uapi.INET_DIAG_INFO].ljust(248, b"\0")  # older kernels tell less
     family, state, _, _, identity, *_ = uapi.INET_DIAG_MSG.unpack_from(entry)
     local_port, remote_port, local, remote = struct.unpack_from("!HH16s16s", identity)  # struct inet_diag_sockid
     size = 16 if family == socket.AF_INET6 else 4
@@ -135,16 +134,7 @@ def _subflow(entry: bytes, plain: bool = False) -> Subflow | None:
         remote_id=_number(mptcp, uapi.MPTCP_SUBFLOW_ATTR_ID_REM),
         backup=bool(_number(mptcp, uapi.MPTCP_SUBFLOW_ATTR_FLAGS) & _BACKUP),
         state=_STATES.get(state, str(state)),
-        rtt_ms=struct.unpack_from("=I", info, uapi.TCPI_RTT)[0] / 1e3,
-        cwnd=struct.unpack_from("=I", info, uapi.TCPI_SND_CWND)[0],
-        retransmits=struct.unpack_from("=I", info, uapi.TCPI_TOTAL_RETRANS)[0],
-        bytes_sent=struct.unpack_from("=Q", info, uapi.TCPI_BYTES_SENT)[0],
-        bytes_acked=struct.unpack_from("=Q", info, uapi.TCPI_BYTES_ACKED)[0],
-        bytes_received=struct.unpack_from("=Q", info, uapi.TCPI_BYTES_RECEIVED)[0],
-        mss=struct.unpack_from("=I", info, uapi.TCPI_SND_MSS)[0],
-        unacked=struct.unpack_from("=I", info, uapi.TCPI_UNACKED)[0],
-        bytes_retrans=struct.unpack_from("=Q", info, uapi.TCPI_BYTES_RETRANS)[0],
-        dsack_dups=struct.unpack_from("=I", info, uapi.TCPI_DSACK_DUPS)[0],
+        **tcp_info.figures(fields[uapi.INET_DIAG_INFO]),
     )
 
 

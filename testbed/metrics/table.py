@@ -36,6 +36,8 @@ OWNERS = {
     "iperf3": "WORKLOAD.",
     "bidir": "WORKLOAD.",
     "transfer": "WORKLOAD.",
+    "reply": "WORKLOAD.",
+    "back": "WORKLOAD.",
     "ping": "WORKLOAD.",
     "multicast": "WORKLOAD.",
     "receiver": "WORKLOAD.NODE.",
@@ -108,14 +110,23 @@ _FLOW = (
 )
 
 
-def _reversed(metric: Metric) -> Metric:
+def _reversed(metric: Metric, of: str = "bidir") -> Metric:
     """Return the row of the same figure of what `to` sends in a flow that goes both ways."""
     of_it = f"with `bidir`: `{metric.name}` of what `to` sends"
-    return Metric("bidir", f"reverse_{metric.name}", metric.unit, of_it, metric.better, metric.when)
+    return Metric(of, f"reverse_{metric.name}", metric.unit, of_it, metric.better, metric.when)
 
 
-TABLE = (
-    *_FLOW,
+_BOTH_WAYS = (
+    Metric(
+        "transfer",
+        "goodput_mbps",
+        "Mbit/s",
+        "payload that arrived, by the time from the first byte that left to the last that arrived; series by 50 ms",
+        "higher",
+    ),
+    Metric("transfer", "received_bytes", "byte", "payload that arrived", "higher"),
+    Metric("transfer", "seconds", "s", "from the first byte that left to the last that arrived"),
+    Metric("transfer", "start_s", "s", "when its first byte left", "lower"),
     Metric(
         "transfer",
         "completion_s",
@@ -123,6 +134,44 @@ TABLE = (
         "with `bytes`: from the first byte that left until the last had arrived; absent if not all did",
         "lower",
     ),
+    Metric(
+        "transfer",
+        "gap_s",
+        "s",
+        "longest time between two arrivals of data, of any connection; where data is missing, also that after the last",
+        "lower",
+    ),
+    Metric("transfer", "gap_at_s", "s", "when that gap began"),
+    Metric("transfer", "retransmits", "segment", "TCP: segments that the sender sent again", "lower", _TCP),
+    *_times(
+        "transfer", "rtt", "the sender's smoothed RTT (tcp_info) of each connection or subflow, at each `interval`"
+    ),
+    Metric(
+        "transfer",
+        "reinjected_pct",
+        "%",
+        "MPTCP: share of the payload given to subflows that had been given to one before (`mptcpi_bytes_retrans`)",
+        "lower",
+        ("mptcp",),
+    ),
+)
+_TRANSFER = (
+    *_BOTH_WAYS,
+    Metric(
+        "transfer", "mptcp_connections", "connection", "connections that spoke MPTCP to their end, as both ends say"
+    ),
+    Metric(
+        "transfer", "tcp_connections", "connection", "connections that were TCP, or fell back to it (`TCP_IS_MPTCP`)"
+    ),
+    Metric("reply", "answers", "count", "answers that arrived whole", "higher"),
+    *_times("reply", "latency", "from when a request was due until its answer had arrived whole"),
+    *(_reversed(m, "back") for m in _BOTH_WAYS),
+)
+
+
+TABLE = (
+    *_FLOW,
+    *_TRANSFER,
     *(_reversed(m) for m in _FLOW),
     Metric("ping", "sent_packets", "packet", "ping(8)'s own counts"),
     Metric("ping", "received_packets", "packet", "ping(8)'s own counts", "higher"),

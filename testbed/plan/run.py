@@ -23,6 +23,7 @@ from testbed.steps import AIR, LAB, ORIGIN, START, Spawn, Step, Wait, Write
 from testbed.workloads.iperf3 import Iperf3
 from testbed.workloads.ping import Ping
 from testbed.workloads.place import FIRST_PORT, Task, Workload
+from testbed.workloads.transfer import Transfer
 
 _NETSTAT = "/proc/net/netstat"
 _LEAST, _MOST = 1.0, 10.0  # seconds for neighbours to be found
@@ -168,7 +169,7 @@ def _workloads(plan: Plan, works: Works) -> Iterator[Step]:
             # A frame goes its whole way through the simulated radios on the processor that sends it, and a second
             # processor that has one for the same radio spins until that is over (kernel/softirq.c:
             # tasklet_action_common). What fills links keeps to one: daemons, whose timers else come late, have others.
-            pinned = bool(plan.network.air) and isinstance(work, Iperf3)
+            pinned = bool(plan.network.air) and isinstance(work, Iperf3 | Transfer)
             yield replace(step, pinned=pinned) if isinstance(step, Spawn) else step
 
 

@@ -15,13 +15,13 @@ _RESERVE = ("MPJoinSynBackupRx", "MPJoinSynAckBackupRx", "MPPrioTx", "MPPrioRx")
 
 def doubts(topology: Topology, metrics: Mapping[str, Measured]) -> Iterator[tuple[float, str, str]]:
     """Yield (how bad, what it affects, what was seen) of each flow."""
-    flows = [(name, w.iperf3) for name, w in topology.workloads.items() if w.iperf3 is not None]
+    flows = [(name, flow) for name, w in topology.workloads.items() if (flow := w.mptcp()) is not None]
     told: set[str] = set()
     for name, flow in flows:
         node = flow.from_
         carried = _carried(metrics, node)
         total = sum(carried.values())
-        if flow.protocol != "mptcp" or len(carried) < 2 or not total:
+        if len(carried) < 2 or not total:
             continue
         used = [ifname for ifname, count in carried.items() if count > _LITTLE * total]
         reserve = any(_value(metrics, f"{n}.mptcp.{c}") for n in (node, flow.to) for c in _RESERVE)

@@ -238,6 +238,7 @@ def _line(topology: Topology, name: str) -> int:
         return 8 * KIB + 4 * KIB * wlans
     ends = sum(end.partition(":")[0] == name for link in topology.links for end in link.ends)
     flows = [w.iperf3.parallel for w in topology.workloads.values() if w.iperf3 is not None]
+    flows += [w.transfer.connections for w in topology.workloads.values() if w.transfer is not None]
     readers = sum(bool(role.samples()) for role in topology.nodes[name].roles().values())
     return 8 * KIB + KIB * ends + readers * (64 * KIB + 8 * KIB * sum(flows))
 

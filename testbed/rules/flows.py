@@ -29,24 +29,22 @@ def _found(topology: Topology) -> tuple[Found, ...]:
 
 def _warned(topology: Topology) -> Iterator[Found]:
     for name, work in topology.workloads.items():
-        flow = work.iperf3
-        if flow is None or flow.protocol not in ROLES:
+        flow = work.iperf3 or work.transfer
+        if flow is None or flow.speaks not in ROLES:
             continue
-        at: Path = ("workloads", name, "iperf3")
+        at: Path = ("workloads", name, work.kind())
         net = network(topology)
-        plain = [n for n in (flow.from_, flow.to) if flow.protocol not in topology.nodes[n].roles()]
+        plain = [n for n in (flow.from_, flow.to) if flow.speaks not in topology.nodes[n].roles()]
         for node in plain:
-            why = (
-                f"{node} is not {ROLES[flow.protocol].called}: the kernel's defaults hold there, and it has no figures"
-            )
-            yield "mptcp-role", (*at, "protocol"), why, f"give the node `{flow.protocol}: {{}}`"
+            why = f"{node} is not {ROLES[flow.speaks].called}: the kernel's defaults hold there, and it has no figures"
+            yield "mptcp-role", (*at, "protocol"), why, f"give the node `{flow.speaks}: {{}}`"
         moving = {e.node for e in topology.events} & {flow.from_, flow.to}
         stated = any(topology.nodes[n].routes is not None for n in (flow.from_, flow.to))
         family = {"ipv4": 4, "ipv6": 6, None: None}[flow.family]
         to = reach(net, flow.from_, flow.to + (f":{flow.to_interface}" if flow.to_interface else ""), family)
         if plain or moving or stated or not to or topology.routing == "none":
             continue  # what events and stated routes come to is not known beforehand
-        own, other = (topology.nodes[n].roles()[flow.protocol] for n in (flow.from_, flow.to))
+        own, other = (topology.nodes[n].roles()[flow.speaks] for n in (flow.from_, flow.to))
         for kind, why, hint in own.warned(_flow(net, flow.from_, flow.to, to), other):
             yield kind, at, why, hint
 

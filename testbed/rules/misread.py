@@ -68,8 +68,8 @@ def floods(topology: Topology, like: Topology | None) -> Iterator[Fault]:
 
 def reordered(topology: Topology, like: Topology | None) -> Iterator[Fault]:
     """Yield jitter where TCP flows are: netem sends each packet when its own delay is over (sch_netem.c: tfifo)."""
-    flows = [w.iperf3 for w in topology.workloads.values() if w.iperf3 is not None]
-    if not any(flow.protocol != "udp" for flow in flows):
+    works = topology.workloads.values()
+    if not any(w.transfer is not None or (w.iperf3 is not None and w.iperf3.protocol != "udp") for w in works):
         return
     for path, shaping in _shapings(topology, like):
         if shaping.jitter:

@@ -42,15 +42,16 @@ def _ports(net: Network, doubt: set[str]) -> Iterator[Fault]:
     """Yield flows whose servers would listen on one port of a node."""
     taken: dict[tuple[str, int], str] = {}
     for n, (name, work) in enumerate(net.topology.workloads.items()):
-        if work.kind() == "iperf3" and work.iperf3 is not None and "workloads" not in doubt:
-            port = work.iperf3.port or FIRST_PORT + n
-            other = taken.setdefault((work.iperf3.to, port), name)
+        flow = work.iperf3 or work.transfer
+        if work.kind() and flow is not None and "workloads" not in doubt:
+            port = flow.port or FIRST_PORT + n
+            other = taken.setdefault((flow.to, port), name)
             if other != name:
                 cure = "give one of them another `port`"
-                field = name if work.iperf3.port is not None else other
+                field = name if flow.port is not None else other
                 yield (
-                    ("workloads", field, "iperf3", "port"),
-                    f"the servers of {other} and {name} would both listen on port {port} of {work.iperf3.to}",
+                    ("workloads", field, net.topology.workloads[field].kind(), "port"),
+                    f"the servers of {other} and {name} would both listen on port {port} of {flow.to}",
                     cure,
                 )
 

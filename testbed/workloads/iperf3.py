@@ -20,7 +20,7 @@ from testbed.steps import START, Spawn, Step, Wait
 from testbed.units import Argument, Moment, Rate, Size, Word
 from testbed.workloads.iperf3_report import Said, Side, figures, stalls
 from testbed.workloads.place import STALL, Expected, Task
-from testbed.workloads.transfer import LONGEST, steps
+from testbed.workloads.transfer import LONGEST, Fallback, Protocols, Transfer
 
 _DATAGRAM, _WRITE = 65507, 1 << 20  # bytes: the largest payload of UDP over IPv4, and MAX_BLOCKSIZE of iperf.h
 _BLOCK, _SMALLEST, _BLOCKS = 128 * KIB, 16, 10  # bytes of iperf3's own block, of our smallest, and blocks an interval
@@ -69,6 +69,9 @@ class Iperf3(Spec):
     port: int | None = Field(None, ge=1, le=65535, description="Port of the server; one of its own when left out")
     bind: str | None = Field(None, description="Interface of `from`: send from its address, and by it unless mptcp")
     interval: Moment = Field(_INTERVAL, ge=0.1, le=60, description="What a row of the report and `gap_s` resolve")
+    fallback: Fallback | None = Field(
+        None, description="To TCP, of a flow of MPTCP: forbid (when left out), allow or require"
+    )
     options: tuple[Argument, ...] = Field(
         (), max_length=100, description="More words for the client's iperf3, at your own risk"
     )
@@ -102,6 +105,8 @@ class Iperf3(Spec):
             faults.append(("congestion", "udp has no congestion control: leave this out"))
         if self.protocol == "udp" and self.mss is not None:
             faults.append(("mss", "udp has no segments: leave this out, `length` is the size of a datagram"))
+        if self.fallback is not None and self.protocol != "mptcp":
+            faults.append(("fallback", f"a flow of {self.protocol} has nothing to fall back from: leave this out"))
         if self.bidir and self.reverse:
             faults.append(("reverse", "with `bidir` both ends send: leave out one of the two"))
         if self.omit != int(self.omit):
@@ -111,8 +116,15 @@ class Iperf3(Spec):
             faults.append(("length", f"iperf3 sends at most {most} bytes at once over {self.protocol}"))
         return faults
 
+    @property
+    def speaks(self) -> str:
+        """What both of its ends speak."""
+        return self.protocol
+
     def requires(self) -> tuple[features.Feature, ...]:
         """Return the features that it needs."""
+        if (transfer := self._transfer()) is not None:
+            return transfer.requires()
         own = (features.congestion(self.congestion),) if self.congestion else ()
         if self.protocol == "mptcp":
             return (features.IPERF3, features.MPTCPIZE, features.MPTCP, *own)
@@ -127,8 +139,8 @@ class Iperf3(Spec):
 
     def servers(self, task: Task) -> list[Step]:
         """Return the server, and the wait until it listens."""
-        if self.bytes is not None:
-            return self._transfer(task)[0]
+        if (transfer := self._transfer()) is not None:
+            return transfer.servers(task)
         port = self.listens(task)
         argv = self._wrapped("iperf3", "-s", "-1", "-J", "-i", f"{self.interval:g}", "-p", str(port))
         name = f"{task.name}.server"
@@ -137,8 +149,8 @@ class Iperf3(Spec):
 
     def clients(self, task: Task) -> list[Step]:
         """Return the client, which is killed half a minute after the end of its test."""
-        if self.bytes is not None:
-            return self._transfer(task)[1]
+        if (transfer := self._transfer()) is not None:
+            return transfer.clients(task)
         target = self._target(task)
         words = ["iperf3", "-c", target, "-p", str(self.listens(task)), "-J", "-i", f"{self.interval:g}"]
         words += ["-t", str(int(self.seconds))]
@@ -168,24 +180,28 @@ class Iperf3(Spec):
         family = {"ipv4": 4, "ipv6": 6, None: None}[self.family]
         return task.reach(self.from_, f"{self.to}:{self.to_interface}" if self.to_interface else self.to, family)
 
-    def _transfer(self, task: Task) -> tuple[list[Step], list[Step]]:
-        """Return the server and the client of a flow of so many bytes."""
-        target = self._target(task)
-        words = {
-            "port": self.listens(task),
-            "parallel": self.parallel,
-            "family": 6 if ":" in target else 4,
-            "mptcp": int(self.protocol == "mptcp"),
-            "bytes": self.bytes,
-            "sender": "server" if self.reverse else "client",
-            "rate": max(1, self.rate // (8 * self.parallel)) if self.rate is not None else None,
-            "congestion": self.congestion,
-            "window": self.window,
-            "mss": self.mss,
-        }
-        bound = self._bound(task, target) if self.bind is not None else None
-        where = {"connect": target, "bind": bound, "from": task.source_port}
-        return steps(task.name, (self.from_, self.to), words, where, self.at, self.seconds_long())
+    def _transfer(self) -> Transfer | None:
+        """Return the transfer that a flow of so many bytes is, None for one that takes a time."""
+        if self.bytes is None:
+            return None
+        same = (
+            "bytes",
+            "at",
+            "rate",
+            "reverse",
+            "congestion",
+            "window",
+            "mss",
+            "family",
+            "to_interface",
+            "port",
+            "bind",
+        )
+        words: dict[str, Any] = {key: getattr(self, key) for key in same}
+        words |= {"from_": self.from_, "to": self.to, "connections": self.parallel}
+        words |= {"bind": self.bind, "fallback": self.fallback}
+        words |= {"protocol": Protocols(**{"from": self.protocol, "to": self.protocol}), "seconds": self.seconds_long()}
+        return Transfer.model_construct(**words)
 
     def _bound(self, task: Task, target: str) -> str:
         """Return the address of the client's interface; its packets leave by it, but subflows by their own."""
@@ -211,15 +227,16 @@ class Iperf3(Spec):
         found = []
         for node, end in ((self.from_, "client"), (self.to, "server")):
             said = folder.value(f"{node}/{name}.{end}.json", Said, most, lost)
-            began = folder.began(node, name) if self.bytes is None else None
-            if said is not None and said.began and folder.origin is not None and folder.within(said.began):
-                began = said.began - folder.origin
+            began = folder.began(node, name)
             seen = began is not None
             found.append(None if said is None else Side(said, began if began is not None else self.at, seen))
         return found[0], found[1]
 
     def failure(self, name: str, folder: Recorded) -> str:
         """Return iperf3's own error: with -J it exits with status 0 even if it failed."""
+        if (transfer := self._transfer()) is not None:
+            outcome, why = transfer.ended(name, folder) if folder.complete else ("completed", "")
+            return f"[{self.from_}] {name}: {outcome}: {why}" if outcome != "completed" else ""
         client, server = self._sides(name, folder)
         if client is None or not client.said.error:
             return ""
@@ -230,32 +247,35 @@ class Iperf3(Spec):
 
     def metrics(self) -> tuple[str, ...]:
         """Return the names that `read` gives."""
-        own = table.names("transfer") if self.bytes is not None else ()
-        return table.names("iperf3", self.protocol) + own + (table.names("bidir", self.protocol) if self.bidir else ())
+        if (transfer := self._transfer()) is not None:
+            return transfer.metrics()
+        return table.names("iperf3", self.protocol) + (table.names("bidir", self.protocol) if self.bidir else ())
 
     def read(self, name: str, folder: Recorded) -> dict[str, Measured]:
         """Return the goodput that the receiver saw, and the loss and delay that the sender saw."""
+        if (transfer := self._transfer()) is not None:
+            return transfer.read(name, folder)
         client, server = self._sides(name, folder)
         sender, receiver = (server, client) if self.reverse else (client, server)
         if receiver is None:
             return {}
         part = folder.inside if folder.window is not None else None
         found = figures(self.protocol, receiver, sender, False, self.interval, part)
-        if self.bytes is not None and part is None and receiver.said.intervals and "start_s" in found:
-            ended = receiver.began + receiver.said.intervals[-1].sum.end
-            if found["received_bytes"].value >= self.bytes:
-                found["completion_s"] = Measured(ended - found["start_s"].value, "s")
         if self.bidir and client is not None:
             back = figures(self.protocol, client, server, True, self.interval, part)
             found |= {f"reverse_{key}": value for key, value in back.items()}
         return found
 
     def expectations(self, name: str, folder: Recorded) -> Iterator[Expected]:
-        """Yield nothing: its metrics are what checks are of."""
-        yield from ()
+        """Yield that a flow of MPTCP was to stay one, if it did not."""
+        if (transfer := self._transfer()) is not None and self.protocol == "mptcp" and folder.complete:
+            yield from (e for e in transfer.expectations(name, folder) if not e.what.endswith("outcome"))
 
     def doubts(self, name: str, folder: Recorded) -> Iterator[tuple[float, str, str]]:
         """Yield a doubt if one of the two programs did not run for a while, and one if its data came late."""
+        if (transfer := self._transfer()) is not None:
+            yield from transfer.doubts(name, folder)
+            return
         for node, end, side in zip((self.from_, self.to), ("client", "server"), self._sides(name, folder), strict=True):
             late = list(stalls(side, self.interval)) if side is not None else []
             if late:

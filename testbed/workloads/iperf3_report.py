@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from testbed.metrics.measured import Measured, latencies
-from testbed.metrics.recorded import Count, Real, Seconds
+from testbed.metrics.recorded import Count, Real
 from testbed.workloads.place import STALL
 
 _Moment = Annotated[float, Meta(ge=0, le=1e6)]  # seconds since the test began
@@ -78,7 +78,6 @@ class Said(Struct, frozen=True):
     intervals: list[Interval] = []
     end: End = End()
     error: Annotated[str, Meta(max_length=10_000)] = ""
-    began: Seconds = 0.0  # CLOCK_MONOTONIC, of what testbed sends itself
 
 
 class Side(Struct, frozen=True):

@@ -265,3 +265,65 @@ def test_a_transfer_of_a_size_takes_the_time_that_its_frames_take(tmp_path: Path
         receiver = f"{flow}-a" if flow == "back" else f"{flow}-b"
         frames = value[f"{receiver}.eth0.rx_bytes"] * 8 / 8e6  # seconds on the wire of all that arrived
         assert value[f"{flow}.completion_s"] == pytest.approx(frames, abs=0.15), flow
+
+
+TRANSFERS = """
+nodes: {a: {mptcp: {}}, b: {mptcp: {}}, c: {}}
+links:
+  - {name: ab, ends: [a:eth0, b:eth0], rate: 8mbit, queue: {limit: 64kb}}
+  - {name: cb, ends: [c:eth0, b:eth1]}
+workloads:
+  up: {transfer: {from: a, to: b, protocol: mptcp, bytes: 500kb, connections: 4, congestion: cubic}}
+  both: {transfer: {from: c, to: b, bidir: true, rate: 2mbit, seconds: 2}}
+  asks: {transfer: {from: c, to: b, seconds: 2, messages: {request: 100b, response: 1kb, every: 50ms}}}
+  half: {transfer: {from: a, to: b, at: 3s, bytes: 50kb, protocol: {from: mptcp, to: tcp}, fallback: require}}
+  late: {transfer: {from: c, to: b, seconds: 1, at: 3s, patience: 1s, expect: {outcome: unfinished}}}
+  dead: {transfer: {from: c, to: b, seconds: 1, at: 6s, patience: 0, expect: {outcome: unreachable}}}
+events: [{at: 3.5s, link: cb, down: true}]
+checks:
+  - {metric: up.mptcp_connections, equals: 4}
+  - {metric: half.tcp_connections, equals: 1}
+  - {metric: up.goodput_mbps, for: 0.1s, min: 1}
+"""
+
+
+def test_transfers_do_what_their_words_say_and_end_with_a_name(tmp_path: Path, name: str, need: Need) -> None:
+    need("tbf", "mptcp")
+    found, folder = ran(tmp_path, TRANSFERS, name)
+    value = {key: m["value"] for key, m in found.items()}
+    assert value["up.received_bytes"] == 500 * 1024
+    assert value["up.completion_s"] == value["up.seconds"] >= 500 * 1024 * 8 / 8e6 * 0.9
+    assert value["up.tcp_connections"] == 0
+    assert value["both.received_bytes"] == pytest.approx(2e6 / 8 * 2, rel=0.1)
+    assert value["both.reverse_received_bytes"] == pytest.approx(2e6 / 8 * 2, rel=0.1)
+    assert value["asks.answers"] == pytest.approx(40, abs=2)
+    assert 0 < value["asks.latency_p50_ms"] <= value["asks.latency_max_ms"]
+    outcomes = {c["metric"]: c["passed"] for c in json.loads((folder / "verdict.json").read_text())["checks"]}
+    assert outcomes["late outcome"]
+    assert outcomes["dead outcome"]
+    assert outcomes["half tcp_connections"]
+
+
+FALLING = """
+nodes: {a: {mptcp: {}}, s: {bridge: {}}, b: {mptcp: {}}}
+links: [{ends: [a:eth0, s:a]}, {name: far, ends: [s:b, b:eth0]}]
+workloads:
+  known: {ping: {from: a, to: b, seconds: 0.2}}
+  sent: {transfer: {from: a, to: b, at: 1s, protocol: mptcp, bytes: 100kb}}
+  let: {transfer: {from: a, to: b, at: 1s, protocol: mptcp, bytes: 100kb, fallback: allow}}
+  old: {iperf3: {from: a, to: b, at: 1s, protocol: mptcp, bytes: 100kb}}
+events: [{at: 800ms, link: far, down: true, for: 4s}]  # SYNs at 1, 2 and 3 s are lost: the next have no MP_CAPABLE
+
+"""
+
+
+def test_a_flow_that_falls_back_to_tcp_is_a_failed_check_with_a_sentence(tmp_path: Path, name: str, need: Need) -> None:
+    need("mptcp", "ping")
+    found, folder = ran(tmp_path, FALLING, name, status=1)
+    checks = {c["metric"]: c for c in json.loads((folder / "verdict.json").read_text())["checks"]}
+    assert {key: c["passed"] for key, c in checks.items()} == {
+        "sent tcp_connections": False,
+        "old tcp_connections": False,
+    }
+    assert checks["sent tcp_connections"]["why"].startswith("1 of 1 connections fell back to TCP: a says that the one")
+    assert [found[f"{flow}.tcp_connections"]["value"] for flow in ("sent", "let", "old")] == [1, 1, 1]

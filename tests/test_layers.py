@@ -46,12 +46,12 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"linux": "calls cgroups faults inet_diag kernel_log mptcp_info netlink signals tcp_info uapi unix unix_diag wire"},
     {"": "steps"},
     {
-        "drivers": "amt bound channels facts hostapd hwsim link membership mptcp mptcp_pm mptcpize nl80211 route "
+        "drivers": "amt bound channels facts hostapd hwsim joins link membership mptcp mptcp_pm mptcpize nl80211 route "
         "smcroute sysctl tc wpa_ctrl wpa_supplicant"
     },
     {
         "programs": "",
-        "programs.mptcp": "asking events listing log main policies recovery state tell",
+        "programs.mptcp": "admission asking door events listing log main policies recovery state tell",
         "programs.multicast": "packets receiver sender",
         "programs.transfer": "asked flow main sockets",
         "programs.replay": "main",

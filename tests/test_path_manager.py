@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from testbed.drivers import mptcp_pm
+from testbed.drivers import joins, mptcp_pm
 from testbed.drivers.facts import ports
 from testbed.drivers.mptcp_pm import (
     EVENTS,
@@ -28,6 +28,7 @@ from testbed.linux import uapi, wire
 from testbed.linux.inet_diag import Subflow as Socket
 from testbed.loading import load
 from testbed.plan.lab import plan
+from testbed.programs.mptcp import admission
 from testbed.programs.mptcp.policies import asked, heard, moved
 from testbed.programs.mptcp.recovery import taken
 from testbed.programs.mptcp.state import Do, Own, Rule, Settings, State
@@ -167,6 +168,52 @@ def socket(local: str, port: int, local_id: int, remote_id: int) -> Socket:
     return Socket(9, local, "10.0.1.2", port, 5201, local_id, remote_id, False, "ESTAB", 0, 0, 0, 0, 0, 0)
 
 
+SYN = bytes.fromhex(  # 10.0.2.1:39721 joins 10.0.1.2:5201 (RFC 8684, 3.2), with the timestamp option before it
+    "45000048000040004006236e0a0002010a000102"
+    "9b291451000000010000000cd002fd2000000000"
+    "020405b40402080a0000000100000000"
+    "01030307"
+    "1e0c1105deadbeef01020304"
+)
+
+
+def test_a_join_is_read_from_its_packet_with_its_token_address_id_and_backup() -> None:
+    event = joins.parse_join(SYN)
+    expected = Event("join_attempt", 0xDEADBEEF, "10.0.1.2", 5201, "10.0.2.1", 39721, None, 5, backup=True)
+    assert event == expected
+    assert joins.parse_join(SYN[:33] + b"\x12" + SYN[34:]) is None, "an answer, not a SYN"
+    assert joins.parse_join(SYN[:-10] + b"\x00" + SYN[-9:]) is None, "MP_CAPABLE"
+
+
+def test_the_first_rule_that_a_join_meets_decides_it_and_the_default_the_others() -> None:
+    deny = Do("allow_join", allow=False)
+    rules = (
+        Rule("join_attempt", Do("allow_join"), from_backup=True),
+        Rule("join_attempt", deny, side="server", remote="10.0.2.0/24"),
+        Rule("join_attempt", deny, interface="eth2"),
+    )
+    how = Settings("rules", OWN, WHERE, rules=rules)
+    state, _ = begun(how, server=True)
+
+    def decided(remote: str, token: int = 7, **more: object) -> bool:
+        return admission.allowed(state, how, event("join_attempt", token, remote=remote, **more))
+
+    assert not decided("10.0.2.9")
+    assert decided("10.0.2.9", backup=True), "the rule before"
+    assert decided("10.0.2.9", token=8), "of that token no side is known"
+    assert not decided("10.0.9.9", local="10.0.3.1")
+    assert decided("10.0.9.9")
+    state.joins = "deny"
+    assert not decided("10.0.9.9")
+    verdicts, left = admission.static(state, how)
+    assert [r.side for r in left] == ["server"], "a filter does not know the side"
+    assert verdicts == [
+        joins.Verdict(joins.Match(backup=True), allow=True),
+        joins.Verdict(joins.Match(("10.0.3.1",)), allow=False),
+        joins.Verdict(joins.Match(), allow=False),
+    ]
+
+
 def test_a_manager_that_starts_late_knows_the_subflows_and_the_addresses_that_they_use() -> None:
     found = taken(None, 9, [socket("10.0.2.1", 2, 1, 3), socket("10.0.1.1", 1, 0, 0)], {5201})
     assert (found.first.local, found.server, found.late, found.established) == ("10.0.1.1", False, True, True)
@@ -259,6 +306,16 @@ def test_the_plan_has_the_program_and_what_it_goes_by(tmp_path: Path) -> None:
         ("{rules: [{on: new_addr, do: {add_subflow: {interface: eth9}}}]}", "", "a has no interface 'eth9'"),
         ("{rules: [{on: new_addr, do: {send_addr: {}}}]}", "", "`send_addr` needs the `interface`"),
         ("{rules: [{on: conn_closed, do: {add_subflow: {}}}]}", "", "there is no connection that a command"),
+        ("{rules: [{on: join_attempt, do: {add_subflow: {}}}]}", "", "`join_attempt` is answered by `allow_join`"),
+        ("{rules: [{on: new_addr, do: {allow_join: {}}}]}", "", "`join_attempt` is answered by `allow_join`"),
+        ("{rules: [{on: new_addr, if: {backup: true}, do: {add_subflow: {}}}]}", "", "`backup` is for rules with"),
+        (
+            "{rules: [{on: join_attempt, if: {remote: here}, do: {allow_join: {}}}]}",
+            "",
+            "'here' is not a network such as",
+        ),
+        ("{unmanaged: allow}", "", "only rules for `join_attempt` ask the program"),
+        ("{rules: [{on: new_addr, do: {add_subflow: {allow: true}}}]}", "", "`add_subflow` takes no `allow`"),
         ("kernel", "{at: 1s, node: a, mptcp: {add_subflow: {}}}", "the path manager of a is the kernel's"),
         ("userspace", "{at: 1s, node: a, mptcp: {set_backup: {port: 4}}}", "`set_backup` takes no `port`"),
     ],

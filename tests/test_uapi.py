@@ -25,6 +25,12 @@ HEADERS = [
     "unix_diag",
     "tcp",
     "mptcp",
+    "netfilter",
+    "netfilter/nfnetlink",
+    "netfilter/nf_tables",
+    "netfilter/nf_tables_compat",
+    "netfilter/nfnetlink_queue",
+    "netfilter/nfnetlink_log",
 ]
 NAMES = {name: value for name, value in vars(uapi).items() if name.isupper()}
 STATES = {name for name in NAMES if re.match("TCP_", name)}  # an enum that only the C library has for programs

@@ -28,6 +28,7 @@ Kind = Literal[
     "conn_closed",
     "new_addr",
     "addr_removed",
+    "join_attempt",
     "new_subflow",
     "subflow_closed",
     "subflow_backup",
@@ -51,7 +52,7 @@ KERNEL = dict(EVENTS.values())
 
 
 class Event(Struct, frozen=True, omit_defaults=True):
-    """An event of `mptcp_pm_events`; what the kernel did not say is None, an address "" and a port 0.
+    """An event of the kernel, or a join on its way in; what the kernel did not say is None, an address "" and a port 0.
 
     `backup` is what the peer asked for. `error` is an errno, `reset_reason` a code of MP_TCPRST (RFC 8684, 3.6).
     """

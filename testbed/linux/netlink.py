@@ -83,6 +83,25 @@ def transact(sock: socket.socket, batch: Sequence[Message], kind: int = 0) -> li
                 return refused
 
 
+def batch(messages: Sequence[Message]) -> Refusal | None:
+    """Send a batch to nf_tables, which performs all of it or nothing; return the first refusal."""
+    subsystem = uapi.NFGENMSG.pack(0, 0, socket.htons(uapi.NFNL_SUBSYS_NFTABLES))
+    begin, end = (Message(kind, 0, subsystem) for kind in (uapi.NFNL_MSG_BATCH_BEGIN, uapi.NFNL_MSG_BATCH_END))
+    parts = []
+    for seq, m in enumerate((begin, *messages, end)):
+        ack = wire.NLM_F_ACK if 0 < seq <= len(messages) else 0
+        parts += [wire.header(len(m.body), m.kind, wire.NLM_F_REQUEST | m.flags | ack, seq), m.body]
+    # A socket for each batch: after a refusal the kernel may acknowledge the other messages, or not.
+    with connect(wire.NETLINK_NETFILTER) as sock:
+        sock.send(b"".join(parts))
+        while True:
+            for kind, _, seq, body in wire.messages(sock.recv(1 << 16)):
+                if kind == uapi.NLMSG_ERROR and (error := parse_error(body)) < 0:
+                    return Refusal(seq - 1, -error, "")
+                if kind == uapi.NLMSG_ERROR and seq == len(messages):
+                    return None
+
+
 @wire.decoder
 def parse_error(body: bytes) -> int:
     """Return the error number of an NLMSG_ERROR; 0 means acknowledged."""

@@ -1,6 +1,7 @@
 """The word `path_manager`: the kernel's own, or a program in user space with a policy or rules."""
 
 from collections.abc import Iterator
+from ipaddress import ip_network
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -18,7 +19,7 @@ from testbed.steps import START, Configure, Spawn, Step, Wait, Write
 EVENTS = "mptcp-events.jsonl"
 _NAME = "path-manager"
 Policy = Literal["default", "fullmesh", "backup", "handover", "ndiffports"]
-COMMANDS = ("send_addr", "remove_addr", "add_subflow", "remove_subflow", "set_backup")
+COMMANDS = ("send_addr", "remove_addr", "add_subflow", "remove_subflow", "set_backup", "allow_join")
 Path = tuple[str | int, ...]
 
 
@@ -36,6 +37,7 @@ class Act(Spec):
         le=255,
         description="For add_subflow: the ID of the peer's address; that of the event, or 0, when left out",
     )
+    allow: bool | None = Field(None, description="For allow_join: let the join in (true), or answer it with a reset")
 
 
 class Doing(Spec):
@@ -46,6 +48,10 @@ class Doing(Spec):
     add_subflow: Act | None = Field(None, description="Open a subflow (MP_JOIN)")
     remove_subflow: Act | None = Field(None, description="Close subflows")
     set_backup: Act | None = Field(None, description="Change the priority of subflows (MP_PRIO)")
+    allow_join: Act | None = Field(
+        None,
+        description="Decide a join (MP_JOIN SYN); as an event of a run, all joins from then on that no rule decides",
+    )
 
     def stated(self) -> list[tuple[str, Act]]:
         """Return the commands that are stated."""
@@ -53,10 +59,12 @@ class Doing(Spec):
 
 
 class Condition(Spec):
-    """When a rule applies: to events of an interface, or on one side of connections."""
+    """When a rule applies: to events of an interface, on one side of connections, to joins from a network."""
 
     interface: str | None = Field(None, description="The interface of this node that the event is about")
     side: Literal["client", "server"] | None = Field(None, description="Whether this node opened the connection")
+    remote: str | None = Field(None, description="For join_attempt: a network that the peer's address is in")
+    backup: bool | None = Field(None, description="For join_attempt: whether the peer asks for a backup subflow")
 
 
 class Reaction(Spec):
@@ -73,6 +81,12 @@ class Userspace(Spec):
     policy: Policy | None = Field(None, description="What it does by itself; `default` does what the kernel's would")
     ports: int | None = Field(None, ge=2, le=8, description="Subflows of a connection with `ndiffports`; 2 by default")
     rules: tuple[Reaction, ...] = Field((), max_length=100, description="Reactions to events, in place of a policy")
+    joins: Literal["allow", "deny"] | None = Field(
+        None, description="What becomes of joins that no rule decides; by default they are let in"
+    )
+    unmanaged: Literal["allow", "deny"] | None = Field(
+        None, description="What becomes of joins while the program that decides them is dead; `deny` by default"
+    )
 
 
 def _written(value: Any) -> Any:
@@ -88,8 +102,12 @@ PathManager = Annotated[
 
 def faults(manager: Userspace, place: Place) -> Iterator[tuple[Path, str]]:
     """Yield (path below `path_manager`, sentence) for each fault."""
-    if manager.rules and manager.policy is not None:
+    deciding = [r for r in manager.rules if r.on == "join_attempt"]
+    if len(deciding) < len(manager.rules) and manager.policy is not None:
         yield ("rules",), "a path manager has either a `policy` or `rules`: remove one of them"
+    if manager.unmanaged is not None and not deciding:
+        why = "only rules for `join_attempt` ask the program about each join"
+        yield ("unmanaged",), f"{why}: remove `unmanaged`, or add such a rule"
     if manager.ports is not None and manager.policy != "ndiffports":
         yield ("ports",), "`ports` is for `policy: ndiffports`"
     for n, rule in enumerate(manager.rules):
@@ -97,8 +115,25 @@ def faults(manager: Userspace, place: Place) -> Iterator[tuple[Path, str]]:
         yield from (((*at, "do", *path), what) for path, what in doing_faults(rule.do, place))
         if rule.if_.interface is not None and place.interface(rule.if_.interface) is None:
             yield (*at, "if", "interface"), place.lacks(rule.if_.interface)
+        yield from (((*at, *path), what) for path, what in _admission(rule))
         if rule.on in ("conn_closed", "listener_created", "listener_closed"):
             yield (*at, "on"), f"after `{rule.on}` there is no connection that a command could be for"
+
+
+def _admission(rule: Reaction) -> Iterator[tuple[Path, str]]:
+    """Yield the faults of a rule that decides joins, or that has the words of one."""
+    if (rule.on == "join_attempt") != (rule.do.allow_join is not None):
+        yield ("do",), "`join_attempt` is answered by `allow_join`, and only that is: use both or neither"
+    for name in ("remote", "backup"):
+        if rule.on != "join_attempt" and getattr(rule.if_, name) is not None:
+            yield ("if", name), f"`{name}` is for rules with `on: join_attempt`"
+    if rule.if_.remote is not None:
+        try:
+            ip_network(rule.if_.remote)
+        except ValueError as e:
+            yield ("if", "remote"), f"{rule.if_.remote!r} is not a network such as 10.0.1.0/24: {e}"
+    if rule.do.allow_join is not None and rule.do.allow_join.interface is not None:
+        yield ("do", "allow_join", "interface"), "say it in `if: {interface: ...}`: the join is that of the event"
 
 
 def doing_faults(doing: Doing, place: Place) -> Iterator[tuple[Path, str]]:
@@ -117,6 +152,8 @@ def _act(name: str, act: Act, place: Place) -> Iterator[tuple[Path, str]]:
         yield (), f"`{name}` needs the `interface` whose addresses are meant"
     if act.backup is not None and name not in ("add_subflow", "set_backup"):
         yield ("backup",), f"`{name}` takes no `backup`: it is for add_subflow and set_backup"
+    if act.allow is not None and name != "allow_join":
+        yield ("allow",), f"`{name}` takes no `allow`: it is for allow_join"
     if act.remote_id is not None and name != "add_subflow":
         yield ("remote_id",), f"`{name}` takes no `remote_id`: it is for add_subflow"
     if act.port is not None and name != "send_addr":
@@ -127,19 +164,22 @@ def settings(manager: Userspace, place: Place, endpoints: tuple[EndpointAdd, ...
     """Return what the program of a node goes by; the limits are of subflows and of accepted addresses."""
     own = tuple(Own(e.address, e.dev, e.id, e.flags, e.port) for e in endpoints)
     addresses = {i.name: i.addresses for i in place.interfaces if i.addresses}
-    policy = "rules" if manager.rules else manager.policy or "default"
+    policy = manager.policy or ("rules" if manager.rules else "default")
     rules = tuple(map(_rule, manager.rules))
-    return Settings(policy, own, addresses, *limits, manager.ports or 2, rules)
+    joins = manager.joins or "", manager.unmanaged or "deny"
+    return Settings(policy, own, addresses, *limits, manager.ports or 2, rules, *joins)
 
 
 def _rule(rule: Reaction) -> Rule:
-    return Rule(rule.on, _do(rule.do), rule.if_.interface or "", rule.if_.side or "")
+    when = rule.if_
+    return Rule(rule.on, _do(rule.do), when.interface or "", when.side or "", when.remote or "", when.backup)
 
 
 def _do(doing: Doing) -> Do:
     [(name, act)] = doing.stated()
     backup = act.backup if act.backup is not None else name == "set_backup"
-    return Do(name, act.interface or "", backup, act.port or 0, act.remote_id)  # type: ignore[arg-type]  # of COMMANDS
+    what = (act.interface or "", backup, act.port or 0, act.remote_id, act.allow is not False)
+    return Do(name, *what)  # type: ignore[arg-type]  # of COMMANDS
 
 
 def asked(doing: Doing) -> Manage:

@@ -76,19 +76,24 @@ def follow() -> int | None:
     return None
 
 
-def _asked(what: bytes, fd: int) -> bool:
+def ask(what: bytes, *fds: int) -> str | None:
+    """Return the answer of this network namespace's path manager; None if there is no manager."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
         sock.settimeout(_PATIENCE)
         sock.bind("")
         try:
             sock.connect(mptcp_pm.SOCKET)
         except ConnectionRefusedError:
-            return False
+            return None
         try:
-            socket.send_fds(sock, [what], [fd])
-            said = sock.recv(_LONGEST).decode(errors="replace")
+            socket.send_fds(sock, [what], fds)
+            return sock.recv(_LONGEST).decode(errors="replace")
         except OSError as e:
             raise LabError(f"the path manager of this node does not answer: {e.strerror or e}") from e
-    if said != "OK":
+
+
+def _asked(what: bytes, fd: int) -> bool:
+    said = ask(what, fd)
+    if said not in ("OK", None):
         raise LabError(f"the path manager of this node answers: {said}")
-    return True
+    return said is not None

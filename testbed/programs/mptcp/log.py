@@ -48,6 +48,23 @@ def sent(command: Command, error: str = "") -> dict[str, Any]:
     return {"command": word, **msgspec.to_builtins(command), "kernel": kernel, **({"error": error} if error else {})}
 
 
+def arrived(event: Event, packet: int) -> dict[str, Any]:
+    """Return the row of a join on its way in, a packet of the queue or one that was logged (-1)."""
+    return {**msgspec.to_builtins(event), "kernel": "NFQNL_MSG_PACKET" if packet >= 0 else "NFULNL_MSG_PACKET"}
+
+
+def decided(event: Event, allow: bool) -> dict[str, Any]:
+    """Return the row of the verdict on a join."""
+    about = {"token": event.token, "remote": event.remote, "remote_port": event.remote_port, "address": event.local}
+    return {"command": "allow_join", "allow": allow, **about, "kernel": "NFQNL_MSG_VERDICT"}
+
+
+def default(allow: bool, error: str) -> dict[str, Any]:
+    """Return the row of a changed default for joins."""
+    row = {"command": "allow_join", "allow": allow, "kernel": "NFT_MSG_NEWRULE"}
+    return {**row, "error": error} if error else row
+
+
 def give(fd: int, data: bytes) -> None:
     """Write all of an answer to somebody's file, and close it."""
     with suppress(OSError), open(fd, "wb") as file:  # a file that can't be written to is its owner's affair

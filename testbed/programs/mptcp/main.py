@@ -19,7 +19,8 @@ from msgspec import Struct
 
 from testbed.drivers import mptcp, mptcp_pm
 from testbed.linux import netlink, uapi, wire
-from testbed.programs.mptcp import asking, events, log, recovery
+from testbed.programs.mptcp import admission, asking, door, events, log, recovery
+from testbed.programs.mptcp.door import Door
 from testbed.programs.mptcp.log import Log
 from testbed.programs.mptcp.policies import asked, heard, moved
 from testbed.programs.mptcp.state import Do, Settings, State, failed
@@ -40,6 +41,7 @@ class Manager(Struct):
     asked: socket.socket
     family: int
     log: Log
+    door: Door
     links: dict[int, tuple[str, bool]]
 
 
@@ -54,11 +56,13 @@ def main(words: Sequence[str]) -> None:
         manager = _opened(settings, Log(file))
         _recovered(manager, "started")
         poll = select.poll()
-        for source in (ended, manager.events, manager.route, manager.asked):
+        for source in (ended, manager.events, manager.route, manager.asked, manager.door.sock):
             poll.register(source, select.POLLIN)
         while ended not in (ready := [fd for fd, _ in poll.poll()]):
             if manager.route.fileno() in ready:
                 _interfaces(manager)
+            if manager.door.sock.fileno() in ready:
+                _joins(manager)
             if manager.events.fileno() in ready:
                 _connections(manager)
             if manager.asked.fileno() in ready:
@@ -71,7 +75,9 @@ def _opened(settings: Settings, to: Log) -> Manager:
     heard = events.listen(commands, _BUFFER)
     route = netlink.listen(wire.NETLINK_ROUTE, (_LINKS,), _BUFFER)
     diag = netlink.connect(wire.NETLINK_SOCK_DIAG)
-    return Manager(settings, State(), heard, commands, route, diag, asking.listen(), family, to, {})
+    state = State()
+    at = door.opened(state, settings)
+    return Manager(settings, state, heard, commands, route, diag, asking.listen(), family, to, at, {})
 
 
 def _recovered(manager: Manager, why: str) -> None:
@@ -81,7 +87,22 @@ def _recovered(manager: Manager, why: str) -> None:
         for entry in netlink.link_entries(sock):
             _interface(manager, entry)
     found = [{"token": c.token, "server": c.server} for c in manager.state.connections.values()]
-    manager.log.write({"manager": why, "policy": manager.settings.policy, "connections": found})
+    how = {"policy": manager.settings.policy, "joins": manager.door.how}
+    manager.log.write({"manager": why, **how, "connections": found})
+
+
+def _joins(manager: Manager) -> None:
+    """Write each join down before the kernel answers it, and decide those that wait for that."""
+    for found in door.heard(manager.door):
+        if found is None:
+            manager.log.write({"manager": "lost joins"})
+            continue
+        packet, event = found
+        manager.log.write(log.arrived(event, packet))
+        if packet >= 0:
+            allow = admission.allowed(manager.state, manager.settings, event)
+            door.answer(manager.door, packet, allow)
+            manager.log.write(log.decided(event, allow))
 
 
 def _connections(manager: Manager) -> None:
@@ -90,12 +111,18 @@ def _connections(manager: Manager) -> None:
         if event is None:
             _recovered(manager, "lost events")
             continue
+        _joins(manager)  # what was on its way in before this, comes before this
         manager.log.write(log.heard(event))
         _send(manager, heard(manager.state, manager.settings, event))
 
 
 def _done(manager: Manager, do: Do) -> str:
     """Do what an event of the run asks for; return "OK", or why not."""
+    if do.command == "allow_join":
+        manager.state.joins = "allow" if do.allow else "deny"
+        error = door.changed(manager.door, manager.state, manager.settings)
+        manager.log.write(log.default(do.allow, error))
+        return error or "OK"
     if not (commands := asked(manager.state, manager.settings, do)):
         return "nothing to do: no connection here has what this is about"
     return _send(manager, commands) or "OK"

@@ -26,20 +26,26 @@ class Own(Struct, frozen=True):
 class Do(Struct, frozen=True):
     """The command of a rule: what it needs of a token, addresses and ports comes from the event."""
 
-    command: Literal["send_addr", "remove_addr", "add_subflow", "remove_subflow", "set_backup"]
+    command: Literal["send_addr", "remove_addr", "add_subflow", "remove_subflow", "set_backup", "allow_join"]
     interface: str = ""
     backup: bool = False
     port: int = 0
     remote_id: int | None = None
+    allow: bool = True
 
 
 class Rule(Struct, frozen=True):
-    """A reaction to one kind of event, on one side of connections or on both, and of one interface or of all."""
+    """A reaction to one kind of event, on one side of connections or on both, and of one interface or of all.
+
+    Of joins, `remote` is a network of the peer and `from_backup` says whether the peer asks for a backup subflow.
+    """
 
     on: Kind
     do: Do
     interface: str = ""
     side: Literal["client", "server", ""] = ""
+    remote: str = ""
+    from_backup: bool | None = None
 
 
 class Settings(Struct, frozen=True):
@@ -47,6 +53,7 @@ class Settings(Struct, frozen=True):
 
     `subflows` and `accepted` are the limits of the in-kernel path manager: subflows beyond the first, and addresses of
     the peer that are used. `ports` is how many subflows `ndiffports` has in all.
+    `joins` is what becomes of joins that no rule decides, `unmanaged` of those that a dead manager should decide.
     """
 
     policy: Policy = "default"
@@ -56,6 +63,8 @@ class Settings(Struct, frozen=True):
     accepted: int = 8
     ports: int = 2
     rules: tuple[Rule, ...] = ()
+    joins: Literal["allow", "deny", ""] = ""
+    unmanaged: Literal["allow", "deny"] = "deny"
 
     def interface(self, address: str) -> str:
         """Return the interface that has an address, "" if none does."""
@@ -120,10 +129,11 @@ class Connection(Struct):
 
 
 class State(Struct):
-    """The connections by token, and the interfaces that are down."""
+    """The connections by token, the interfaces that are down, and what an event of the run said about joins."""
 
     connections: dict[int, Connection] = field(default_factory=dict)
     down: set[str] = field(default_factory=set)
+    joins: Literal["allow", "deny", ""] = ""
 
 
 def note(state: State, event: Event) -> Connection | None:

@@ -84,7 +84,8 @@ FLOORS: tuple[dict[str, str], ...] = (
     {
         "machines": "case cases choose collected country elsewhere errands home lab_guest trusted",
         "machines.probe": "here kernel programs radios regulatory remembered scratch",
-        "machines.guest": "asking booted building command confined console image keeper kvm lent microvm qemu recipe "
+        "machines.guest": "asking booted building command confined console image keeper kvm lent microvm own_kernel "
+        "qemu recipe "
         "ready running saved shared shell staging starting",
         "machines.ssh": "known relayed remote request",
     },
@@ -289,6 +290,7 @@ def test_processes_are_started_in_few_places() -> None:
         "machines.guest.kvm",  # QEMU, to see whether KVM serves
         "machines.guest.command",  # ssh to a guest
         "machines.guest.booted",  # zstd, which unpacks its kernel
+        "machines.guest.own_kernel",  # the same, for a kernel of the user's own
         "machines.ssh.remote",  # ssh to a machine
         "machines.ssh.relayed",  # what is said there, made visible
         "cli.called",  # the command line

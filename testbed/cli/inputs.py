@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +11,10 @@ from testbed.errors import InputError
 from testbed.lab import asker
 
 if TYPE_CHECKING:
+    from testbed.features import Feature
     from testbed.language.experiment import Experiment
     from testbed.language.topology import Topology
+    from testbed.machines.lab_guest import Wanted
     from testbed.plan.lab import Plan
 
 
@@ -54,6 +56,35 @@ def under() -> Path | None:
 def there(lab: str) -> tuple[str, ...]:
     """Return what another machine is told of a lab: it is not to look for a third one."""
     return ("--name", lab, "--machine", "here")
+
+
+def machine_of(asked: str, kernel: Path | None, modules: Path | None) -> str:
+    """Return the machine that is asked for: a kernel of one's own asks for the microVM."""
+    from testbed.machines.choose import AUTO, MICROVM
+
+    if modules is not None and kernel is None:
+        raise InputError("--modules: these are the modules of a kernel; name its bzImage with --kernel")
+    if kernel is None:
+        return asked
+    if asked not in (AUTO, MICROVM):
+        raise InputError(f"--kernel: only a microVM boots a kernel of your own, not --machine {asked}")
+    return MICROVM
+
+
+def wanted(
+    nodes: int,
+    cpus: int | None,
+    memory: int | None,
+    kernel: Path | None,
+    modules: Path | None,
+    requires: Iterable[Feature],
+) -> Wanted:
+    """Return what the guest of a lab with so many nodes shall be."""
+    from testbed.machines.guest.own_kernel import OwnKernel
+    from testbed.machines.guest.qemu import Size
+    from testbed.machines.lab_guest import Wanted
+
+    return Wanted(Size.of(nodes, cpus, memory), None if kernel is None else OwnKernel(kernel, modules, tuple(requires)))
 
 
 def assignments(sets: list[str] | None) -> Iterator[str]:

@@ -43,6 +43,14 @@ MachineName = Annotated[
     ),
 ]
 Cpus = Annotated[int | None, Option("--cpus", min=1, max=64, help="Processors of a microVM (default: 2)")]
+Kernel = Annotated[
+    Path | None,
+    Option("--kernel", metavar="BZIMAGE", help="Boot the microVM with this kernel instead of Debian's"),
+]
+Modules = Annotated[
+    Path | None,
+    Option("--modules", metavar="DIR", help="The modules of --kernel, as `make modules_install` leaves them"),
+]
 Memory = Annotated[
     int | None,
     Option("--memory", min=512, max=65536, help="Memory of a microVM in MiB (default: by the size of the topology)"),

@@ -45,14 +45,14 @@ def doctor(
     if machine not in (choose.AUTO, choose.HERE):
         from testbed.machines import elsewhere
         from testbed.machines.errands import Errand
-        from testbed.machines.guest.qemu import Size
+        from testbed.machines.lab_guest import Wanted
 
         flags = {"--fresh": fresh, "--json": as_json}
         given = (flag for flag, is_given in flags.items() if is_given)
         named, files = ((file,), contents(file, sets)) if file is not None else ((), {})
         words = ("doctor", *named, "--machine", "here", *assignments(sets), *given)
         errand = Errand(choose.choose((), machine), words, files)
-        raise SystemExit(elsewhere.once(errand, f"doctor-{os.getpid()}", Size(), say, fraction))
+        raise SystemExit(elsewhere.once(errand, f"doctor-{os.getpid()}", Wanted(), say, fraction))
     wanted = features.ALL
     if file is not None:
         from testbed.plan import run as schedule

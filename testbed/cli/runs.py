@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from testbed.cli import present
 from testbed.cli.declared import Argument, Option
-from testbed.cli.inputs import assignments, checked, contents
-from testbed.cli.options import AsJson, Cpus, File, MachineName, Memory, Name, Sets, Strict
+from testbed.cli.inputs import assignments, checked, contents, machine_of, wanted
+from testbed.cli.options import AsJson, Cpus, File, Kernel, MachineName, Memory, Modules, Name, Sets, Strict
 from testbed.cli.progress import fraction, progress, say, tell
 
 if TYPE_CHECKING:
-    from testbed.language.experiment import Experiment
     from testbed.machines.case import Perform
     from testbed.machines.choose import Choice
+    from testbed.machines.lab_guest import Wanted
     from testbed.report.report import Report
 
 
@@ -29,6 +29,8 @@ def run(
     machine: MachineName = "auto",
     cpus: Cpus = None,
     memory: Memory = None,
+    kernel: Kernel = None,
+    modules: Modules = None,
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
@@ -42,6 +44,7 @@ def run(
     from testbed.runs.invocation import invoked
 
     overrides = tuple(sets or ())
+    machine = machine_of(machine, kernel, modules)
     experiment = checked(file, sets, strict)
     first = experiment.cases[0].topology.name
     start.permitted_name(name or first)
@@ -56,7 +59,10 @@ def run(
     invocation = invoked(experiment, out, overrides)
     found = []
     try:
-        with _performer(choice, machine, experiment, file, sets, name or first, cpus, memory) as perform:
+        nodes = max(len(case.topology.nodes) for case in experiment.cases)
+        needs = () if kernel is None else runner.requires(experiment)
+        guest = None if choice.machine == choose.HERE else wanted(nodes, cpus, memory, kernel, modules, needs)
+        with _performer(choice, machine, file, sets, name or first, guest) as perform:
             for outcome in cases.each(invocation, name, shown_by, perform):
                 found.append(outcome)
                 if not as_json and not (many == 1 and outcome.error is not None):  # of one alone the error says all
@@ -106,27 +112,21 @@ def report(
 def _performer(
     choice: Choice,
     asked: str,
-    experiment: Experiment,
     file: Path,
     sets: list[str] | None,
     lab: str,
-    cpus: int | None,
-    memory: int | None,
+    guest: Wanted | None,
 ) -> Iterator[Perform | None]:
     """Yield what performs the cases of an experiment on another machine, None when that is this one."""
-    from testbed.machines import choose
-
-    if choice.machine == choose.HERE:
+    if guest is None:
         yield None
         return
     from testbed.machines.cases import cases as on_machine
     from testbed.machines.errands import Errand
-    from testbed.machines.guest.qemu import Size
 
     tell(choice, asked)
     errand = Errand(choice, ("run-case", file, "--name", lab, *assignments(sets)), contents(file, sets))
-    size = Size.of(max(len(case.topology.nodes) for case in experiment.cases), cpus, memory)
-    with on_machine(errand, lab, size, say, fraction) as perform:
+    with on_machine(errand, lab, guest, say, fraction) as perform:
         yield perform
 
 

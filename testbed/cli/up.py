@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from testbed.cli import present
 from testbed.cli.declared import Option
-from testbed.cli.inputs import assignments, checked, contents, first, there
-from testbed.cli.options import AsJson, Cpus, File, MachineName, Memory, Name, Sets, Strict
+from testbed.cli.inputs import assignments, checked, contents, first, machine_of, there, wanted
+from testbed.cli.options import AsJson, Cpus, File, Kernel, MachineName, Memory, Modules, Name, Sets, Strict
 from testbed.cli.progress import fraction, progress, say, tell
 from testbed.errors import LabError
 from testbed.lab import asker, control, ending, reach
@@ -35,6 +35,8 @@ def up(
     machine: MachineName = "auto",
     cpus: Cpus = None,
     memory: Memory = None,
+    kernel: Kernel = None,
+    modules: Modules = None,
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
@@ -48,20 +50,20 @@ def up(
     from testbed.runs import bring_up as start
 
     began = time.monotonic() - asker.read().spent
+    machine = machine_of(machine, kernel, modules)
     made = plan(first(checked(file, sets, strict)))
     lab_name = name or made.name
     choice = _choice(machine, lab_name, made.requires())
     if choice.machine != choose.HERE:
         from testbed.machines import elsewhere
         from testbed.machines.errands import Errand
-        from testbed.machines.guest.qemu import Size
 
         tell(choice, machine)
         flags = {"--dry-run": dry_run, "--recreate": recreate, "--json": as_json}
         given = (flag for flag, is_given in flags.items() if is_given)
         words: tuple[str | Path, ...] = ("up", file, *there(lab_name), *assignments(sets), *given)
         errand = Errand(choice, words, contents(file, sets), began)
-        guest = Size.of(len(made.topology.nodes), cpus, memory)
+        guest = wanted(len(made.topology.nodes), cpus, memory, kernel, modules, made.requires())
         raise SystemExit(elsewhere.up(errand, lab_name, guest, say, fraction))
     what = "up"
     if lab_name in reach.names():

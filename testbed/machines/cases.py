@@ -17,8 +17,7 @@ from testbed.machines.collected import Taken
 from testbed.machines.errands import Errand, Machine, asked, perform_on, target_of
 from testbed.machines.guest import console, microvm, staging
 from testbed.machines.guest.microvm import Guest
-from testbed.machines.guest.qemu import Size
-from testbed.machines.lab_guest import RESULTS, Progress, about, guest
+from testbed.machines.lab_guest import RESULTS, Made, Progress, Wanted, guest
 from testbed.machines.ssh import known, remote, request
 from testbed.machines.ssh.relayed import relayed
 from testbed.machines.ssh.remote import Target
@@ -30,7 +29,7 @@ _REST = 2.0  # s that the end of an output may come after that of its command
 
 
 @contextmanager
-def cases(errand: Errand, lab: str, size: Size, told: Told, progress: Progress) -> Iterator[Perform]:
+def cases(errand: Errand, lab: str, wanted: Wanted, told: Told, progress: Progress) -> Iterator[Perform]:
     """Yield a function that performs cases of an experiment elsewhere; its results have their folders here."""
     if errand.choice.machine != MICROVM:
         machine = target_of(known.find(errand.choice.machine))
@@ -38,11 +37,11 @@ def cases(errand: Errand, lab: str, size: Size, told: Told, progress: Progress) 
         return
     with ExitStack() as kept:
         stage = kept.enter_context(staging.folder())
-        guests: list[Guest] = []
+        guests: list[Made] = []
 
         def perform(number: int, begin: Begin, say: Say) -> Performed:
-            if not (guests and _lives(guests[-1])):  # also when it died of an earlier case
-                guests.append(kept.enter_context(guest(lab, size, told, progress, stage)))
+            if not (guests and _lives(guests[-1].guest)):  # also when it died of an earlier case
+                guests.append(kept.enter_context(guest(lab, wanted, told, progress, stage)))
             return _case_in_guest(guests[-1], errand, number, begin, say, stage, told)
 
         yield perform
@@ -57,15 +56,14 @@ def _lives(found: Guest) -> bool:
 
 
 def _case_in_guest(
-    found: Guest, errand: Errand, number: int, begin: Begin, say: Say, stage: Path, told: Told
+    made: Made, errand: Errand, number: int, begin: Begin, say: Say, stage: Path, told: Told
 ) -> Performed:
-    made = asked(found, errand, f"{RESULTS}/{number}", number)
-    case = Case(begin, about(found), say)
+    case = Case(begin, made.about(), say)
     try:
-        status = _heard(found, made, case)
+        status = _heard(made.guest, asked(made.guest, errand, f"{RESULTS}/{number}", number), case)
     except LabError:
         if case.folder is not None:
-            _keep_console(found, case.folder)
+            _keep_console(made.guest, case.folder)
         raise
     finally:
         if case.folder is not None:
@@ -75,7 +73,7 @@ def _case_in_guest(
             finally:
                 case.collected(taken, told)
                 staging.discard(stage / str(number), _LEFT)
-    return case.ended(status, found.name)
+    return case.ended(status, made.guest.name)
 
 
 def _case_there(machine: Target, errand: Errand, number: int, begin: Begin, say: Say, told: Told) -> Performed:

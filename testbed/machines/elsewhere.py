@@ -15,8 +15,7 @@ from testbed.machines.case import Told
 from testbed.machines.choose import MICROVM
 from testbed.machines.errands import Errand, Machine, asked, enter, perform, target_of
 from testbed.machines.guest import command, microvm
-from testbed.machines.guest.qemu import Size
-from testbed.machines.lab_guest import Progress, guest
+from testbed.machines.lab_guest import Progress, Wanted, guest
 from testbed.machines.ssh import known, remote
 from testbed.machines.ssh.relayed import relayed
 from testbed.machines.ssh.remote import Target
@@ -61,27 +60,30 @@ def find(lab: str) -> Elsewhere:
     return Elsewhere(name, target_of(known.find(machine)) if at else microvm.find(name))
 
 
-def up(errand: Errand, lab: str, size: Size, told: Told, progress: Progress) -> int:
+def up(errand: Errand, lab: str, wanted: Wanted, told: Told, progress: Progress) -> int:
     """Bring a lab up or change it on another machine; its guest is kept if that succeeds."""
     if errand.choice.machine != MICROVM:
         machine = target_of(known.find(errand.choice.machine))
         return perform(machine, asked(machine, errand))
     if lab in microvm.guests():
+        if wanted.own is not None:
+            raise LabError(f"lab {lab}: its guest runs already, and keeps its kernel; `testbed down {lab}` ends it")
         there = microvm.find(lab)
         return perform(there, asked(there, errand))
-    with guest(lab, size, told, progress) as made:
-        if (status := perform(made, asked(made, errand))) == 0 and "--dry-run" not in errand.words:
-            microvm.keep(made)
+    with guest(lab, wanted, told, progress) as made:
+        status = perform(made.guest, asked(made.guest, errand))
+        if status == 0 and "--dry-run" not in errand.words:
+            microvm.keep(made.guest)
         return status
 
 
-def once(errand: Errand, lab: str, size: Size, told: Told, progress: Progress) -> int:
+def once(errand: Errand, lab: str, wanted: Wanted, told: Told, progress: Progress) -> int:
     """Run a command line that leaves no lab behind."""
     if errand.choice.machine != MICROVM:
         machine = target_of(known.find(errand.choice.machine))
         return perform(machine, asked(machine, errand))
-    with guest(lab, size, told, progress) as made:
-        return perform(made, asked(made, errand))
+    with guest(lab, wanted, told, progress) as made:
+        return perform(made.guest, asked(made.guest, errand))
 
 
 def same_version(machine: Target) -> str:

@@ -20,6 +20,7 @@ from testbed.errors import InputError, Unsupported
 from testbed.machines import home, trusted
 from testbed.machines.guest import building, recipe
 from testbed.machines.guest.building import Progress
+from testbed.machines.guest.own_kernel import OwnKernel, packed
 
 FILES = ("vmlinuz", "initrd.gz", "root.squashfs")
 
@@ -128,6 +129,35 @@ def build(
             building.discard(work)
 
 
+def with_kernel(base: Image, own: OwnKernel, progress: Progress) -> Image:
+    """Return an image with a kernel of the user's own instead of its own, made if the cache has none."""
+    read = packed(own)
+    digest = hashlib.sha256(f"{base.digest} {read.digest}".encode()).hexdigest()[:12]
+    with _alone(progress):
+        if there := _load(cache() / digest):
+            return there
+        work = Path(tempfile.mkdtemp(prefix=".kernel-", dir=cache()))
+        try:
+            out = work / "out"
+            out.mkdir()
+            (out / "vmlinuz").write_bytes(read.kernel)
+            # The kernel unpacks one archive after the other; one that is not compressed begins at a multiple of 4
+            # (init/initramfs.c, unpack_to_rootfs).
+            first = trusted.read(base.initrd, 1 << 28)
+            (out / "initrd.gz").write_bytes(first + bytes(-len(first) % 4) + read.archive)
+            os.link(base.root, out / "root.squashfs")
+            manifest = {
+                **base.manifest,
+                "digest": digest,
+                "kernel": read.release,
+                "kernel_file": {"path": str(own.kernel), "sha256": hashlib.sha256(read.kernel).hexdigest()},
+                "base": base.digest,
+            }
+            return _complete(out, digest, manifest)
+        finally:
+            building.discard(work)
+
+
 def _load(folder: Path) -> Image | None:
     """Return the image in a folder if all its files are there in their original sizes."""
     with suppress(OSError, ValueError, KeyError):
@@ -167,23 +197,26 @@ def _lock_of(out: Path) -> recipe.Lock:
 
 def _keep(out: Path, digest: str, made: recipe.Lock, seconds: float) -> Image:
     """Describe what was built and, at the very end, give it its name in the cache."""
-    files = {}
-    for name in FILES:
-        files[name] = {"sha256": _digest(out / name), "bytes": (out / name).stat().st_size}
-        with open(out / name, "rb") as file:
-            os.fsync(file.fileno())
     manifest = {
         "digest": digest,
         "suite": recipe.SUITE,
         "kernel": (out / "kernel").read_text().strip(),
         "packages": {p.name: p.version for p in made.packages},
         "lock": {k: [[p.name, p.version, p.architecture] for p in getattr(made, k)] for k in ("packages", "build")},
-        "files": files,
-        "built": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(seconds, 1),
     }
     for name in ("kernel", "packages", "build-packages"):
         (out / name).unlink()
+    return _complete(out, digest, manifest)
+
+
+def _complete(out: Path, digest: str, manifest: dict[str, Any]) -> Image:
+    files = {}
+    for name in FILES:
+        files[name] = {"sha256": _digest(out / name), "bytes": (out / name).stat().st_size}
+        with open(out / name, "rb") as file:
+            os.fsync(file.fileno())
+    manifest = {**manifest, "files": files, "built": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     with open(out / "manifest.json", "w") as file:
         json.dump(manifest, file, indent=1)
         file.flush()

@@ -56,6 +56,11 @@ def lock(folder: Path = FOLDER) -> Lock:
     return parse_lock(file.read_text()) if file.exists() else Lock()
 
 
+def modules(folder: Path = FOLDER) -> tuple[str, ...]:
+    """Return the modules that a guest keeps, as regular expressions for their paths below kernel/."""
+    return tuple(row for row in (folder / "modules.txt").read_text().splitlines() if not row.startswith("#"))
+
+
 def digest(folder: Path = FOLDER) -> str:
     """Return the digest of the recipe and its lock, by which the image is named."""
     summed = hashlib.sha256()

@@ -28,6 +28,7 @@
 #include <signal.h>
 #include <spawn.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -141,8 +142,11 @@ static int written(const char *path, const void *content, size_t length, mode_t 
     return failed ? -1 : 0;
 }
 
-/* Make the image the root file system: read-only, with an overlay in memory. */
-static void enter_image(void)
+/* Make the image the root file system: read-only, with an overlay in memory.
+ *
+ * Return whether the initramfs has modules, of a kernel that is not the image's. Those that the guest needs are loaded.
+ */
+static bool enter_image(void)
 {
     static const char *const moved[] = {"/proc", "/sys", "/dev"};
     char target[32];
@@ -157,12 +161,16 @@ static void enter_image(void)
     made("/rw/upper");
     made("/rw/work");
     mounted("root", "/root", "overlay", 0, "lowerdir=/lower,upperdir=/rw/upper,workdir=/rw/work");
+    bool other = !access("/modules", F_OK);
+    if (other)
+        mounted("/modules", "/root/usr/lib/modules", NULL, MS_BIND, NULL);
     for (size_t n = 0; n < sizeof(moved) / sizeof(*moved); n++) {
         snprintf(target, sizeof(target), "/root%s", moved[n]);
         mounted(moved[n], target, NULL, MS_MOVE, NULL);
     }
     if (chdir("/root") || mount(".", "/", NULL, MS_MOVE, NULL) || chroot(".") || chdir("/"))
         fault("the image can't be the root");
+    return other;
 }
 
 /* Bring an interface up; give it an address, unless that is NULL: QEMU's user network has known ones, without DHCP. */
@@ -212,7 +220,7 @@ static void set_up(void)
 {
     char *dropbear[] = {"/usr/sbin/dropbear", "-V", NULL};
 
-    enter_image();
+    bool other = enter_image();
     /* The kernel puts `testbed_init=PROGRAM` of its command line into our environment: use it to look into an image. */
     const char *instead = getenv("testbed_init");
     if (instead) {
@@ -238,7 +246,8 @@ static void set_up(void)
     int nowhere = open("/dev/null", O_RDWR | O_CLOEXEC);
     /* A program that has run once starts in half the time, and the other processor is idle here. */
     start(dropbear, nowhere, nowhere, nowhere, -1);
-    load("/usr/lib/testbed/ready-modules");
+    if (!other)
+        load("/usr/lib/testbed/ready-modules");
     up("lo", NULL);
     up("eth0", "10.0.2.15");
     keep_branches();

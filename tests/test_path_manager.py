@@ -27,6 +27,8 @@ from testbed.errors import InputError
 from testbed.linux import uapi, wire
 from testbed.linux.inet_diag import Subflow as Socket
 from testbed.loading import load
+from testbed.metrics import managed
+from testbed.metrics.records import Noted
 from testbed.plan.lab import plan
 from testbed.programs.mptcp import admission
 from testbed.programs.mptcp.policies import asked, heard, moved
@@ -326,6 +328,25 @@ def test_what_a_path_manager_can_not_do_is_said_at_its_place(
     with pytest.raises(InputError, match=message.replace("[", r"\[")) as told:
         loaded(tmp_path, manager, event)
     assert [p.line > 0 for p in told.value.problems] == [True]
+
+
+def test_events_of_a_run_are_counted_on_its_clock_from_t_0_on() -> None:
+    rows = [Noted(99.5, "new_subflow"), Noted(101.0, "new_subflow"), Noted(102.5), Noted(103.0, "new_subflow")]
+    found = managed.events("a", rows, 100.0)
+    assert found["a.mptcp.events.new_subflow"].series == ((0.0, 0.0), (1.0, 1.0), (3.0, 2.0))
+    assert found["a.mptcp.events.new_subflow"].within(2.0, 4.0) == 1
+    assert found["a.mptcp.events.new_subflow_first_s"].value == 1
+    assert found["a.mptcp.events.conn_closed"].value == 0
+    assert "a.mptcp.events.conn_closed_first_s" not in found
+
+
+def test_a_check_of_an_event_that_there_is_not_is_an_error_with_what_may_be_meant(tmp_path: Path) -> None:
+    (tmp_path / "t.yaml").write_text(
+        FILE % ("userspace", "") + "checks: [{metric: a.mptcp.events.new_subflows, min: 1}]\n"
+    )
+    with pytest.raises(InputError, match=r"mptcp has no metric 'events\.new_subflows'") as told:
+        load(tmp_path / "t.yaml")
+    assert "new_subflow" in str(told.value).partition("events.new_subflows")[2]
 
 
 def test_each_event_and_command_has_the_kernels_name_beside_the_word_of_the_rfc() -> None:

@@ -222,3 +222,10 @@ class Told(Struct, frozen=True):
     def joined(self) -> bool:
         """Whether this is an association that the access point granted."""
         return self.event == "connect" and not self.status
+
+
+class Noted(Struct, frozen=True, gc=False):
+    """A line of NODE/mptcp-events.jsonl: an event that a path manager heard; other lines have none."""
+
+    t: Seconds
+    event: Annotated[str, Meta(max_length=64)] = ""

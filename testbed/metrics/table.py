@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import groupby
-from typing import Literal
+from typing import Literal, get_args
 
 from msgspec import Struct
+
+from testbed.drivers.mptcp_pm import Kind
 
 
 class Metric(Struct, frozen=True):
@@ -45,6 +47,7 @@ OWNERS = {
     "wlan": "NODE.INTERFACE.",
     "mlo_link": "NODE.INTERFACE.linkN.",
     "mptcp": "NODE.mptcp.",
+    "events": "NODE.mptcp.events.",
     "path": "NODE.path.INTERFACE/PEER:INTERFACE.",
     "subflow": "NODE.subflow.INTERFACE.",
     "TcpExt": "NODE.TcpExt.",
@@ -314,6 +317,19 @@ TABLE = (
         COUNTER,
         "count",
         "every counter of the group `MPTcpExt` in `/proc/net/netstat`, by the kernel's own name, since t = 0",
+    ),
+    *(
+        Metric(
+            "events",
+            kind,
+            "count",
+            "events of this name since t = 0, of a path manager in user space; 0 where none came",
+        )
+        for kind in get_args(Kind)
+    ),
+    *(
+        Metric("events", f"{kind}_first_s", "s", "time after t = 0 of the first one; absent where none came")
+        for kind in get_args(Kind)
     ),
     *(
         Metric(

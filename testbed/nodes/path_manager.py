@@ -16,7 +16,7 @@ from testbed.programs.mptcp.state import Do, Own, Rule, Settings
 from testbed.spec import Spec
 from testbed.steps import START, Configure, Spawn, Step, Wait, Write
 
-EVENTS = "mptcp-events.jsonl"
+EVENTS, JOINS = "mptcp-events.jsonl", "mptcp-joins.log"  # what joins are decided by where they can't be asked about
 _NAME = "path-manager"
 Policy = Literal["default", "fullmesh", "backup", "handover", "ndiffports"]
 COMMANDS = ("send_addr", "remove_addr", "add_subflow", "remove_subflow", "set_backup", "allow_join")
@@ -193,5 +193,10 @@ def steps(place: Place, wanted: Settings) -> Iterator[Step]:
     # Linux 6.15 has path_manager, and pm_type with the same meaning; older kernels have pm_type alone.
     yield Configure(node, SysctlSet("net.mptcp.pm_type", "1"))
     yield Write(f"{node}/{_NAME}.json", msgspec.json.encode(wanted).decode() + "\n", node)
-    yield Spawn(node, _NAME, ("testbed.path-manager", f"{node}/{_NAME}.json", f"{node}/{EVENTS}"), forked=True)
+    yield Spawn(
+        node,
+        _NAME,
+        ("testbed.path-manager", f"{node}/{_NAME}.json", f"{node}/{EVENTS}", f"{node}/{JOINS}"),
+        forked=True,
+    )
     yield Wait(node, FileHas(f"{node}/{EVENTS}"), START, _NAME)

@@ -18,13 +18,14 @@ from testbed.errors import InputError, Problem
 from testbed.language.effective import resolved
 from testbed.language.topology import WAYS, Topology
 from testbed.linux.kernel_log import kernel_faults
+from testbed.metrics import managed, paths
 from testbed.metrics import nodes as derive
-from testbed.metrics import paths
 from testbed.metrics import wifi as links
 from testbed.metrics.measured import Measured
 from testbed.metrics.owners import owners
 from testbed.metrics.recorded import KIB, MIB, Recorded
-from testbed.metrics.records import Air, Format, Machine, Manifest, Planned, Replayed, Run, Sample, Told
+from testbed.metrics.records import Air, Format, Machine, Manifest, Noted, Planned, Replayed, Run, Sample, Told
+from testbed.nodes.path_manager import EVENTS, JOINS
 from testbed.plain import shown
 from testbed.report.doubts import Doubt, Seen, clock_steps, doubts, shared
 from testbed.report.drift import drift
@@ -39,6 +40,7 @@ LOST = "without it there is no report"
 _PATIENCE = 600.0  # seconds that a run may take longer than its workloads, events and `duration`
 _FAULTS = 20  # of a guest's kernel, which are failures
 _OTHERS, _RADIOS = 200, 16  # interfaces of a node that its own commands may make, and those of radios
+_HEARD = 100_000  # events of MPTCP, and commands, that may come at once
 _TOLD = 1000  # events of nl80211 that may come at once
 
 
@@ -113,6 +115,8 @@ def report(path: Path, instead: Path | None = None) -> Report:
     owned, ends = owners(planned.interfaces, hosts), paths.endings(hosts.values())
     for name, rows in hosts.items():
         metrics |= paths.mptcp(name, rows, origin, owned, ends)
+        if heard := folder.rows(f"{name}/{EVENTS}", Noted, 0.0, KIB, "", _HEARD):
+            metrics |= managed.events(name, heard, origin)
     for node, ifname in planned.captured:
         log = f"{ifname}.dumpcap.log" if node == AIR else f"{node}/{ifname}.dumpcap.log"
         metrics |= derive.captures(node, folder.text(log, MIB, "what the capture missed is not known"))
@@ -144,7 +148,8 @@ def report(path: Path, instead: Path | None = None) -> Report:
     seen = Seen(topology, metrics, manifest, run, machine, air, udp, works, kernel, planned.steps, replayed)
     happened = tuple(effects(topology, planned, run.events, told, metrics, origin))
     failures += missed(happened, run)
-    doubted = (*(Doubt(what, text) for what, text in drift(topology, planned, states)), *doubts(seen))
+    unasked = (Doubt(f"joins to {name}", line) for name in hosts for line in folder.text(f"{name}/{JOINS}", KIB, ""))
+    doubted = (*unasked, *(Doubt(what, text) for what, text in drift(topology, planned, states)), *doubts(seen))
     whole = Report(path, topology, metrics, outcomes, doubted, tuple(failures), happened, run.seconds, run.time)
     _write(Folder(path), whole)
     return whole

@@ -121,6 +121,11 @@ def _node_metric(net: Network, node: str, rest: str, at: Path) -> Iterator[Fault
         if role not in net.topology.nodes[node].roles():
             yield at, f"{node} is not {called(role)}", f"give the node `{role}: {{}}`"
             return
+        group, _, last = figure.partition(".")
+        if last and table.OWNERS.get(group) == f"NODE.{owner}.{group}.":
+            if last not in (known := table.names(group)):
+                yield at, f"{role} has no metric {figure!r}", suggest(last, known) or there_are(known)
+            return
         if not table.by_interface(owner):
             if figure not in known and table.COUNTER not in known:  # which counters there are, the kernel knows
                 yield at, f"{role} has no metric {figure!r}", suggest(figure, known) or there_are(known)

@@ -114,6 +114,26 @@ def test_a_rule_joins_an_announced_address_as_a_backup(tmp_path: Path, name: str
     assert {"MPTCP_EVENT_ANNOUNCED", "MPTCP_PM_CMD_SUBFLOW_CREATE", "MPTCP_EVENT_SUB_ESTABLISHED"} <= kernels
 
 
+def test_events_are_figures_of_the_run_and_checks_may_name_them(tmp_path: Path, name: str, need: Need) -> None:
+    need(*_NEEDED)
+    text = LAB % ("userspace", "[{interface: eth1}]", "kernel", "[]", "1", "")
+    checks = [
+        "{metric: client.mptcp.events.new_subflow, equals: 2}",  # one of each of iperf3's connections
+        "{metric: client.mptcp.events.addr_removed, equals: 0}",
+        "{metric: client.mptcp.events.connection_established, at: 0, equals: 0}",
+        "{metric: client.mptcp.events.new_connection_first_s, min: 0}",
+    ]
+    (tmp_path / "paths.yaml").write_text(text + "checks:\n" + "".join(f"  - {check}\n" for check in checks))
+    done = testbed("run", "paths.yaml", "--name", name, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = (tmp_path / "results/paths/latest").resolve()
+    metrics = json.loads((folder / "metrics.json").read_text())
+    origin = json.loads((folder / "run.json").read_text())["monotonic"]
+    [first, *_] = [r["t"] - origin for r in told(folder, "client") if r.get("event") == "new_subflow"]
+    assert metrics["client.mptcp.events.new_subflow"]["series"][1] == [round(first, 3), 1]
+    assert "server.mptcp.events.new_subflow" not in metrics, "nobody listened there"
+
+
 def test_an_event_that_finds_no_connection_is_an_error_of_the_run(tmp_path: Path, name: str, need: Need) -> None:
     need(*_NEEDED)
     event = "{at: 0.3s, node: server, mptcp: {remove_addr: {interface: eth2}}}"

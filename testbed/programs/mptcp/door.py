@@ -21,12 +21,13 @@ _BUFFER = 4 << 20  # bytes of packets that may wait
 class Door(Struct):
     """The socket on which joins are seen, and how they are let in, in words for the log.
 
-    `asked`: each join waits for a verdict.
+    `asked`: each join waits for a verdict. `lacks` is what the kernel can't do that the file asks for.
     """
 
     sock: socket.socket
     asked: bool
     how: str
+    lacks: str = ""
 
 
 def opened(state: State, settings: Settings) -> Door:
@@ -48,8 +49,11 @@ def opened(state: State, settings: Settings) -> Door:
         return Door(sock, asked=False, how=f"not seen: {refused}")
     _bound(sock, joins.bind_log())
     how = "decided by static rules" if found or left else "all let in"
-    more = f"; {len(left)} rules that state a `side` have no effect" if left else ""
-    return Door(sock, asked=False, how=f"{how}{f' ({why})' if why else ''}{more}")
+    if not why:
+        return Door(sock, asked=False, how=how)
+    lacks = f"{how}, and not one by one: {why}"
+    lacks += f"; {len(left)} rules that state a `side` have no effect" if left else ""
+    return Door(sock, asked=False, how=lacks, lacks=lacks)
 
 
 def changed(door: Door, state: State, settings: Settings) -> str:

@@ -46,7 +46,10 @@ class Manager(Struct):
 
 
 def main(words: Sequence[str]) -> None:
-    """Manage the paths of the network namespace that this process is in; the argument is a file of settings."""
+    """Manage the paths of the network namespace that this process is in.
+
+    The arguments are files: the settings, the log, and what the kernel lacks (written if there is something).
+    """
     settings = msgspec.json.decode(Path(words[0]).read_bytes(), type=Settings)
     ended, end = os.pipe2(os.O_NONBLOCK)
     signal.set_wakeup_fd(end)
@@ -54,6 +57,8 @@ def main(words: Sequence[str]) -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # of followers that went away
     with open(words[1], "ab", buffering=0) as file:
         manager = _opened(settings, Log(file))
+        if manager.door.lacks:
+            Path(words[2]).write_text(manager.door.lacks + "\n")
         _recovered(manager, "started")
         poll = select.poll()
         for source in (ended, manager.events, manager.route, manager.asked, manager.door.sock):

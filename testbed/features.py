@@ -150,6 +150,11 @@ MULTIPATH_SEED = Feature(
     rests_on=("/proc/sys/net/ipv4/fib_multipath_hash_seed",),
 )
 
+MIDDLEBOX = _module("middlebox", "role middlebox on a router", "nf_tables")
+MIDDLEBOX_BRIDGE = _module("middlebox-bridge", "role middlebox on a bridge (NF_TABLES_BRIDGE)", "nf_tables")
+MIDDLEBOX_NAT = _module("middlebox-nat", "nat and firewall of a middlebox", "nft_chain_nat")
+MIDDLEBOX_REJECT = _module("middlebox-bridge-reject", "reject of a middlebox on a bridge", "nft_reject_bridge")
+
 MPTCP = _config("mptcp", "role mptcp", "CONFIG_MPTCP (5.6 or later) and net.mptcp.enabled=1", "MPTCP")
 MPTCP_DIAG = _module("mptcp-diag", "subflows in the samples", "mptcp_diag", "MPTCP")
 MPTCP_KERNEL_PM = _config("mptcp-kernel-pm", "path_manager: kernel", "CONFIG_MPTCP (5.6 or later)", "MPTCP")
@@ -194,6 +199,7 @@ SMCROUTE = _tool("smcroute", "router: {multicast: true}", "smcroute", "multicast
 
 ALL = (
     *(USERNS, VETH, BRIDGE, VLAN, IPV6, TUN, TAP, *QDISCS.values(), MULTIPATH_SEED, NFT_MPTCP),
+    *(MIDDLEBOX, MIDDLEBOX_BRIDGE, MIDDLEBOX_NAT, MIDDLEBOX_REJECT),
     *(MPTCP, MPTCP_DIAG, MPTCP_KERNEL_PM, MPTCP_USERSPACE_PM, MPTCP_SCHEDULER),
     *(MROUTE, MROUTE6, SMCROUTE, AMT),
     *(HWSIM, HWSIM_MLO, HOSTAPD, HOSTAPD_BE, WPA_SUPPLICANT, WPA_SUPPLICANT_MLO, REGDB),

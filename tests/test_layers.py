@@ -46,8 +46,8 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"linux": "calls cgroups faults inet_diag kernel_log mptcp_info netlink signals tcp_info uapi unix unix_diag wire"},
     {"": "steps"},
     {
-        "drivers": "amt bound channels facts hostapd hwsim joins link membership mptcp mptcp_pm mptcpize nl80211 route "
-        "smcroute sysctl tc wpa_ctrl wpa_supplicant"
+        "drivers": "amt bound channels facts hostapd hwsim joins link membership mptcp mptcp_pm mptcpize nftables "
+        "nl80211 route smcroute sysctl tc wpa_ctrl wpa_supplicant"
     },
     {
         "programs": "",
@@ -56,8 +56,8 @@ FLOORS: tuple[dict[str, str], ...] = (
         "programs.transfer": "asked flow main sockets",
         "programs.replay": "main",
         "programs.sampler": "air counters main neighbours subflows taps wlans",
-        "nodes": "access_point amt_gateway amt_relay bridge endpoint mptcp node one_path path_manager place role "
-        "router service station",
+        "nodes": "access_point amt_gateway amt_relay bridge endpoint middlebox mptcp node one_path path_manager place "
+        "role router service station",
     },
     {"metrics": "bounds managed measured nodes owners paths reception recorded records said table wifi"},
     {"workloads": "command iperf3 iperf3_report multicast ping place transfer transfer_report"},

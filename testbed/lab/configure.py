@@ -12,6 +12,7 @@ from typing import cast
 from testbed.drivers.bound import Bound
 from testbed.drivers.link import NamespaceAdd
 from testbed.drivers.mptcp_pm import Manage
+from testbed.drivers.nftables import Nft
 from testbed.drivers.nl80211 import LOOKING
 from testbed.drivers.sysctl import SysctlSet
 from testbed.drivers.wpa_ctrl import Control
@@ -57,6 +58,10 @@ def configure(lab: Lab, steps: Iterable[Configure]) -> None:
             elif isinstance(request, Bound):
                 flush()
                 lab.held = bounds.hold(lab.name, request)
+            elif isinstance(request, Nft):
+                flush()
+                _transact(lab, step.node, request)
+                inside = LAB
             elif isinstance(request, Control | Manage):
                 flush()
                 control(lab, step.node, request)
@@ -91,6 +96,13 @@ def _send(lab: Lab, batch: Sequence[tuple[Configure, wire.Message]]) -> None:
     if refused:
         step = batch[refused[0].at][0]
         raise LabError(f"[{step.node}] {step.request}: the kernel says: {refused[0]}")
+
+
+def _transact(lab: Lab, node: str, request: Nft) -> None:
+    with netlink.inside(lab.space(node).fd, lab.home):
+        refused = netlink.batch(list(request.messages()))
+    if refused is not None:
+        raise LabError(f"[{node}] {request}: the kernel says: {refused}")
 
 
 def _add_namespace(lab: Lab, name: str) -> None:

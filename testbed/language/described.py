@@ -116,6 +116,7 @@ DESCRIBED: Mapping[str, Mapping[str, str]] = {
         "router": "The node forwards IP packets",
         "access_point": "The node is a Wi-Fi access point",
         "station": "The node joins an access point",
+        "middlebox": "The node, a router or a bridge, does more to packets than to pass them on",
         "mptcp": "The node speaks MPTCP",
         "amt_gateway": "The node brings multicast in by AMT (RFC 7450)",
         "amt_relay": "The node gives multicast out by AMT (RFC 7450)",

@@ -72,13 +72,7 @@ def transact(sock: socket.socket, batch: Sequence[Message], kind: int = 0) -> li
             error = parse_error(body)
             # Positive numbers are not errors: hwsim answers NEW_RADIO with the radio's number (mac80211_hwsim.c).
             if error < 0:
-                why = (
-                    wire.attributes(body, uapi.NLMSGERR.size)
-                    .get(uapi.NLMSGERR_ATTR_MSG, b"")
-                    .rstrip(b"\0")
-                    .decode(errors="replace")
-                )
-                refused.append(Refusal(seq, -error, why))
+                refused.append(Refusal(seq, -error, _why(body)))
             if seq == last:
                 return refused
 
@@ -97,9 +91,15 @@ def batch(messages: Sequence[Message]) -> Refusal | None:
         while True:
             for kind, _, seq, body in wire.messages(sock.recv(1 << 16)):
                 if kind == uapi.NLMSG_ERROR and (error := parse_error(body)) < 0:
-                    return Refusal(seq - 1, -error, "")
+                    return Refusal(seq - 1, -error, _why(body))
                 if kind == uapi.NLMSG_ERROR and seq == len(messages):
                     return None
+
+
+def _why(body: bytes) -> str:
+    """Return the kernel's own words in an NLMSG_ERROR, "" without any."""
+    said = wire.attributes(body, uapi.NLMSGERR.size).get(uapi.NLMSGERR_ATTR_MSG, b"")
+    return said.rstrip(b"\0").decode(errors="replace")
 
 
 @wire.decoder

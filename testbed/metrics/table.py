@@ -48,6 +48,7 @@ OWNERS = {
     "mlo_link": "NODE.INTERFACE.linkN.",
     "mptcp": "NODE.mptcp.",
     "events": "NODE.mptcp.events.",
+    "middlebox": "NODE.middlebox.",
     "path": "NODE.path.INTERFACE/PEER:INTERFACE.",
     "subflow": "NODE.subflow.INTERFACE.",
     "TcpExt": "NODE.TcpExt.",
@@ -340,6 +341,13 @@ TABLE = (
             "since t = 0",
         )
         for group in KERNEL
+    ),
+    Metric(
+        "middlebox",
+        COUNTER,
+        "packet",
+        "packets that a rule acted on since t = 0, by its name: a counter of nf_tables. With `nat`, first packets of "
+        "connections",
     ),
     Metric(
         "path",

@@ -11,6 +11,7 @@ from testbed.nodes.access_point import AccessPoint
 from testbed.nodes.amt_gateway import AmtGateway
 from testbed.nodes.amt_relay import AmtRelay
 from testbed.nodes.bridge import Bridge
+from testbed.nodes.middlebox import Middlebox
 from testbed.nodes.mptcp import Mptcp
 from testbed.nodes.place import MADE
 from testbed.nodes.role import Brought, Role, Switch
@@ -63,6 +64,7 @@ class Node(Spec):
     access_point: AccessPoint | None = None
     station: Station | None = None
     mptcp: Mptcp | None = None
+    middlebox: Middlebox | None = None
     amt_gateway: AmtGateway | None = None
     amt_relay: AmtRelay | None = None
     routes: tuple[Route, ...] | None = Field(

@@ -17,7 +17,8 @@ MADE: Kind = "made"  # by the node's `commands`
 class Interface(Struct, frozen=True):
     """An interface: one end of a link, or one that a role adds; addresses are `address/length`, none link-local.
 
-    `at` is the path in the file that it comes from: an end of a link, or a role of a node.
+    `at` is the path in the file that it comes from: an end of a link, or a role of a node. `link` has the words by
+    which the file may name its link: its name, and both ends.
     """
 
     node: str
@@ -29,6 +30,7 @@ class Interface(Struct, frozen=True):
     addresses: tuple[str, ...]
     port: bool = False
     kind: Kind = "veth"
+    link: tuple[str, ...] = ()
 
     def hosts(self) -> tuple[str, ...]:
         """Return the addresses without their prefix length."""
@@ -83,8 +85,9 @@ class Tunnel(Struct, frozen=True):
 class Place(Struct, frozen=True):
     """A node: its name, its interfaces in the order of the file, the topology's IP versions (4, 6), and all BSSs.
 
-    `bridge` is the name of the node's switch, "" without one; `tunnels` are the node's ends of AMT tunnels; `sysctl`
-    has the kernel parameters that the file sets there, and `commands` the programs that it runs.
+    `bridge` is the name of the node's switch, "" without one, and `forwards` says whether it routes; `tunnels`
+    are the node's ends of AMT tunnels; `sysctl` has the kernel parameters that the file sets there, and `commands` the
+    programs that it runs.
     """
 
     node: str
@@ -95,6 +98,7 @@ class Place(Struct, frozen=True):
     tunnels: tuple[Tunnel, ...] = ()
     sysctl: Mapping[str, str | int] = {}
     commands: tuple[tuple[str, ...], ...] = ()
+    forwards: bool = False
 
     def tunnel(self, name: str) -> Tunnel | None:
         """Return the node's end of AMT tunnels by the name of its pseudo-interface."""

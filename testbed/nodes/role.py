@@ -103,6 +103,18 @@ class Role(Spec):
         """Yield the steps that make a configured node play this role."""
         yield from ()
 
+    def during(self, place: Place) -> Iterator[Step]:
+        """Yield the steps that it performs at times of a run."""
+        yield from ()
+
+    def times(self) -> Iterator[tuple[tuple[str | int, ...], float]]:
+        """Yield (path below this role, time) of each time of a run that it names."""
+        yield from ()
+
+    def counts(self) -> dict[str, str]:
+        """Return figures (NODE.ROLE.NAME) that should not stay 0 in a run, by name, and what each is of."""
+        return {}
+
     def restart(self, place: Place) -> Iterator[Request]:
         """Yield the requests that make it drop its state and start again; `restart` events may name roles with some."""
         yield from ()

@@ -59,8 +59,10 @@ def network(topology: Topology) -> Network:
         address = own or mac(end.node, end.name, taken)
         port = end.node in switches and switches[end.node].takes(end.name)
         stated = end.stated or ()
+        link = topology.links[int(end.at[1])] if end.kind == "veth" else None
+        words = (*((link.name,) if link.name else ()), *link.ends) if link is not None else ()
         made[end.node].append(
-            Interface(end.node, end.name, address, mtu, end.at, segment[end.medium], stated, port, end.kind)
+            Interface(end.node, end.name, address, mtu, end.at, segment[end.medium], stated, port, end.kind, words)
         )
     left_out = {(e.node, e.name) for e in found if e.stated is None}
     plan = addresses.by_name if topology.addressing == "by_name" else addresses.given

@@ -190,7 +190,8 @@ class Network(Struct, frozen=True, dict=True):
         """Return what a role may know of its node."""
         switch = self.switches[node].name if node in self.switches else ""
         stated = self.topology.nodes[node]
-        own = (self.tunnels.get(node, ()), stated.sysctl, stated.commands)
+        forwards = any(role.forwards() for role in stated.roles().values())
+        own = (self.tunnels.get(node, ()), stated.sysctl, stated.commands, forwards)
         return Place(node, self.interfaces[node], self.families, self.air, switch, *own)
 
     def place_at(self, event: Event) -> Place:

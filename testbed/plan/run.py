@@ -49,6 +49,8 @@ def numbered(plan: Plan) -> tuple[tuple[Step, ...], tuple[range, ...]]:
     """Return the steps of a run, and for each event of the file the numbers of its steps among them."""
     works = list(tasks(plan))
     steps: list[Step] = [*_sampler(plan, works), *_captures(plan), *_replayed(plan), *_workloads(plan, works)]
+    for name, node in plan.topology.nodes.items():
+        steps += [step for role in node.roles().values() for step in role.during(plan.network.place(name))]
     events: list[range] = []
     for n in range(len(plan.topology.events)):
         began = len(steps)

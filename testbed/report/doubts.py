@@ -73,6 +73,7 @@ def doubts(seen: Seen) -> Iterator[Doubt]:
         one_path.doubts(seen.topology, seen.metrics),
         _queues(seen),
         _dropped(seen),
+        _unmatched(seen),
         _missed(seen),
     )
     for kind in kinds:
@@ -206,6 +207,18 @@ def _dropped(seen: Seen) -> Ranked:
         count, worst = sum(n for n, _ in places), places[0][0]
         most = f", most of them, {worst:.0f}, at the first" if places[1:] else ""
         yield worst, f"flows through {named}{more}", f"{count:.0f} packets dropped ({what}){_DROPS[what]}{most}"
+
+
+def _unmatched(seen: Seen) -> Ranked:
+    """Yield what a role was to count, and did not count once, unless a check says what it is to be."""
+    checked = {name for check in seen.topology.checks for name in check.metrics()}
+    for node, stated in seen.topology.nodes.items():
+        for field, role in stated.roles().items():
+            for name, what in role.counts().items():
+                figure = f"{node}.{field}.{name}"
+                counted = seen.metrics.get(figure)
+                if counted is not None and not counted.value and figure not in checked:
+                    yield 0.0, f"the effect of {figure}", f"no packet matched it ({what})"
 
 
 def _heads(where: str) -> Iterator[str]:

@@ -11,8 +11,7 @@ from testbed.language.topology import Check, Topology
 from testbed.metrics import table
 from testbed.nodes.node import called, figured
 from testbed.plan.network import Network
-from testbed.rules.events import end_of_run
-from testbed.rules.fault import Written, there_are
+from testbed.rules.fault import Written, end_of_run, there_are
 from testbed.rules.names import MACHINE
 
 _NAME = 255  # characters of a metric's
@@ -127,7 +126,10 @@ def _node_metric(net: Network, node: str, rest: str, at: Path) -> Iterator[Fault
                 yield at, f"{role} has no metric {figure!r}", suggest(last, known) or there_are(known)
             return
         if not table.by_interface(owner):
-            if figure not in known and table.COUNTER not in known:  # which counters there are, the kernel knows
+            counts = net.topology.nodes[node].roles()[role].counts()
+            if counts and figure not in counts:
+                yield at, f"{role} has no metric {figure!r}", suggest(figure, list(counts)) or there_are(counts)
+            elif figure not in known and table.COUNTER not in known:  # which counters there are, the kernel knows
                 yield at, f"{role} has no metric {figure!r}", suggest(figure, known) or there_are(known)
             return
         rest = figure

@@ -21,7 +21,7 @@ from testbed.nodes.place import Place
 from testbed.plan.endpoints import change, concerns
 from testbed.plan.network import Network
 from testbed.rules.addresses import wrong
-from testbed.rules.fault import there_are
+from testbed.rules.fault import end_of_run, there_are
 from testbed.rules.links import shaping
 from testbed.rules.nodes import sysctl
 
@@ -300,9 +300,3 @@ def _address_event(net: Network, event: Event, node: str, at: Path) -> Iterator[
         other = net.owners.get(change.add.partition("/")[0])
         if other is not None and (other.node, other.name) != (node, change.interface):
             yield (*where, "add"), f"{change.add} is already the address of {other.node}:{other.name}", ""
-
-
-def end_of_run(topology: Topology, doubt: set[str]) -> float | None:
-    """Return when a run is over, None when that can't be known."""
-    sound = all(w.kind() for w in topology.workloads.values())
-    return topology.seconds() if sound and not doubt & {"workloads", "duration"} else None

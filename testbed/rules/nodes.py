@@ -12,6 +12,7 @@ from testbed.nodes.node import Route
 from testbed.nodes.place import Place, misnamed
 from testbed.nodes.role import UP
 from testbed.plan.network import Network
+from testbed.rules.fault import end_of_run
 from testbed.units import interface_of
 
 _SYSCTL = re.compile(r"net(\.[A-Za-z0-9_@+-]+(/[A-Za-z0-9_@+-]+)*)+")  # a slash is a dot in a device's name
@@ -20,6 +21,7 @@ _VALUE = 4096  # characters of a kernel parameter: no more is read back
 
 def faults(net: Network, doubt: set[str]) -> Iterator[Fault]:
     """Yield (path, sentence, hint) for each fault."""
+    end = end_of_run(net.topology, doubt)
     media = {own.medium for node in net.topology.nodes.values() for _, own in node.brought() if own.makes}
     for name, node in net.topology.nodes.items():
         place = net.place(name)
@@ -32,6 +34,10 @@ def faults(net: Network, doubt: set[str]) -> Iterator[Fault]:
             for path, message in role.faults(place) if not unsure else ():
                 where = path[1:] if path[:1] == (UP,) else (field, *path)
                 yield ("nodes", name, *where), message, ""
+            for path, at in role.times():
+                if end is not None and at > end:
+                    what = f"the run ends at {end:g} s, and this is at {at:g} s"
+                    yield ("nodes", name, field, *path), what, "give a longer `duration`" if end else ""
         for own in node.interfaces:
             if problem := misnamed(own):
                 yield ("nodes", name, "interfaces", own), problem, ""

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from testbed.drivers import amt, membership, nl80211, smcroute
+from testbed.drivers import amt, membership, nftables, nl80211, smcroute
 from testbed.errors import LabError
 from testbed.lab import look
 from testbed.linux import inet_diag as diag
@@ -49,6 +49,7 @@ PARSERS: Mapping[str, Callable[[bytes], object]] = {
     "amt": amt.parse_link,
     "subflow": diag._subflow,
     "interface": sampler.parse_interface,
+    "nftables": lambda data: nftables.parse_counter(data),
     "qdiscs": lambda data: sampler.parse_qdiscs([data], {}),
     "owners": lambda data: sampler.parse_addresses([data], {}),
     "links": lambda data: look.interfaces({"links": [data], "addresses": [], "qdiscs": []}),

@@ -17,7 +17,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from testbed import features
-from testbed.drivers import amt, mptcp, tc
+from testbed.drivers import amt, mptcp, nftables, tc
 from testbed.drivers.amt import AmtAdd
 from testbed.drivers.link import CREATE, BridgeAdd, VethAdd
 from testbed.features import Feature
@@ -212,7 +212,7 @@ def _congestion(name: str) -> str:
 
 # Counts nothing, drops nothing: only checked (`nft -c` sends the kernel a batch that it must abort). Subtypes are
 # numbers, for the names are younger than the option.
-_RULES = """table inet probe {
+_RULESET = """table inet probe {
   chain c {
     type filter hook forward priority 0
     tcp option mptcp subtype 1 drop
@@ -223,10 +223,32 @@ _RULES = """table inet probe {
 
 
 def _nft_mptcp() -> str:
-    done = programs.output("nft", "-c", "-f", "-", said=_RULES)
+    done = programs.output("nft", "-c", "-f", "-", said=_RULESET)
     if done.status:
         raise OSError(errno.EOPNOTSUPP, f"nft refuses tcp option mptcp: {done.first}")
     return "nft -c accepted tcp option mptcp"
+
+
+def _nf_tables(family: nftables.Family, *rules: nftables.NftRule) -> Callable[[], str]:
+    """Return a probe that gives a table these rules: the kernel must know each of their expressions."""
+
+    def check() -> str:
+        bridge = family == "bridge"
+        bases: dict[str, nftables.Base] = {"nat": "POSTROUTING", "reject": "PREROUTING" if bridge else "FORWARD"}
+        asked: list[nftables.Nft] = [nftables.NftTable(family, tuple({bases.get(r.action, "FORWARD") for r in rules}))]
+        for rule in rules:
+            asked += [nftables.NftChain(family, rule.name, bases.get(rule.action, "FORWARD")), rule]
+        refused = netlink.batch([m for request in asked for m in request.messages()])
+        if refused is not None:
+            raise OSError(refused.errno, f"nf_tables refuses what a middlebox does: {refused}")
+        return f"nf_tables took {', '.join(r.action for r in rules)} ({family})"
+
+    return check
+
+
+def _rules(family: nftables.Family, *actions: nftables.Action) -> Callable[[], str]:
+    rules = (nftables.NftRule(family, f"probe_{a}", a, times=1, rate=10**6, burst=65536) for a in actions)
+    return _nf_tables(family, *rules)
 
 
 _PROBES: dict[str, Callable[[], str]] = {
@@ -239,6 +261,10 @@ _PROBES: dict[str, Callable[[], str]] = {
     "tap": _tun(_IFF_TAP, "a TAP interface"),
     **{kind: _qdisc(kind) for kind in (*features.QDISCS, "htb")},
     "nft-mptcp": _nft_mptcp,
+    "middlebox": _rules("inet", "strip", "drop", "reject", "corrupt", "limit"),
+    "middlebox-bridge": _rules("bridge", "strip", "drop", "corrupt", "limit"),
+    "middlebox-nat": _rules("inet", "nat", "firewall"),
+    "middlebox-bridge-reject": _rules("bridge", "reject"),
     "multipath-seed": _multipath_seed,
     "mptcp": _mptcp,
     "mptcp-diag": _mptcp_diag,

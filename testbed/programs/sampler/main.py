@@ -22,7 +22,7 @@ from typing import Any, TextIO
 from msgspec import Struct
 from msgspec.structs import replace
 
-from testbed.drivers import nl80211
+from testbed.drivers import nftables, nl80211
 from testbed.linux import calls as linux
 from testbed.linux import netlink, uapi, wire
 from testbed.programs.sampler import air, counters, neighbours, subflows, taps
@@ -59,6 +59,7 @@ class Node(Struct, frozen=True):
     begun: TextIO | None = None  # flows that the tap has seen
     asking: neighbours.Asking | None = None
     host: subflows.Subflows | None = None  # of MPTCP
+    rules: socket.socket | None = None  # for requests to nf_tables
 
 
 def main(words: Sequence[str]) -> None:
@@ -193,7 +194,8 @@ def _open(name: str, extras: list[str], asked: dict[str, Any]) -> Node:
     begun = Path(name, "flows.jsonl").open("a") if flows else None  # noqa: SIM115 (the same)
     asking = neighbours.opened(asked["neighbours"][name].values()) if name in asked["neighbours"] else None
     host = subflows.opened() if "mptcp" in extras else None
-    node = Node(route, netstat, out, udp=udp, roles=roles, tap=tap, begun=begun, asking=asking, host=host)
+    rules = netlink.connect(wire.NETLINK_NETFILTER) if nftables.TABLE in extras else None
+    node = Node(route, netstat, out, udp=udp, roles=roles, tap=tap, begun=begun, asking=asking, host=host, rules=rules)
     if "wlan" not in extras:
         return node
     events = Path(name, "wlan-events.jsonl").open("a")  # noqa: SIM115 (the same)
@@ -226,6 +228,10 @@ def _sample(node: Node, whole: bool) -> dict[str, Any]:
         sample["udp"] = sum(buffer_errors(os.pread(fd, 65536, 0).decode()) for fd in node.udp)
     if node.roles:
         sample["roles"] = counters.read(node.roles)
+    if node.rules is not None:
+        entries = netlink.dump(node.rules, nftables.COUNTERS, nftables.counters())
+        packets = dict(map(nftables.parse_counter, entries))
+        sample["roles"] = sample.get("roles", {}) | {nftables.TABLE: packets}
     return sample
 
 

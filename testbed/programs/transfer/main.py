@@ -164,9 +164,7 @@ def _accept(it: End) -> None:
             _add(it, flow, select.EPOLLIN)
             _begin(it, flow)
     if len(it.every) == it.asked.connections:
-        it.poll.unregister(it.listener)
-        it.listener.close()
-        it.listener = None
+        it.poll.unregister(it.listener)  # it stays open: joins of MPTCP need a socket that listens on their port
 
 
 def _begin(it: End, flow: Flow) -> None:

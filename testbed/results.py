@@ -22,7 +22,7 @@ from testbed.errors import LabError
 
 _RECORD = re.compile(r"\d+,\d+,(\d+),[^;]*;([^\n]*)")  # Documentation/ABI/testing/dev-kmsg
 FORMAT = 1  # of a results folder: which files are in it, and what they mean (docs/results.md)
-DERIVED = ("metrics.json", "verdict.json", "junit.xml", "summary.json")
+DERIVED = ("metrics.json", "verdict.json", "junit.xml", "summary.json", "connections.jsonl")
 
 
 class Folder(Struct, frozen=True):

@@ -59,7 +59,7 @@ FLOORS: tuple[dict[str, str], ...] = (
         "nodes": "access_point amt_gateway amt_relay bridge endpoint middlebox mptcp node one_path path_manager place "
         "role router service station",
     },
-    {"metrics": "bounds managed measured nodes owners paths reception recorded records said table wifi"},
+    {"metrics": "bounds connections managed measured nodes owners paths reception recorded records said table wifi"},
     {"workloads": "command iperf3 iperf3_report multicast ping place transfer transfer_report"},
     {
         "language": "described document effective experiment explain files moments overlay parsing schema sound syntax "

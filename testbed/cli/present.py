@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _ROWS = 30  # nodes that fit on one screen
 _RECEIVERS = 10  # of one multicast workload
 _SHOWN = ("received_packets", "loss_pct", "delay_p50_ms", "delay_max_ms", "gap_s", "goodput_mbps")
+_LITTLE = 0.05  # % of what a host sent: less than that is not shown
 _SCREEN, _EVENTS = 60, 16  # rows of a report that shows every metric of its workloads, and of events
 _DOUBTS = 20  # rows of its validity, the worst first
 _BRIEF = ("goodput_mbps", "loss_pct", "gap_s", "gap_at_s", "rtt_p50_ms", "rtt_p99_ms", "jitter_ms", "retransmits")
@@ -176,6 +177,8 @@ def _sections(found: Report, place: str, title: str, brief: bool = False) -> Ite
     yield from tables
     if rows := list(_subflows(found)):
         yield f"subflows by interface\n{columns(rows)}"
+    if rows := list(_paths(found)):
+        yield f"paths by sender\n{columns(rows)}"
     if rows := list(_links(found)):
         yield f"data frames by link\n{columns(rows)}"
     if found.events:
@@ -223,6 +226,34 @@ def _subflows(found: Report) -> Iterator[tuple[str, ...]]:
         ]
         rtt = found.metrics.get(f"{node}.subflow.{ifname}.rtt_p50_ms")
         yield (f"  {node}.{ifname}", *rates, f"rtt {rtt.value:.1f} ms" if rtt is not None else "")
+
+
+def _paths(found: Report) -> Iterator[tuple[str, ...]]:
+    """Yield what went over each path, as the host that sent it saw it; the control packets of a flow are none."""
+    for name, metric in found.metrics.items():
+        base, _, field = name.rpartition(".")
+        if field != "share_pct" or ".path." not in name or metric.value < _LITTLE:
+            continue
+
+        def value(key: str, base: str = base) -> float | None:
+            known = found.metrics.get(f"{base}.{key}")
+            return None if known is None else known.value
+
+        opened, closed, here = value("opened_at_s"), value("closed_at_s"), value("opened_here")
+        if opened is None:  # a run of an earlier version
+            continue
+        node, _, way = base.partition(".path.")
+        peer = way.partition("/")[2].partition(":")[0]
+        rtt, again = value("rtt_p50_ms"), value("retransmits")
+        yield (
+            f"  {node}.{way}",
+            f"{metric.value:.1f} %",
+            f"rtt {rtt:.1f} ms" if rtt is not None else "",
+            f"{again:.0f} retransmits" if again is not None else "",
+            f"opened at {opened:.2f} s" + ("" if here is None else f" by {node if here else peer}"),
+            f"closed at {closed:.2f} s" if closed is not None else "",
+            "backup" if value("backup") else "",
+        )
 
 
 def _ran(found: Report, node: str, way: str = "") -> float:

@@ -28,6 +28,7 @@ _STATES = {
     uapi.TCP_CLOSING: "CLOSING",
 }
 _ALL = 0xFFF
+_HERE = uapi.MPTCP_SUBFLOW_FLAG_MCAP_LOC | uapi.MPTCP_SUBFLOW_FLAG_JOIN_LOC
 _BACKUP = uapi.MPTCP_SUBFLOW_FLAG_BKUP_REM | uapi.MPTCP_SUBFLOW_FLAG_BKUP_LOC
 
 
@@ -35,6 +36,7 @@ class Subflow(Struct, frozen=True):
     """One TCP socket of an MPTCP connection; times in milliseconds, counts in bytes and segments.
 
     `mss` is the payload of a full segment, `unacked` are segments on the way, `dsack_dups` those that arrived twice.
+    `here` says that this host opened it.
     """
 
     token: int
@@ -56,6 +58,7 @@ class Subflow(Struct, frozen=True):
     unacked: int = 0
     dsack_dups: int = 0
     bytes_retrans: int = 0
+    here: bool = False
 
     @property
     def ends(self) -> tuple[str, int, str, int]:
@@ -133,6 +136,7 @@ def _subflow(entry: bytes, plain: bool = False) -> Subflow | None:
         local_id=_number(mptcp, uapi.MPTCP_SUBFLOW_ATTR_ID_LOC),
         remote_id=_number(mptcp, uapi.MPTCP_SUBFLOW_ATTR_ID_REM),
         backup=bool(_number(mptcp, uapi.MPTCP_SUBFLOW_ATTR_FLAGS) & _BACKUP),
+        here=bool(_number(mptcp, uapi.MPTCP_SUBFLOW_ATTR_FLAGS) & _HERE),
         state=_STATES.get(state, str(state)),
         **tcp_info.figures(fields[uapi.INET_DIAG_INFO]),
     )

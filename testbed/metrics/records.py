@@ -136,6 +136,10 @@ class Subflow(Struct, frozen=True, gc=False):
     unacked: Count = 0
     dsack_dups: Count = 0
     bytes_retrans: Count = 0
+    backup: bool = False
+    here: bool | None = None  # nothing in a run of an earlier version, as the two below
+    opened: Seconds | None = None
+    closed: Seconds | None = None
 
 
 class WlanLink(Struct, frozen=True, gc=False):

@@ -366,6 +366,18 @@ TABLE = (
         "lower",
     ),
     *_times("path", "rtt", "the sender's smoothed RTT (tcp_info), in samples since which data was acknowledged"),
+    Metric(
+        "path",
+        "opened_at_s",
+        "s",
+        "when its first subflow was seen established: subflows are looked at 50 times a second, and more rarely where "
+        "there are many",
+        "lower",
+    ),
+    Metric("path", "closed_at_s", "s", "when its last subflow was gone, absent while one was there"),
+    Metric("path", "opened_here", "", "1 if this host opened its first subflow, 0 if the peer did"),
+    Metric("path", "subflows", "subflow", "how many subflows it had, one after another or of several connections"),
+    Metric("path", "backup", "", "1 while either side asked for it to be a backup, otherwise 0; the value is the last"),
     Metric("path", "cwnd_p50_segments", "segment", "median of the sender's congestion window in the same samples"),
     Metric("subflow", "bytes_sent", "byte", "sum over the paths from addresses of this interface"),
     Metric("subflow", "bytes_acked", "byte", "sum over the paths from addresses of this interface"),

@@ -18,7 +18,7 @@ from testbed.errors import InputError, Problem
 from testbed.language.effective import resolved
 from testbed.language.topology import WAYS, Topology
 from testbed.linux.kernel_log import kernel_faults
-from testbed.metrics import managed, paths
+from testbed.metrics import connections, managed, paths
 from testbed.metrics import nodes as derive
 from testbed.metrics import wifi as links
 from testbed.metrics.measured import Measured
@@ -117,6 +117,8 @@ def report(path: Path, instead: Path | None = None) -> Report:
         metrics |= paths.mptcp(name, rows, origin, owned, ends)
         if heard := folder.rows(f"{name}/{EVENTS}", Noted, 0.0, KIB, "", _HEARD):
             metrics |= managed.events(name, heard, origin)
+    met = connections.connections(hosts, origin, owned) if run.monotonic else []
+    metrics |= connections.figures(met)
     for node, ifname in planned.captured:
         log = f"{ifname}.dumpcap.log" if node == AIR else f"{node}/{ifname}.dumpcap.log"
         metrics |= derive.captures(node, folder.text(log, MIB, "what the capture missed is not known"))
@@ -152,6 +154,9 @@ def report(path: Path, instead: Path | None = None) -> Report:
     doubted = (*unasked, *(Doubt(what, text) for what, text in drift(topology, planned, states)), *doubts(seen))
     whole = Report(path, topology, metrics, outcomes, doubted, tuple(failures), happened, run.seconds, run.time)
     _write(Folder(path), whole)
+    if hosts:
+        lines = b"".join(results.json_text(row, None).encode() + b"\n" for row in connections.rows(met))
+        results.put(path / "connections.jsonl", lines)
     return whole
 
 

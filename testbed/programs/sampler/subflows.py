@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from typing import Any
 
 from msgspec import Struct
@@ -10,21 +11,23 @@ from msgspec.structs import asdict, replace
 
 from testbed.linux import inet_diag, netlink, wire
 
+ESTABLISHED = "ESTAB"
 _Ends = tuple[str, int, str, int]
 
 
 class Subflows(Struct):
     """The sockets of a node's namespace, its subflows at the last look, and what ended since the last sample.
 
-    `gone` has the tokens of those that vanished before the kernel said that they ended: packets in a queue of the host
-    may keep a socket until later.
+    `gone` has those that vanished before the kernel said that they ended: packets in a queue of the host may keep a
+    socket until later. `opened` and `closed` have when (CLOCK_MONOTONIC, seconds) they were first and last seen.
     """
 
     diag: socket.socket
     ended: socket.socket
     live: dict[_Ends, inet_diag.Subflow] = {}
-    closed: list[inet_diag.Subflow] = []
-    gone: dict[_Ends, int] = {}
+    closed: list[tuple[inet_diag.Subflow, float]] = []
+    gone: dict[_Ends, inet_diag.Subflow] = {}
+    opened: dict[_Ends, float] = {}
 
 
 def opened() -> Subflows:
@@ -38,16 +41,21 @@ def look(node: Subflows) -> None:
     The kernel clears the counters of a first subflow before it ends that (net/mptcp/protocol.c:
     __mptcp_subflow_disconnect): then the last look at it counts.
     """
+    now = time.monotonic()
     found = {s.ends: s for s in inet_diag.subflows(node.diag)}
     for s in inet_diag.ended(node.ended):
         before = found.pop(s.ends, None) or node.live.get(s.ends)
-        token = before.token if before is not None else node.gone.pop(s.ends, None)
-        if token is not None:
+        known = before if before is not None else node.gone.pop(s.ends, None)
+        if known is not None:
             node.live.pop(s.ends, None)
-            node.closed.append(replace(s, token=token))
+            last = {"token": known.token, "here": known.here, "backup": known.backup}
+            node.closed.append((replace(s, **last), now))
     for ends in node.live.keys() - found.keys():
-        node.closed.append(node.live[ends])
-        node.gone[ends] = node.live[ends].token
+        node.closed.append((node.live[ends], now))
+        node.gone[ends] = node.live[ends]
+    for ends, s in found.items():
+        if s.state == ESTABLISHED:
+            node.opened.setdefault(ends, now)
     node.live = found
 
 
@@ -55,4 +63,13 @@ def sample(node: Subflows) -> dict[str, list[dict[str, Any]]]:
     """Return the subflows, and those that ended since the last sample."""
     look(node)
     closed, node.closed = node.closed, []
-    return {"subflows": [asdict(s) for s in node.live.values()], "closed": [asdict(s) for s in closed]}
+    live = [asdict(s) | _opened(node, s) for s in node.live.values()]
+    ended = [asdict(s) | _opened(node, s) | {"closed": t} for s, t in closed]
+    for s, _ in closed:
+        if s.ends not in node.live and s.ends not in node.gone:
+            node.opened.pop(s.ends, None)  # its ports may be used again
+    return {"subflows": live, "closed": ended}
+
+
+def _opened(node: Subflows, s: inet_diag.Subflow) -> dict[str, float]:
+    return {"opened": node.opened[s.ends]} if s.ends in node.opened else {}

@@ -57,7 +57,7 @@ FLOORS: tuple[dict[str, str], ...] = (
         "programs.replay": "law main",
         "programs.sampler": "air counters main neighbours subflows taps wlans",
         "nodes": "access_point amt_gateway amt_relay bridge endpoint middlebox mptcp node one_path path_manager place "
-        "role router service station",
+        "preflight role router service station",
     },
     {"metrics": "bounds connections managed measured nodes owners paths reception recorded records said table wifi"},
     {"workloads": "command iperf3 iperf3_report multicast ping place transfer transfer_report"},

@@ -9,8 +9,8 @@ from pydantic import BeforeValidator, Field
 from testbed import features
 from testbed.drivers.mptcp import HIGHEST, LIMIT, LimitsSet, PathManagerHas
 from testbed.drivers.sysctl import SysctlSet
-from testbed.nodes import path_manager
-from testbed.nodes.endpoint import JOINING, MOST, Endpoint, addresses, foreign, planned, unmapped, wrong
+from testbed.nodes import path_manager, preflight
+from testbed.nodes.endpoint import JOINING, MOST, Endpoint, addresses, planned, unmapped, wrong
 from testbed.nodes.one_path import Flow, Side, one_path
 from testbed.nodes.path_manager import PathManager
 from testbed.nodes.place import Place
@@ -138,20 +138,20 @@ class Mptcp(Role):
         return frozenset(unmapped(e.address) for e in planned(self.endpoints, place) if JOINING & set(e.flags))
 
     def warns(self, place: Place) -> Iterator[tuple[str, tuple[str | int, ...], str, str]]:
-        """Yield endpoints with addresses that the node does not have."""
-        own = ", ".join(h for i in place.interfaces for h in i.hosts()) or "none"
-        for n, address in foreign(self.endpoints, place):
-            why = f"{place.node} does not have the address {address} (it has {own})"
-            cure = "correct the address, unless it is not meant to be its own"
-            yield "mptcp-foreign-address", ("endpoints", n, "address"), why, cure
+        """Yield what would make connections of this host stay on one path."""
+        if self.path_manager is None:
+            yield from preflight.of_host(self.endpoints, place)
 
     def warned(self, flow: Flow, other: Role) -> Iterator[tuple[str, str, str]]:
         """Yield why a connection would stay on one path."""
         assert isinstance(other, Mptcp)
         ends = ((self, flow.client), (other, flow.server))
+        sides = _side(self, flow.client), _side(other, flow.server)
+        sums = self.checksum_enabled, other.checksum_enabled
         busy = any(role.path_manager is not None or _BY_HAND.search(str(place.commands)) for role, place in ends)
         if not busy:  # else programs decide
-            yield from one_path(flow, *(_side(role, place) for role, place in ends))
+            yield from one_path(flow, *sides)
+            yield from preflight.of_both((flow.client.node, flow.server.node), sides, sums, flow.to)
 
 
 def _side(role: Mptcp, place: Place) -> Side:

@@ -87,7 +87,7 @@ class Place(Struct, frozen=True):
 
     `bridge` is the name of the node's switch, "" without one, and `forwards` says whether it routes; `tunnels`
     are the node's ends of AMT tunnels; `sysctl` has the kernel parameters that the file sets there, and `commands` the
-    programs that it runs.
+    programs that it runs. Without `routed` the plan makes no routes.
     """
 
     node: str
@@ -99,6 +99,7 @@ class Place(Struct, frozen=True):
     sysctl: Mapping[str, str | int] = {}
     commands: tuple[tuple[str, ...], ...] = ()
     forwards: bool = False
+    routed: bool = True
 
     def tunnel(self, name: str) -> Tunnel | None:
         """Return the node's end of AMT tunnels by the name of its pseudo-interface."""

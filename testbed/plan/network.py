@@ -191,7 +191,7 @@ class Network(Struct, frozen=True, dict=True):
         switch = self.switches[node].name if node in self.switches else ""
         stated = self.topology.nodes[node]
         forwards = any(role.forwards() for role in stated.roles().values())
-        own = (self.tunnels.get(node, ()), stated.sysctl, stated.commands, forwards)
+        own = (self.tunnels.get(node, ()), stated.sysctl, stated.commands, forwards, self.topology.routing != "none")
         return Place(node, self.interfaces[node], self.families, self.air, switch, *own)
 
     def place_at(self, event: Event) -> Place:

@@ -71,6 +71,7 @@ def doubts(seen: Seen) -> Iterator[Doubt]:
         _bounds(seen),
         seen.works,
         one_path.doubts(seen.topology, seen.metrics),
+        one_path.unanswered(seen.topology, seen.metrics),
         _queues(seen),
         _dropped(seen),
         _unmatched(seen),

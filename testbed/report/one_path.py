@@ -37,6 +37,18 @@ def doubts(topology: Topology, metrics: Mapping[str, Measured]) -> Iterator[tupl
         told.add(node)
 
 
+def unanswered(topology: Topology, metrics: Mapping[str, Measured]) -> Iterator[tuple[float, str, str]]:
+    """Yield hosts none of whose joins got an answer, in a run in which nothing was meant to happen to the network."""
+    if any(e.link is not None or e.address is not None for e in topology.events):
+        return
+    refused = sum(_value(metrics, f"{name}.mptcp.MPJoinRejected") for name in topology.nodes)
+    for name in topology.nodes:
+        asked, answers = (_value(metrics, f"{name}.mptcp.{c}") for c in ("MPJoinSynTx", "MPJoinSynAckRx"))
+        if asked and not answers and not refused:
+            why = "a server that listens on one address refuses joins to another, and middleboxes drop them"
+            yield 1.0, f"the paths of {name}", f"none of its {asked:.0f} joins was answered: {why}"
+
+
 def _carried(metrics: Mapping[str, Measured], node: str) -> dict[str, float]:
     """Return the payload of the subflows of each interface of a node."""
     found: dict[str, float] = {}

@@ -38,6 +38,8 @@ def _warned(topology: Topology) -> Iterator[Found]:
         for node in plain:
             why = f"{node} is not {ROLES[flow.speaks].called}: the kernel's defaults hold there, and it has no figures"
             yield "mptcp-role", (*at, "protocol"), why, f"give the node `{flow.speaks}: {{}}`"
+        for node in (flow.from_, flow.to):
+            yield from ((kind, at, why, hint) for kind, why, hint in _off(topology, node))
         moving = {e.node for e in topology.events} & {flow.from_, flow.to}
         stated = any(topology.nodes[n].routes is not None for n in (flow.from_, flow.to))
         family = {"ipv4": 4, "ipv6": 6, None: None}[flow.family]
@@ -47,6 +49,21 @@ def _warned(topology: Topology) -> Iterator[Found]:
         own, other = (topology.nodes[n].roles()[flow.speaks] for n in (flow.from_, flow.to))
         for kind, why, hint in own.warned(_flow(net, flow.from_, flow.to, to), other):
             yield kind, at, why, hint
+
+
+_OFF, _USER = ("net.mptcp.enabled",), ("net.mptcp.pm_type", "net.mptcp.path_manager")
+
+
+def _off(topology: Topology, node: str) -> Iterator[tuple[str, str, str]]:
+    """Yield kernel parameters, of a node or of its events, with which MPTCP does not do what a flow is for."""
+    given = [topology.nodes[node].sysctl, *(e.sysctl for e in topology.events if e.node == node and e.sysctl)]
+    stated = [(key.replace("/", "."), str(value).strip()) for some in given for key, value in some.items()]
+    for key, value in stated:
+        if key in _OFF and value == "0":
+            yield "mptcp-off", f"{key} is 0 at {node}: no program opens an MPTCP socket there", "leave it out"
+        elif key in _USER and value in ("1", "userspace"):
+            why = f"{key} leaves the paths of {node} to a program, and none is started"
+            yield "mptcp-no-manager", why, "write `path_manager: userspace` instead"
 
 
 def _flow(net: Network, client: str, server: str, to: str) -> Flow:

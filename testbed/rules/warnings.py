@@ -58,6 +58,27 @@ WARNINGS: Mapping[str, Kind] = {
         "that opens it, or because of limits",
         "rates of MPTCP flows",
     ),
+    "mptcp-off": Kind(
+        "a flow is to speak MPTCP, and a kernel parameter turns MPTCP off at one of its ends", "that flow"
+    ),
+    "mptcp-no-manager": Kind(
+        "a kernel parameter leaves the paths of an MPTCP flow to a program in user space, and none is started",
+        "rates of MPTCP flows",
+    ),
+    "mptcp-rp-filter": Kind(
+        "an MPTCP host with several interfaces has a strict reverse path filter", "rates of MPTCP flows"
+    ),
+    "mptcp-no-source-routes": Kind(
+        "`routing: none`, and nothing makes the subflows of an MPTCP host leave by the interfaces of their addresses",
+        "figures of paths",
+    ),
+    "mptcp-flags": Kind("an MPTCP endpoint has only flags that do nothing by themselves"),
+    "mptcp-checksum": Kind(
+        "the two ends of an MPTCP flow state different `checksum_enabled`: it is on in both directions"
+    ),
+    "mptcp-no-mesh": Kind(
+        "a `fullmesh` endpoint joins one address only, as the server announces no other", "rates of MPTCP flows"
+    ),
     "mptcp-foreign-address": Kind(
         "an MPTCP endpoint has an address that its node does not have: the kernel announces it, and can't open a "
         "subflow from it",
@@ -67,6 +88,17 @@ WARNINGS: Mapping[str, Kind] = {
         "rates of MPTCP flows",
     ),
 }
+
+
+_OF_FLOWS = (
+    "mptcp-role",
+    "mptcp-one-path",
+    "mptcp-unreachable",
+    "mptcp-off",
+    "mptcp-no-manager",
+    "mptcp-checksum",
+    "mptcp-no-mesh",
+)
 
 
 def warnings(topology: Topology, data: Mapping[str, Any], like: Built | None = None) -> Iterator[Warned]:
@@ -83,7 +115,7 @@ def warnings(topology: Topology, data: Mapping[str, Any], like: Built | None = N
         "jitter-reorders": misread.reordered(topology, before),
         "queue-below-a-frame": misread.shallow(topology, before),
         **{name: (fault for kind, fault in of_roles if kind == name) for name in dict.fromkeys(k for k, _ in of_roles)},
-        **{name: flows.faults(topology, name) for name in ("mptcp-role", "mptcp-one-path", "mptcp-unreachable")},
+        **{name: flows.faults(topology, name) for name in _OF_FLOWS},
     }
     for name, found in kinds.items():
         if name not in topology.silence:

@@ -124,6 +124,32 @@ def test_an_event_removes_an_endpoint_by_its_id(tmp_path: Path, name: str, need:
     assert found["b.mptcp.RmAddr"] == 2
 
 
+_LISTENS = (
+    "import socket; s = socket.create_server(('10.0.1.2', 4000)); c = s.accept()[0]; c.sendall(c.recv(1)); c.recv(1)"
+)
+_ASKS = """import socket
+s = socket.create_connection(('10.0.1.2', 4000)); s.sendall(b'x'); s.recv(1)
+def joins():
+    names, counts = (r.split() for r in open('/proc/net/netstat') if r.startswith('MPTcpExt'))
+    return int(counts[names.index('MPJoinSynTx')])
+while not joins(): pass
+"""
+
+
+def test_a_server_that_is_bound_to_one_address_is_why_joins_get_no_answer(
+    tmp_path: Path, name: str, need: Need
+) -> None:
+    need("mptcp", "mptcp-diag", "mptcpize")
+    server = json.dumps({"one": {"argv": ["python3", "-c", _LISTENS], "mptcp": "mptcpize", "ready": {"port": 4000}}})
+    signal = "endpoints: [{address: 10.0.2.2, flags: [signal]}]"
+    text = (HEAD % ("{}", "[]", signal)).replace("signal]}]}}", f"signal]}}]}}, services: {server}}}")
+    asks = {"node": "a", "argv": ["python3", "-c", _ASKS], "mptcp": "mptcpize", "seconds": 20}
+    file = written(tmp_path, f"{text}workloads: {json.dumps({'ask': {'command': asks}})}\n")
+    done = testbed("run", str(file), "--name", name, "--results", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "none of its 1 joins was answered: a server that listens on one address" in " ".join(done.stdout.split())
+
+
 def test_a_command_is_made_to_speak_mptcp(tmp_path: Path, name: str, need: Need) -> None:
     need("mptcp", "mptcp-diag", "mptcpize")
     connect = "import socket, sys; s = socket.create_connection(('10.0.1.2', 4000)); s.sendall(b'x'); s.recv(1)"

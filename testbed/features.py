@@ -92,6 +92,8 @@ def named(name: str) -> Feature | None:
     """Return the feature of a name, None when there is none."""
     if found := next((f for f in ALL if f.name == name), None):
         return found
+    if name == MPTCP_UNHEARD.name:
+        return MPTCP_UNHEARD
     for prefix, make in ((CONGESTION, congestion), (f"{MPTCP_SCHEDULER.name}-", scheduler)):
         if name.startswith(prefix) and name != prefix:
             return make(name.removeprefix(prefix))
@@ -160,6 +162,14 @@ MPTCP_DIAG = _module("mptcp-diag", "subflows in the samples", "mptcp_diag", "MPT
 MPTCP_KERNEL_PM = _config("mptcp-kernel-pm", "path_manager: kernel", "CONFIG_MPTCP (5.6 or later)", "MPTCP")
 MPTCP_USERSPACE_PM = _config("mptcp-userspace-pm", "path_manager: userspace", "CONFIG_MPTCP (5.19 or later)", "MPTCP")
 MPTCP_SCHEDULER = scheduler("")
+# Not one of ALL: it is about what others do at the moment. What always changes is never remembered.
+MPTCP_UNHEARD = Feature(
+    "mptcp-unheard",
+    "hosts with path_manager: userspace that refuse joins",
+    f"end what listens to MPTCP's events, such as another lab with a path manager in user space, or {MICROVM}",
+    "MPTCP",
+    rests_on=("/proc/uptime",),
+)
 
 MROUTE = _config("mroute", "IPv4 multicast routing", "CONFIG_IP_MROUTE", "multicast")
 MROUTE6 = _config("mroute6", "IPv6 multicast routing", "CONFIG_IPV6_MROUTE", "multicast")

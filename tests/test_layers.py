@@ -83,7 +83,7 @@ FLOORS: tuple[dict[str, str], ...] = (
     },
     {
         "machines": "case cases choose collected country elsewhere errands home lab_guest trusted",
-        "machines.probe": "here kernel programs radios regulatory remembered scratch",
+        "machines.probe": "here kernel programs radios regulatory remembered scratch unheard",
         "machines.guest": "asking booted building command confined console image keeper kvm lent microvm own_kernel "
         "qemu recipe "
         "ready running saved shared shell staging starting",

@@ -31,9 +31,9 @@ from testbed.metrics import managed
 from testbed.metrics.records import Noted
 from testbed.plan.lab import plan
 from testbed.programs.mptcp import admission
-from testbed.programs.mptcp.policies import asked, heard, moved
+from testbed.programs.mptcp.policies import asked, heard, moved, resumed
 from testbed.programs.mptcp.recovery import taken
-from testbed.programs.mptcp.state import Do, Own, Rule, Settings, State
+from testbed.programs.mptcp.state import Do, Own, Rule, Settings, State, failed
 from testbed.steps import Write
 
 OWN = (Own("10.0.2.1", "eth1", 1, ("subflow",)), Own("10.0.3.1", "eth2", 2, ("subflow",)))
@@ -328,6 +328,18 @@ def test_what_a_path_manager_can_not_do_is_said_at_its_place(
     with pytest.raises(InputError, match=message.replace("[", r"\[")) as told:
         loaded(tmp_path, manager, event)
     assert [p.line > 0 for p in told.value.problems] == [True]
+
+
+def test_a_manager_that_starts_late_opens_what_is_missing_and_again_what_came_too_early() -> None:
+    how = Settings(own=OWN, interfaces=WHERE)
+    state = State({9: taken(None, 9, [socket("10.0.1.1", 1, 0, 0), socket("10.0.2.1", 2, 1, 0)], {5201})})
+    missing = AddSubflow(9, "10.0.3.1", 2, "10.0.1.2", 5201)
+    assert resumed(state, how) == [missing]
+    assert resumed(state, how) == []
+    failed(state, missing, early=True)
+    assert heard(state, how, event("connection_established", token=9)) == [missing]
+    failed(state, missing)
+    assert resumed(state, how) == [], "a refusal for any other reason would come again"
 
 
 def test_events_of_a_run_are_counted_on_its_clock_from_t_0_on() -> None:

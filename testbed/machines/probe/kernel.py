@@ -24,7 +24,7 @@ from testbed.features import Feature
 from testbed.linux import netlink, uapi, wire
 from testbed.linux.inet_diag import mptcp_sockets
 from testbed.linux.wire import Message
-from testbed.machines.probe import programs, radios
+from testbed.machines.probe import programs, radios, unheard
 
 _TUNSETIFF, _IFF_TUN, _IFF_TAP, _IFF_NO_PI = 0x400454CA, 0x0001, 0x0002, 0x1000  # if_tun.h
 _IFLA_LINK, _VLAN_ID = 5, 1  # if_link.h: IFLA_LINK, IFLA_VLAN_ID
@@ -270,6 +270,7 @@ _PROBES: dict[str, Callable[[], str]] = {
     "mptcp-diag": _mptcp_diag,
     "mptcp-kernel-pm": _kernel_path_manager,
     "mptcp-userspace-pm": _userspace_path_manager,
+    features.MPTCP_UNHEARD.name: unheard.asked,
     "mroute": _multicast_routing(socket.AF_INET, socket.IPPROTO_IGMP, socket.IPPROTO_IP, "MRT_INIT"),
     "mroute6": _multicast_routing(socket.AF_INET6, socket.IPPROTO_ICMPV6, socket.IPPROTO_IPV6, "MRT6_INIT"),
     "amt": _amt,

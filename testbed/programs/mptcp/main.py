@@ -22,11 +22,10 @@ from testbed.linux import netlink, uapi, wire
 from testbed.programs.mptcp import admission, asking, door, events, log, recovery
 from testbed.programs.mptcp.door import Door
 from testbed.programs.mptcp.log import Log
-from testbed.programs.mptcp.policies import asked, heard, moved
+from testbed.programs.mptcp.policies import asked, heard, moved, resumed
 from testbed.programs.mptcp.state import Do, Settings, State, failed
 
 _LINKS = 1  # include/uapi/linux/rtnetlink.h: RTNLGRP_LINK
-_BUFFER = 4 << 20  # bytes of events that may wait, where a busy server opens hundreds of connections at once
 
 
 class Manager(Struct):
@@ -77,8 +76,8 @@ def main(words: Sequence[str]) -> None:
 def _opened(settings: Settings, to: Log) -> Manager:
     commands = netlink.connect(wire.NETLINK_GENERIC)
     family = events.family(commands)
-    heard = events.listen(commands, _BUFFER)
-    route = netlink.listen(wire.NETLINK_ROUTE, (_LINKS,), _BUFFER)
+    heard = events.listen(commands, settings.room)
+    route = netlink.listen(wire.NETLINK_ROUTE, (_LINKS,), settings.room)
     diag = netlink.connect(wire.NETLINK_SOCK_DIAG)
     state = State()
     at = door.opened(state, settings)
@@ -94,6 +93,7 @@ def _recovered(manager: Manager, why: str) -> None:
     found = [{"token": c.token, "server": c.server} for c in manager.state.connections.values()]
     how = {"policy": manager.settings.policy, "joins": manager.door.how}
     manager.log.write({"manager": why, **how, "connections": found})
+    _send(manager, resumed(manager.state, manager.settings))
 
 
 def _joins(manager: Manager) -> None:
@@ -164,7 +164,7 @@ def _send(manager: Manager, commands: Sequence[mptcp_pm.Command]) -> str:
         refused = netlink.transact(manager.commands, [message], manager.family)
         error = str(refused[0]) if refused else ""
         if refused:
-            failed(manager.state, command)
+            failed(manager.state, command, early=refused[0].errno == errno.ENOTCONN)
             # A subflow that is gone is what `remove_subflow` is for: the peer may have closed it first.
             gone = isinstance(command, mptcp_pm.RemoveSubflow) and refused[0].errno == errno.ESRCH
             why = why if gone else error

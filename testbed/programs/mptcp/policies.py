@@ -48,6 +48,15 @@ def moved(state: State, settings: Settings, interface: str, up: bool) -> list[Co
     return found
 
 
+def resumed(state: State, settings: Settings) -> list[Command]:
+    """Return what connections lack after a late start, or after events were lost: subflows and announcements."""
+    found: list[Command] = []
+    for known in state.connections.values():
+        if known.established and settings.policy != "rules":
+            found += _kept(known, [*_announced(settings, known), *_opened(state, settings, known)])
+    return found
+
+
 def _kept(known: Connection, commands: list[Command]) -> list[Command]:
     """Return the commands after they were taken into the connection."""
     for command in commands:

@@ -31,6 +31,7 @@ def taken(known: Connection | None, token: int, sockets: list[Socket], served: s
     flows = [_subflow(s) for s in sorted(sockets, key=lambda s: (s.local_id, s.remote_id))]
     if known is None:
         known = Connection(token, flows[0], flows[0].local_port in served, established=True, late=True)
+    known.established = True  # where the event of that was lost: a subflow that is established has one
     known.subflows = {f.ends(): f for f in flows}
     known.opening = []
     known.tried |= {f.local for f in flows}

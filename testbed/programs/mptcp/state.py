@@ -54,6 +54,7 @@ class Settings(Struct, frozen=True):
     `subflows` and `accepted` are the limits of the in-kernel path manager: subflows beyond the first, and addresses of
     the peer that are used. `ports` is how many subflows `ndiffports` has in all.
     `joins` is what becomes of joins that no rule decides, `unmanaged` of those that a dead manager should decide.
+    `room` is how many bytes of events may wait, where a busy server opens hundreds of connections at once.
     """
 
     policy: Policy = "default"
@@ -65,6 +66,7 @@ class Settings(Struct, frozen=True):
     rules: tuple[Rule, ...] = ()
     joins: Literal["allow", "deny", ""] = ""
     unmanaged: Literal["allow", "deny"] = "deny"
+    room: int = 4 << 20
 
     def interface(self, address: str) -> str:
         """Return the interface that has an address, "" if none does."""
@@ -178,8 +180,10 @@ def _moved(known: Connection, event: Event) -> None:
     )
 
 
-def failed(state: State, command: Command) -> None:
-    """Take back what a command that the kernel refused was to do."""
+def failed(state: State, command: Command, early: bool = False) -> None:
+    """Take back what a command that the kernel refused was to do; one that came too `early` may be given again."""
     known = state.connections.get(command.token)
     if known is not None and isinstance(command, AddSubflow) and command in known.opening:
         known.opening.remove(command)
+        if early:
+            known.tried.discard(command.local)

@@ -7,7 +7,9 @@ import os
 import pty
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -19,10 +21,19 @@ TREE = str(ROOT / "topologies/tree.yaml")
 TWO = str(ROOT / "topologies/two-hosts.yaml")
 
 
-def test_up_says_what_is_where_on_one_screen(name: str) -> None:
+@pytest.fixture(scope="module")
+def tree() -> Iterator[tuple[str, str]]:
+    """The name of a lab that is up, and what `up` said of it."""
+    name = f"t{uuid4().hex[:10]}"
     done = testbed("up", TREE, "--name", name)
     assert done.returncode == 0, done.stderr
-    rows = done.stdout.splitlines()
+    yield name, done.stdout
+    assert testbed("down", name).returncode == 0
+
+
+def test_up_says_what_is_where_on_one_screen(tree: tuple[str, str]) -> None:
+    name, said = tree
+    rows = said.splitlines()
     assert rows[0].startswith(f"lab {name} up in ")
     assert any("core" in r and "10.0.1.1/30 2001:db8:0:1::1/64" in r for r in rows)
     assert len(rows) <= 24
@@ -42,8 +53,8 @@ for address in sys.argv[1:]:
 """
 
 
-def test_every_node_of_a_tree_reaches_every_other_by_both_families(name: str) -> None:
-    assert testbed("up", TREE, "--name", name).returncode == 0
+def test_every_node_of_a_tree_reaches_every_other_by_both_families(tree: tuple[str, str]) -> None:
+    name, _ = tree
     found = json.loads(testbed("status", name, "--json").stdout)["interfaces"]
     hosts = {n: [a.partition("/")[0] for _, text in i for a in text.split()] for n, i in found.items()}
     for source in ("n1", "core", "s2"):

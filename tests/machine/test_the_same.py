@@ -18,9 +18,10 @@ import pytest
 
 from tests.conftest import MACHINE, ROOT, testbed
 from tests.kernel import test_cli, test_exec, test_run
+from tests.kernel.test_cli import tree
 from tests.kernel.test_run import folder
 
-__all__ = ["folder"]  # a fixture
+__all__ = ["folder", "tree"]  # fixtures
 
 pytestmark = [pytest.mark.machine, pytest.mark.xdist_group("same")]
 

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -66,9 +67,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("results")
 
 
-@pytest.fixture(scope="module")
-def begin(image: booted.Image, results: Path) -> Iterator[Callable[..., Guest]]:
-    """A function that starts a guest; all of them are stopped."""
+@contextmanager
+def beginning(image: booted.Image, results: Path) -> Iterator[Callable[..., Guest]]:
+    """Yield a function that starts a guest; all of them are stopped."""
     started: list[Guest] = []
 
     def start(more: Mapping[str, Share] = MappingProxyType({}), **options: object) -> Guest:
@@ -83,9 +84,17 @@ def begin(image: booted.Image, results: Path) -> Iterator[Callable[..., Guest]]:
             microvm.stop(guest)
 
 
+@pytest.fixture
+def begin(image: booted.Image, results: Path) -> Iterator[Callable[..., Guest]]:
+    """A function that starts a guest of a test's own, which ends with the test: an idle one takes time from others."""
+    with beginning(image, results) as start:
+        yield start
+
+
 @pytest.fixture(scope="module")
-def guest(begin: Callable[..., Guest]) -> Guest:
-    return begin()
+def guest(image: booted.Image, results: Path) -> Iterator[Guest]:
+    with beginning(image, results) as start:
+        yield start()
 
 
 def output(guest: Guest, *argv: str, **options: object) -> tuple[int, str]:
@@ -271,9 +280,10 @@ def test_a_caller_that_is_killed_takes_its_command_along(guest: Guest) -> None:
 
 
 @pytest.fixture(scope="module")
-def other(begin: Callable[..., Guest]) -> Guest:
+def other(image: booted.Image, results: Path) -> Iterator[Guest]:
     """A guest whose shared connection may be broken."""
-    return begin()
+    with beginning(image, results) as start:
+        yield start()
 
 
 @pytest.mark.parametrize("which", ["of the command", "that is shared"])

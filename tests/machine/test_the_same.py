@@ -37,6 +37,7 @@ DIFFERENT = {
     "test_an_event_takes_effect_at_its_time_and_the_series_show_it": "an emulated processor may be late",
     "test_samples_come_at_least_once_a_second_from_every_node": "an emulated processor may be late",
     "test_tests_that_measure_are_one_group": "it is about the suite",
+    "test_a_warning_that_a_file_silences_is_not_said_anywhere": "a file is read here",
     "test_an_interruption_that_a_library_takes_for_an_error_of_its_own_is_one_all_the_same": "it has no lab",
     "test_a_server_that_is_still_writing_when_its_client_has_ended_is_left_to_end": "a guest has programs of its own",
     "test_figures_that_the_host_limited_are_marked": "an emulated processor limits them all",

@@ -21,6 +21,7 @@ from testbed.machines.guest import staging
 from testbed.machines.ssh import remote, request
 from testbed.results import Folder
 from tests.kernel.others import NOBODY, as_other
+from tests.strategies import examples
 
 
 @pytest.fixture
@@ -258,6 +259,7 @@ def test_what_a_machine_sends_does_not_leave_the_folder(here: Path) -> None:
     assert not (here.parent / "evil").exists()
 
 
+@examples(100)
 @given(st.binary(max_size=200))
 def test_no_bytes_of_a_machine_are_more_than_an_error(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     with suppress(LabError):  # a size that is none here, or a name twice

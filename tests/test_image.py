@@ -18,6 +18,7 @@ from testbed.errors import InputError
 from testbed.machines.guest import building, image, recipe
 from testbed.machines.guest.recipe import Lock, Package
 from tests.conftest import testbed
+from tests.strategies import examples
 
 ROOT = Path(__file__).parent.parent
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9+.\-]{1,20}", fullmatch=True)
@@ -67,6 +68,7 @@ def test_a_file_that_is_added_or_renamed_names_another_image(folder: Path) -> No
     assert len({before, added, recipe.digest(folder)}) == 3
 
 
+@examples(30)
 @given(PACKAGES, PACKAGES)
 def test_a_lock_reads_back_as_it_was_written(packages: tuple[Package, ...], build: tuple[Package, ...]) -> None:
     assert recipe.parse_lock(str(Lock(packages, build))) == Lock(packages, build)

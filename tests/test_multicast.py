@@ -27,6 +27,7 @@ from testbed.programs.multicast import receiver
 from testbed.programs.multicast.packets import MAGIC, PACKET, RECORD, SENT, Arrival
 from testbed.steps import Spawn, Wait, Write
 from testbed.workloads.multicast import misfit, source_specific
+from tests.strategies import examples
 
 MS = 1_000_000
 ORIGIN = 1_000_000 * MS  # t = 0 of a run, ns
@@ -41,6 +42,7 @@ def test_the_receiver_and_the_reader_agree_on_the_form() -> None:
     assert receiver._HEAD.size + PACKET.size == RECORD.size == 36
 
 
+@examples(100)
 @given(st.lists(st.tuples(*[st.integers(0, 2**64 - 1)] * 3, st.integers(PACKET.size, 2**32 - 1))), st.integers(0, 35))
 def test_what_a_receiver_writes_is_what_is_read(rows: list[tuple[int, int, int, int]], cut: int) -> None:
     wanted = [Arrival(received, size, sequence, sent) for received, sequence, sent, size in rows]
@@ -184,6 +186,7 @@ def test_goodput_by_the_second() -> None:
     assert [v for _, v in series] == [pytest.approx(0.08), pytest.approx(0.04), pytest.approx(0.08 / 0.905)]
 
 
+@examples(100)
 @given(st.lists(st.integers(0, 29), max_size=60), st.booleans())
 def test_whatever_arrives_the_figures_add_up(numbers: list[int], early: bool) -> None:
     found = figures(arrived(*numbers), Listening(ORIGIN, ORIGIN + 10_000 * MS, early, 0), packets=30)
@@ -310,6 +313,7 @@ def test_a_source_does_not_forward_what_it_sends() -> None:
 HOPS = st.lists(st.builds(Hop, NAME, NAME, st.integers(0, 6), NAME, st.integers(0, 6)), max_size=25)
 
 
+@examples(100)
 @given(HOPS)
 def test_a_tree_reaches_each_segment_once_by_a_shortest_way_with_one_way_into_each_router(hops: list[Hop]) -> None:
     tree = trees.grow(Spot("source", "eth0", 0), hops)

@@ -16,7 +16,7 @@ from testbed.loading import build
 from testbed.plan.lab import Plan, plan
 from testbed.steps import Configure
 from tests import unmerged
-from tests.strategies import Data, topologies
+from tests.strategies import Data, examples, topologies
 
 
 def made(text: str) -> Plan:
@@ -65,6 +65,7 @@ def test_hosts_of_a_fat_tree_have_four_ways_to_another_pod() -> None:
     assert [dev for _, dev in sorted(tables(made, 4)["agg00"][default], key=str)] == ["c0", "c1"]
 
 
+@examples(100)
 @given(topologies())
 def test_every_address_has_all_of_its_shortest_ways_and_no_other(data: Data) -> None:
     try:

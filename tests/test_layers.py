@@ -79,7 +79,7 @@ FLOORS: tuple[dict[str, str], ...] = (
         "lab": "answers asked asker asking bounds changes configure control drift ending enter forked furniture "
         "holder jobs listening look messages namespace perform probes processes reach sandbox sources state stopping "
         "timeline travel verbs waits",
-        "report": "doubts drift effects judge one_path match matching report together",
+        "report": "doubts drift effects fallback judge one_path match matching report together",
     },
     {
         "machines": "case cases choose collected country elsewhere errands home lab_guest trusted",

@@ -44,7 +44,7 @@ def test_a_row_belongs_to_an_owner_and_there_are_no_two_of_a_name() -> None:
     [
         ("udp", {"loss_pct", "jitter_ms", "reorder_packets"}),
         ("tcp", {"retransmits", *(f"rtt_{p}_ms" for p in table.PERCENTILES)}),
-        ("mptcp", {f"rtt_{p}_ms" for p in table.PERCENTILES}),
+        ("mptcp", {"mptcp_connections", "tcp_connections", *(f"rtt_{p}_ms" for p in table.PERCENTILES)}),
     ],
 )
 def test_a_flow_has_the_figures_of_its_protocol(protocol: str, only: set[str]) -> None:

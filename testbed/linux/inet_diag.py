@@ -28,6 +28,7 @@ _STATES = {
     uapi.TCP_CLOSING: "CLOSING",
 }
 _ALL = 0xFFF
+Ends = tuple[str, int, str, int]  # local address and port, remote address and port
 _HERE = uapi.MPTCP_SUBFLOW_FLAG_MCAP_LOC | uapi.MPTCP_SUBFLOW_FLAG_JOIN_LOC
 _BACKUP = uapi.MPTCP_SUBFLOW_FLAG_BKUP_REM | uapi.MPTCP_SUBFLOW_FLAG_BKUP_LOC
 
@@ -61,7 +62,7 @@ class Subflow(Struct, frozen=True):
     here: bool = False
 
     @property
-    def ends(self) -> tuple[str, int, str, int]:
+    def ends(self) -> Ends:
         """Return both addresses and ports."""
         return self.local, self.local_port, self.remote, self.remote_port
 
@@ -82,12 +83,20 @@ def mptcp_sockets(family: int) -> int:
 
 def subflows(sock: socket.socket) -> list[Subflow]:
     """Return the subflows in the namespace of a NETLINK_SOCK_DIAG socket."""
-    rows = []
+    return sockets(sock)[0]
+
+
+def sockets(sock: socket.socket) -> tuple[list[Subflow], list[Ends]]:
+    """Return the subflows in the namespace of a NETLINK_SOCK_DIAG socket, and the ends of connections of plain TCP."""
+    rows: list[Subflow] = []
+    plain: list[Ends] = []
     for family in (socket.AF_INET, socket.AF_INET6):
         for entry in netlink.dump(sock, uapi.SOCK_DIAG_BY_FAMILY, _request(family, socket.IPPROTO_TCP)):
             if (subflow := _subflow(entry)) is not None:
                 rows.append(subflow)
-    return rows
+            elif (other := _subflow(entry, plain=True)) is not None and other.state == "ESTAB":
+                plain.append(other.ends)
+    return rows, plain
 
 
 def abort(sock: socket.socket) -> None:

@@ -163,7 +163,8 @@ class Wlan(Struct, frozen=True):
 class Sample(Struct, frozen=True):
     """A line of NODE/samples.jsonl; an MPTCP host has `mib` and `subflows`, a node with radios `wlans`.
 
-    `closed` are subflows that ended since the sample before, `addresses` those of each interface.
+    `closed` are subflows that ended since the sample before, `plain` the ports (local, remote) of connections of plain
+    TCP, `addresses` those of each interface.
     A node that receives datagrams has `udp`: RcvbufErrors of /proc/net/snmp and snmp6. `roles` has what roles count.
     """
 
@@ -173,6 +174,7 @@ class Sample(Struct, frozen=True):
     mib: Annotated[dict[Word, Count], Meta(max_length=1000)] | None = None
     subflows: list[Subflow] = []
     closed: list[Subflow] = []
+    plain: Annotated[list[tuple[Count, Count]], Meta(max_length=1000)] | None = None
     addresses: dict[Ifname, Annotated[list[Word], Meta(max_length=1000)]] = {}
     wlans: dict[Ifname, Wlan] | None = None
     udp: Count | None = None

@@ -114,6 +114,27 @@ _FLOW = (
 )
 
 
+_SPOKE = (
+    Metric(
+        "iperf3",
+        "mptcp_connections",
+        "connection",
+        "MPTCP: connections of the flow that were MPTCP at their server, with the control connection; the server needs "
+        "the role `mptcp`",
+        "",
+        ("mptcp",),
+    ),
+    Metric(
+        "iperf3",
+        "tcp_connections",
+        "connection",
+        "MPTCP: connections that were plain TCP at their server: the handshake had fallen back",
+        "",
+        ("mptcp",),
+    ),
+)
+
+
 def _reversed(metric: Metric, of: str = "bidir") -> Metric:
     """Return the row of the same figure of what `to` sends in a flow that goes both ways."""
     of_it = f"with `bidir`: `{metric.name}` of what `to` sends"
@@ -175,6 +196,7 @@ _TRANSFER = (
 
 TABLE = (
     *_FLOW,
+    *_SPOKE,
     *_TRANSFER,
     *(_reversed(m) for m in _FLOW),
     Metric("ping", "sent_packets", "packet", "ping(8)'s own counts"),

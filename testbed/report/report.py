@@ -27,6 +27,7 @@ from testbed.metrics.recorded import KIB, MIB, Recorded
 from testbed.metrics.records import Air, Format, Machine, Manifest, Noted, Planned, Replayed, Run, Sample, Told
 from testbed.nodes.path_manager import EVENTS, JOINS
 from testbed.plain import shown
+from testbed.report import fallback
 from testbed.report.doubts import Doubt, Seen, clock_steps, doubts, shared
 from testbed.report.drift import drift
 from testbed.report.effects import Effect, effects, missed
@@ -119,6 +120,7 @@ def report(path: Path, instead: Path | None = None) -> Report:
             metrics |= managed.events(name, heard, origin)
     met = connections.connections(hosts, origin, owned) if run.monotonic else []
     metrics |= connections.figures(met)
+    metrics |= fallback.figures(topology, hosts, met, origin)
     for node, ifname in planned.captured:
         log = f"{ifname}.dumpcap.log" if node == AIR else f"{node}/{ifname}.dumpcap.log"
         metrics |= derive.captures(node, folder.text(log, MIB, "what the capture missed is not known"))
@@ -140,6 +142,7 @@ def report(path: Path, instead: Path | None = None) -> Report:
         failures += [f"the guest's kernel says: {row}" for row in kernel_faults(kernel)[:_FAULTS]]
     known = Known(metrics, folder.absent, cache(partial(_windowed, topology, folder)), frozenset(topology.workloads))
     expected = [e for name, work in topology.workloads.items() for e in work.workload().expectations(name, folder)]
+    expected += fallback.expectations(topology, metrics) if run.monotonic else ()
     outcomes = (
         *(Outcome(e.what, e.expected, e.value, "", e.passed, e.why) for e in expected),
         *(judge(check, known, manifest.repeats) for check in topology.checks),

@@ -312,6 +312,8 @@ workloads:
   sent: {transfer: {from: a, to: b, at: 1s, protocol: mptcp, bytes: 100kb}}
   let: {transfer: {from: a, to: b, at: 1s, protocol: mptcp, bytes: 100kb, fallback: allow}}
   old: {iperf3: {from: a, to: b, at: 1s, protocol: mptcp, bytes: 100kb}}
+  slow: {iperf3: {from: a, to: b, at: 1s, protocol: mptcp, seconds: 2, rate: 1mbit}}
+  fine: {iperf3: {from: b, to: a, at: 7s, protocol: mptcp, seconds: 1, rate: 1mbit, fallback: forbid}}
 events: [{at: 800ms, link: far, down: true, for: 4s}]  # SYNs at 1, 2 and 3 s are lost: the next have no MP_CAPABLE
 
 """
@@ -324,6 +326,10 @@ def test_a_flow_that_falls_back_to_tcp_is_a_failed_check_with_a_sentence(tmp_pat
     assert {key: c["passed"] for key, c in checks.items()} == {
         "sent tcp_connections": False,
         "old tcp_connections": False,
+        "slow tcp_connections": False,
+        "fine tcp_connections": True,
     }
     assert checks["sent tcp_connections"]["why"].startswith("1 of 1 connections fell back to TCP: a says that the one")
     assert [found[f"{flow}.tcp_connections"]["value"] for flow in ("sent", "let", "old")] == [1, 1, 1]
+    assert checks["slow tcp_connections"]["why"].endswith("connections fell back to TCP, as b saw them")
+    assert found["fine.mptcp_connections"]["value"] == 2  # of data and of control

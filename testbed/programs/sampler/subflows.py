@@ -12,14 +12,16 @@ from msgspec.structs import asdict, replace
 from testbed.linux import inet_diag, netlink, wire
 
 ESTABLISHED = "ESTAB"
-_Ends = tuple[str, int, str, int]
+_MOST = 1000  # connections of plain TCP that a sample has
+_Ends = inet_diag.Ends
 
 
 class Subflows(Struct):
     """The sockets of a node's namespace, its subflows at the last look, and what ended since the last sample.
 
     `gone` has those that vanished before the kernel said that they ended: packets in a queue of the host may keep a
-    socket until later. `opened` and `closed` have when (CLOCK_MONOTONIC, seconds) they were first and last seen.
+    socket until later. `opened` and `closed` have when (CLOCK_MONOTONIC, seconds) they were first and last seen, and
+    `plain` the connections of plain TCP since the last sample.
     """
 
     diag: socket.socket
@@ -28,6 +30,7 @@ class Subflows(Struct):
     closed: list[tuple[inet_diag.Subflow, float]] = []
     gone: dict[_Ends, inet_diag.Subflow] = {}
     opened: dict[_Ends, float] = {}
+    plain: set[_Ends] = set()
 
 
 def opened() -> Subflows:
@@ -42,7 +45,9 @@ def look(node: Subflows) -> None:
     __mptcp_subflow_disconnect): then the last look at it counts.
     """
     now = time.monotonic()
-    found = {s.ends: s for s in inet_diag.subflows(node.diag)}
+    subflows, plain = inet_diag.sockets(node.diag)
+    node.plain.update(plain[:_MOST])
+    found = {s.ends: s for s in subflows}
     for s in inet_diag.ended(node.ended):
         before = found.pop(s.ends, None) or node.live.get(s.ends)
         known = before if before is not None else node.gone.pop(s.ends, None)
@@ -59,8 +64,8 @@ def look(node: Subflows) -> None:
     node.live = found
 
 
-def sample(node: Subflows) -> dict[str, list[dict[str, Any]]]:
-    """Return the subflows, and those that ended since the last sample."""
+def sample(node: Subflows) -> dict[str, list[Any]]:
+    """Return the subflows, those that ended since the last sample, and the ports of connections of plain TCP."""
     look(node)
     closed, node.closed = node.closed, []
     live = [asdict(s) | _opened(node, s) for s in node.live.values()]
@@ -68,7 +73,9 @@ def sample(node: Subflows) -> dict[str, list[dict[str, Any]]]:
     for s, _ in closed:
         if s.ends not in node.live and s.ends not in node.gone:
             node.opened.pop(s.ends, None)  # its ports may be used again
-    return {"subflows": live, "closed": ended}
+    plain = [(local_port, remote_port) for _, local_port, _, remote_port in sorted(node.plain)[:_MOST]]
+    node.plain = set()
+    return {"subflows": live, "closed": ended, "plain": plain}
 
 
 def _opened(node: Subflows, s: inet_diag.Subflow) -> dict[str, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -34,9 +35,15 @@ from testbed.cli.called import (
 from testbed.errors import BugError, InputError, LabError, TestbedError
 
 MARK = "testbed_feature(*names, machine='here'): skip where the machine lacks a feature (see `testbed doctor`)"
+_WARNING = re.compile(r".*:\d+:\d+: warning: .* \[[a-z-]+\]")  # of a file, as the command line says it
 _ENDED = (0, 1, 2, 3, 4)  # exit statuses of a run that tell of the lab, and not of testbed or of a signal
 
 OURS = ("auto", "here", "microvm")  # machines that nobody has to make known
+
+
+class FileWarning(UserWarning):
+    """A file works, and does not do what its words say (see `testbed check`)."""
+
 
 Findings = Mapping[str, Mapping[str, Any]]  # what `testbed doctor --json` says, by name of feature
 Tell = Callable[[str, str], None]  # title, text
@@ -124,6 +131,7 @@ class Lab:
         name = unique_name("run")
         words = ("run", str(chosen), "--json", "--name", name, "--machine", self.machine, *options(given))
         done = tidily((*words, "--results", str(self._results)), name)
+        _warn(done)
         cases = json.loads(done.stdout) if done.stdout and done.returncode in _ENDED else []
         self._tell(f"run {chosen.name}", "\n".join([*rows_of(done), *(row for c in cases for row in _missed(c))]))
         if all(case["error"] is not None for case in cases):
@@ -193,6 +201,7 @@ def lab(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Labs]:
         nodes = tuple(json.loads(done.stdout)["nodes"])
         made = Lab(unique, place, nodes, path, tuple(sets), tmp_path / "results", find, tell, record)
         ending.callback(made.down)
+        _warn(done)
         return made
 
     with ending:
@@ -261,6 +270,12 @@ def _guest() -> None:
         require_guest()
     except TestbedError as e:
         _leave(f"machine microvm: {' '.join(str(e).split())}", {"microvm"})
+
+
+def _warn(done: CompletedProcess[str]) -> None:
+    """Have pytest show the warnings of a file, in its summary and once for all tests that use the file."""
+    for row in filter(_WARNING.fullmatch, done.stderr.splitlines()):
+        warnings.warn(row, FileWarning, stacklevel=3)
 
 
 def _refused(done: CompletedProcess[str], machine: str, file: Path, sets: Sequence[str]) -> NoReturn:

@@ -83,6 +83,17 @@ def test_what_a_lab_was_given_counts_in_its_runs_as_well(own: pytest.Pytester, n
     own.runpytest_subprocess().assert_outcomes(passed=1)
 
 
+def test_a_warning_of_the_file_is_one_of_pytest_at_the_line_of_the_test(own: pytest.Pytester, need: Need) -> None:
+    need("tbf")
+    own.path.joinpath("slow.yaml").write_text(QUICK.replace("]}]", "], rate: 11mbps}]"))
+    own.makepyfile("def test_it(lab):\n    lab('slow.yaml')\n")
+    done = own.runpytest_subprocess()
+    done.assert_outcomes(passed=1, warnings=1)
+    done.stdout.fnmatch_lines(["*.py:2: FileWarning: *slow.yaml:3:*: warning: 11mbps is 88mbit here, *rate-in-bytes]"])
+    strict = own.runpytest_subprocess("-W", "error::testbed.pytest_plugin.FileWarning")
+    strict.assert_outcomes(failed=1)
+
+
 def test_an_experiment_has_its_cases(own: pytest.Pytester, need: Need) -> None:
     need("ping")
     own.path.joinpath("twice.yaml").write_text("topology: quick.yaml\nrepeat: 2\n")

@@ -118,6 +118,9 @@ fidelity: setup ## measure how near rates, delays, losses, traces and paths come
 cases: setup ## run the files of public reports and print what came of each: CASES= the beginning of their names
 	@$(BIN)/python -m tests.cases $(CASES)
 
+conformance: setup ## run families of MPTCP behaviour and print a table: FAMILIES= their names, KTAP=1 prints KTAP
+	@$(BIN)/python -m tests.conformance $(FAMILIES) $(if $(KTAP),--ktap)
+
 fuzz: setup ## try broken inputs, and labs that are killed, stopped or out of disk space: N= SEED= KINDS=
 	$(call install,cc:gcc)
 	@$(BIN)/python -m tests.fuzz $(KINDS) $(if $(N),--n $(N)) $(if $(SEED),--seed $(SEED))

@@ -1,0 +1,1 @@
+"""What MPTCP connections count on both hosts, family by family: `make conformance`."""

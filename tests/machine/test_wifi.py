@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -44,8 +44,18 @@ class Done:
 class Box:
     """A guest, and the folder that is its /results."""
 
-    guest: microvm.Guest
+    begin: Callable[[], microvm.Guest]
     folder: Path
+    begun: list[microvm.Guest] = field(default_factory=list)
+
+    @property
+    def guest(self) -> microvm.Guest:
+        """The guest; another one where it has ended, so that not all that follows fails with the test that saw it."""
+        if not self.begun or self.begun[-1].name not in microvm.guests():
+            if self.begun:
+                sys.stderr.write(f"{microvm.gone(self.begun[-1])}\n")
+            self.begun.append(self.begin())
+        return self.begun[-1]
 
     def run(self, *argv: str) -> Done:
         """Run a command in the guest; `testbed` is the command line."""
@@ -100,11 +110,12 @@ def box(guests: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]
     assert made is not None
     folder = tmp_path_factory.mktemp("results")
     shares = {"code": Share(ROOT, "/testbed"), "results": Share(folder, "/results", True)}
-    guest = microvm.start(made, Size(), f"t{uuid4().hex[:8]}", shares)
+    box = Box(lambda: microvm.start(made, Size(), f"t{uuid4().hex[:8]}", shares), folder)
     try:
-        yield Box(guest, folder)
+        yield box
     finally:
-        microvm.stop(guest)
+        for guest in box.begun:
+            microvm.stop(guest)
 
 
 def here(file: str) -> str:

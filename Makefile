@@ -110,6 +110,7 @@ bench: setup peers ## compare the speed with Mininet, ip -batch and a C program
 	@$(BIN)/python benchmarks/planning.py
 	@$(BIN)/python benchmarks/reporting.py
 	@$(BIN)/python benchmarks/transfer.py
+	@$(BIN)/python benchmarks/path_manager.py
 
 fidelity: setup ## measure how near rates, delays, losses, traces and paths come to what a file says: MACHINE=microvm
 	@$(BIN)/python benchmarks/fidelity.py $(if $(MACHINE),--machine $(MACHINE))

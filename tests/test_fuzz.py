@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
-from tests.fuzz import found, parsers
+from tests.fuzz import found, parsers, paths
 
 SEED = int(os.environ.get("TESTBED_SEED") or random.randrange(10**6))  # printed with a failure; set it to repeat
 
@@ -27,6 +27,13 @@ def test_a_parser_returns_or_says_in_one_sentence_that_it_can_not_read_what_a_ke
     for _ in range(500):
         data = parsers.made(chance, said)
         assert {p: why for p in parsers.PARSERS if (why := parsers.wrong(p, data))} == {}, f"seed {SEED}: {data!r}"
+
+
+def test_whatever_events_come_a_path_manager_commands_only_what_is_its_own_within_its_limits() -> None:
+    chance = random.Random(SEED)
+    events = paths.decoded(chance)
+    for n in range(500):
+        assert paths.sequence(chance, events) == "", f"seed {SEED}, sequence {n}"
 
 
 def test_a_campaign_prints_its_seed_and_its_rate_and_ends_with_what_it_found() -> None:

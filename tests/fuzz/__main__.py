@@ -22,6 +22,7 @@ COUNTS: Mapping[str, int] = {
     "parsers": 4000,
     "yaml": 4000,
     "report": 1000,
+    "paths": 20_000,
     "guest": 200_000,
     "sockets": 200,
     "kill": 21,
@@ -31,7 +32,7 @@ COUNTS: Mapping[str, int] = {
     "clock": 2,
     "soak": 100,
 }
-MANY = ("parsers", "yaml", "report", "guest")
+MANY = ("parsers", "yaml", "report", "paths", "guest")
 IN_GUESTS = ("guests", "clock")  # which need an image: `make machine`
 ROOT = Path(__file__).parents[2]
 

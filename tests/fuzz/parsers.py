@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from testbed.drivers import amt, membership, nftables, nl80211, smcroute
+from testbed.drivers import amt, joins, membership, mptcp_pm, nftables, nl80211, smcroute
 from testbed.errors import LabError
 from testbed.lab import look
 from testbed.linux import inet_diag as diag
@@ -47,6 +47,11 @@ PARSERS: Mapping[str, Callable[[bytes], object]] = {
     "event": nl80211.parse_event,
     "country": nl80211.parse_country,
     "amt": amt.parse_link,
+    "mptcp event": mptcp_pm.parse_event,
+    "join": joins.parse_join,
+    "queued": lambda data: joins.parse_message(0x300, data),
+    "logged": lambda data: joins.parse_message(0x400, data),
+    "policy": lambda data: netlink.parse_policy([data], 3),
     "subflow": diag._subflow,
     "interface": sampler.parse_interface,
     "nftables": lambda data: nftables.parse_counter(data),

@@ -159,7 +159,7 @@ def note(state: State, event: Event) -> Connection | None:
         case "addr_removed" if known is not None and event.remote_id is not None:
             known.remotes.pop(event.remote_id, None)
             known.used.discard(event.remote_id)
-        case "new_subflow" | "subflow_closed" if known is not None:
+        case "new_subflow" | "subflow_closed" if known is not None and event.local and event.remote:
             _moved(known, event)
         case _:
             pass

@@ -120,6 +120,8 @@ def _loop(it: End, ended: int) -> str:
         if now >= over and not it.ended:
             it.ended = True
             for flow in it.flows.values():
+                if flow.connected and asked.every:
+                    flows.ask(flow, over)  # what was due before is asked, however late this process runs
                 flows.finish(flow)
         due = min(it.since + _EVERY if it.began else _NEVER, it.look, dead, over if not it.ended else _NEVER)
         for fd, events in it.poll.poll(max(0.0, min(due, _paced(it, now), now + _LONGEST) - now)):

@@ -224,6 +224,10 @@ def test_the_metrics_page_has_every_metric_of_every_workload() -> None:
     page = (ROOT / "docs/metrics.md").read_text()
     made: dict[str, list[dict[str, object]]] = {
         "iperf3": [{"from": "a", "to": "b", "protocol": p, "rate": "1mbit"} for p in ("tcp", "udp", "mptcp")],
+        "transfer": [
+            {"from": "a", "to": "b", "protocol": "mptcp", "bidir": True},
+            {"from": "a", "to": "b", "messages": {"request": "1kb", "response": "1kb"}},
+        ],
         "ping": [{"from": "a", "to": "b"}],
         "multicast": [{"source": "a", "receivers": ["b"], "group": "232.1.1.1", "rate": "1mbit"}],
         "command": [{"node": "a", "argv": ["true"]}],

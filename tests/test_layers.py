@@ -43,7 +43,10 @@ TREES = Trees()
 # Every module of the tree, lowest floor first: a module imports from its own floor and from those below it.
 FLOORS: tuple[dict[str, str], ...] = (
     {"": "errors plain words features spec units"},
-    {"linux": "calls cgroups faults inet_diag kernel_log mptcp_info netlink signals tcp_info uapi unix unix_diag wire"},
+    {
+        "linux": "calls cgroups faults inet_diag kernel_log mptcp_info netlink nf_tables signals tcp_info uapi unix "
+        "unix_diag wire"
+    },
     {"": "steps"},
     {
         "drivers": "amt bound channels facts hostapd hwsim joins link membership mptcp mptcp_pm mptcpize nftables "

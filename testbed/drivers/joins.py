@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from testbed.drivers.mptcp_pm import Event
 from testbed.linux import uapi
+from testbed.linux.nf_tables import be32, compare, expression, immediate, load, masked, meta
 from testbed.linux.wire import NLM_F_CREATE, Message, attr, attributes, decoder, nest, text, u8
 
 TABLE = "testbed-joins"
@@ -45,7 +46,7 @@ def rules(verdicts: Sequence[Verdict]) -> list[Message]:
     """Return the requests for a table in which the first verdict that matches a join decides; each is logged."""
     chains = [_chain("joins", -1), _rule("joins", *_joins(), _log())]
     for verdict in verdicts:
-        ends = [_immediate(uapi.NF_ACCEPT)] if verdict.allow else [_reset()]
+        ends = [immediate(uapi.NF_ACCEPT)] if verdict.allow else [_reset()]
         chains += [_rule("joins", *_joins(verdict.match.backup), *m, *ends) for m in _matches(verdict.match)]
     return _table(chains)
 
@@ -53,7 +54,7 @@ def rules(verdicts: Sequence[Verdict]) -> list[Message]:
 def queue(bypass: bool, xtables: bool) -> list[Message]:
     """Return the requests for a table that gives each join to a program; `bypass` lets them in while there is none."""
     to = _xt_queue(bypass) if xtables else _nft_queue(bypass)
-    mark = [_meta(uapi.NFT_META_MARK), _equal(struct.pack("=I", DENIED)), _reset()]
+    mark = [meta(uapi.NFT_META_MARK), compare(struct.pack("=I", DENIED)), _reset()]
     return _table([_chain("joins", -1), _rule("joins", *_joins(), to), _chain("denied", 1), _rule("denied", *mark)])
 
 
@@ -72,7 +73,7 @@ def bind_log() -> list[Message]:
     mode = struct.pack("!IBx", 0xFFFF, uapi.NFULNL_COPY_PACKET)
     parts = (
         attr(uapi.NFULA_CFG_CMD, bytes((uapi.NFULNL_CFG_CMD_BIND,))),
-        attr(uapi.NFULA_CFG_MODE, mode) + _be32(uapi.NFULA_CFG_QTHRESH, 1),
+        attr(uapi.NFULA_CFG_MODE, mode) + be32(uapi.NFULA_CFG_QTHRESH, 1),
     )
     return [_message(uapi.NFNL_SUBSYS_ULOG, uapi.NFULNL_MSG_CONFIG, 0, GROUP, part) for part in parts]
 
@@ -80,7 +81,7 @@ def bind_log() -> list[Message]:
 def verdict(packet: int, allow: bool) -> bytes:
     """Encode the answer about a packet of the queue, which goes on with a mark if it is to be reset."""
     body = attr(uapi.NFQA_VERDICT_HDR, struct.pack("!II", uapi.NF_ACCEPT, packet))
-    body += b"" if allow else _be32(uapi.NFQA_MARK, DENIED)
+    body += b"" if allow else be32(uapi.NFQA_MARK, DENIED)
     return _message(uapi.NFNL_SUBSYS_QUEUE, uapi.NFQNL_MSG_VERDICT, 0, QUEUE, body).body
 
 
@@ -137,7 +138,7 @@ def _table(chains: list[Message]) -> list[Message]:
 
 
 def _chain(name: str, priority: int) -> Message:
-    hook = _be32(uapi.NFTA_HOOK_HOOKNUM, uapi.NF_INET_LOCAL_IN)
+    hook = be32(uapi.NFTA_HOOK_HOOKNUM, uapi.NF_INET_LOCAL_IN)
     hook += attr(uapi.NFTA_HOOK_PRIORITY, struct.pack("!i", priority))
     body = text(uapi.NFTA_CHAIN_TABLE, TABLE) + text(uapi.NFTA_CHAIN_NAME, name)
     body += nest(uapi.NFTA_CHAIN_HOOK, hook) + text(uapi.NFTA_CHAIN_TYPE, "filter")
@@ -152,13 +153,13 @@ def _rule(chain: str, *expressions: bytes) -> Message:
 def _joins(backup: bool | None = None) -> list[bytes]:
     """Return expressions that only the SYN of a MP_JOIN passes."""
     wanted = _MP_JOIN | (_BACKUP if backup else 0)
-    option = u8(uapi.NFTA_EXTHDR_TYPE, _OPTION) + _be32(uapi.NFTA_EXTHDR_OFFSET, 2) + _be32(uapi.NFTA_EXTHDR_LEN, 1)
-    option += _be32(uapi.NFTA_EXTHDR_OP, uapi.NFT_EXTHDR_OP_TCPOPT) + _be32(uapi.NFTA_EXTHDR_DREG, uapi.NFT_REG_1)
+    option = u8(uapi.NFTA_EXTHDR_TYPE, _OPTION) + be32(uapi.NFTA_EXTHDR_OFFSET, 2) + be32(uapi.NFTA_EXTHDR_LEN, 1)
+    option += be32(uapi.NFTA_EXTHDR_OP, uapi.NFT_EXTHDR_OP_TCPOPT) + be32(uapi.NFTA_EXTHDR_DREG, uapi.NFT_REG_1)
     return [
-        *(_meta(uapi.NFT_META_L4PROTO), _equal(bytes((_TCP,)))),
-        *(_payload(uapi.NFT_PAYLOAD_TRANSPORT_HEADER, 13, 1), _masked(bytes((_SYN_ACK,))), _equal(bytes((_SYN,)))),
-        *(_expression("exthdr", option), _masked(bytes((0xF0 | (0 if backup is None else _BACKUP),)))),
-        _equal(bytes((wanted,))),
+        *(meta(uapi.NFT_META_L4PROTO), compare(bytes((_TCP,)))),
+        *(load(uapi.NFT_PAYLOAD_TRANSPORT_HEADER, 13, 1), masked(bytes((_SYN_ACK,))), compare(bytes((_SYN,)))),
+        *(expression("exthdr", option), masked(bytes((0xF0 | (0 if backup is None else _BACKUP),)))),
+        compare(bytes((wanted,))),
     ]
 
 
@@ -174,75 +175,37 @@ def _matches(match: Match) -> list[list[bytes]]:
         parts: list[bytes] = []
         if versions:
             v6 = 6 in versions
-            parts += [_meta(uapi.NFT_META_NFPROTO), _equal(bytes((uapi.NFPROTO_IPV6 if v6 else uapi.NFPROTO_IPV4,)))]
+            parts += [meta(uapi.NFT_META_NFPROTO), compare(bytes((uapi.NFPROTO_IPV6 if v6 else uapi.NFPROTO_IPV4,)))]
             size, source, target = (16, 8, 24) if v6 else (4, 12, 16)
             if net is not None:
-                parts += [_payload(uapi.NFT_PAYLOAD_NETWORK_HEADER, source, size), _masked(net.netmask.packed)]
-                parts.append(_equal(net.network_address.packed))
+                parts += [load(uapi.NFT_PAYLOAD_NETWORK_HEADER, source, size), masked(net.netmask.packed)]
+                parts.append(compare(net.network_address.packed))
             if local is not None:
-                parts += [_payload(uapi.NFT_PAYLOAD_NETWORK_HEADER, target, size), _equal(local.packed)]
+                parts += [load(uapi.NFT_PAYLOAD_NETWORK_HEADER, target, size), compare(local.packed)]
         found.append(parts)
     return found
 
 
 def _log() -> bytes:
     group = attr(uapi.NFTA_LOG_GROUP, struct.pack("!H", GROUP)) + attr(uapi.NFTA_LOG_QTHRESHOLD, struct.pack("!H", 1))
-    return _expression("log", group)
+    return expression("log", group)
 
 
 def _nft_queue(bypass: bool) -> bytes:
     flags = uapi.NFT_QUEUE_FLAG_BYPASS if bypass else 0
     values = ((uapi.NFTA_QUEUE_NUM, QUEUE), (uapi.NFTA_QUEUE_TOTAL, 1), (uapi.NFTA_QUEUE_FLAGS, flags))
-    return _expression("queue", b"".join(attr(kind, struct.pack("!H", value)) for kind, value in values))
+    return expression("queue", b"".join(attr(kind, struct.pack("!H", value)) for kind, value in values))
 
 
 def _xt_queue(bypass: bool) -> bytes:
     """Encode the target of xtables (struct xt_NFQ_info_v3), which nf_tables can use (net/netfilter/nft_compat.c)."""
     info = struct.pack("=HHH2x", QUEUE, 1, int(bypass))
-    body = text(uapi.NFTA_TARGET_NAME, "NFQUEUE") + _be32(uapi.NFTA_TARGET_REV, 3) + attr(uapi.NFTA_TARGET_INFO, info)
-    return _expression("target", body)
-
-
-def _immediate(code: int) -> bytes:
-    data = nest(uapi.NFTA_DATA_VERDICT, _be32(uapi.NFTA_VERDICT_CODE, code))
-    register = _be32(uapi.NFTA_IMMEDIATE_DREG, uapi.NFT_REG_VERDICT)
-    return _expression("immediate", register + nest(uapi.NFTA_IMMEDIATE_DATA, data))
+    body = text(uapi.NFTA_TARGET_NAME, "NFQUEUE") + be32(uapi.NFTA_TARGET_REV, 3) + attr(uapi.NFTA_TARGET_INFO, info)
+    return expression("target", body)
 
 
 def _reset() -> bytes:
-    return _expression("reject", _be32(uapi.NFTA_REJECT_TYPE, uapi.NFT_REJECT_TCP_RST))
-
-
-def _meta(key: int) -> bytes:
-    return _expression("meta", _be32(uapi.NFTA_META_DREG, uapi.NFT_REG_1) + _be32(uapi.NFTA_META_KEY, key))
-
-
-def _payload(base: int, offset: int, size: int) -> bytes:
-    body = _be32(uapi.NFTA_PAYLOAD_DREG, uapi.NFT_REG_1) + _be32(uapi.NFTA_PAYLOAD_BASE, base)
-    return _expression("payload", body + _be32(uapi.NFTA_PAYLOAD_OFFSET, offset) + _be32(uapi.NFTA_PAYLOAD_LEN, size))
-
-
-def _masked(mask: bytes) -> bytes:
-    body = _be32(uapi.NFTA_BITWISE_SREG, uapi.NFT_REG_1) + _be32(uapi.NFTA_BITWISE_DREG, uapi.NFT_REG_1)
-    body += _be32(uapi.NFTA_BITWISE_LEN, len(mask)) + _value(uapi.NFTA_BITWISE_MASK, mask)
-    return _expression("bitwise", body + _value(uapi.NFTA_BITWISE_XOR, bytes(len(mask))))
-
-
-def _equal(value: bytes) -> bytes:
-    body = _be32(uapi.NFTA_CMP_SREG, uapi.NFT_REG_1) + _be32(uapi.NFTA_CMP_OP, uapi.NFT_CMP_EQ)
-    return _expression("cmp", body + _value(uapi.NFTA_CMP_DATA, value))
-
-
-def _value(kind: int, data: bytes) -> bytes:
-    return nest(kind, attr(uapi.NFTA_DATA_VALUE, data))
-
-
-def _expression(name: str, body: bytes) -> bytes:
-    return nest(uapi.NFTA_LIST_ELEM, text(uapi.NFTA_EXPR_NAME, name), nest(uapi.NFTA_EXPR_DATA, body))
-
-
-def _be32(kind: int, value: int) -> bytes:
-    return attr(kind, struct.pack("!I", value))
+    return expression("reject", be32(uapi.NFTA_REJECT_TYPE, uapi.NFT_REJECT_TCP_RST))
 
 
 def _nft(kind: int, flags: int, body: bytes) -> Message:

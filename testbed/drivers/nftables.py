@@ -13,6 +13,7 @@ from ipaddress import ip_network
 from typing import Literal
 
 from testbed.linux import uapi
+from testbed.linux.nf_tables import be32, compare, expression, immediate, load, masked, meta, payload
 from testbed.linux.wire import NLM_F_CREATE, Message, attr, attributes, decoder, nest, text
 from testbed.plain import word
 from testbed.steps import Request
@@ -70,7 +71,7 @@ class NftTable(Request, frozen=True):
         for base in self.bases:
             kind, number, priority = _BASES[base]
             hook = nest(
-                uapi.NFTA_CHAIN_HOOK, _be(uapi.NFTA_HOOK_HOOKNUM, number), _be(uapi.NFTA_HOOK_PRIORITY, priority)
+                uapi.NFTA_CHAIN_HOOK, be32(uapi.NFTA_HOOK_HOOKNUM, number), be32(uapi.NFTA_HOOK_PRIORITY, priority)
             )
             named = text(uapi.NFTA_CHAIN_TABLE, TABLE) + text(uapi.NFTA_CHAIN_NAME, base)
             yield _message(uapi.NFT_MSG_NEWCHAIN, self.family, named + hook + text(uapi.NFTA_CHAIN_TYPE, kind))
@@ -92,14 +93,14 @@ class NftChain(Request, frozen=True):
 
     def messages(self) -> Iterator[Message]:
         """Yield what is sent in one transaction."""
-        kind = _be(uapi.NFTA_OBJ_TYPE, uapi.NFT_OBJECT_COUNTER) + nest(uapi.NFTA_OBJ_DATA)
+        kind = be32(uapi.NFTA_OBJ_TYPE, uapi.NFT_OBJECT_COUNTER) + nest(uapi.NFTA_OBJ_DATA)
         named = text(uapi.NFTA_OBJ_TABLE, TABLE) + text(uapi.NFTA_OBJ_NAME, self.name)
         yield _message(uapi.NFT_MSG_NEWOBJ, self.family, named + kind)
         chain = text(uapi.NFTA_CHAIN_TABLE, TABLE) + text(uapi.NFTA_CHAIN_NAME, self.name)
         yield _message(uapi.NFT_MSG_NEWCHAIN, self.family, chain)
-        jump = _verdict(uapi.NFT_JUMP, self.name)
+        jump = immediate(uapi.NFT_JUMP, self.name)
         keys = {"iifname": uapi.NFT_META_IIFNAME, "oifname": uapi.NFT_META_OIFNAME}
-        ways = [[_meta(keys[way]), _compare(ifname.encode().ljust(16, b"\0"))] for way, ifname in self.ways] or [[]]
+        ways = [[meta(keys[way]), compare(ifname.encode().ljust(16, b"\0"))] for way, ifname in self.ways] or [[]]
         for way in ways:
             yield _rule(self.family, self.base, [*way, jump])
 
@@ -139,8 +140,8 @@ class NftRule(Request, frozen=True):
             if network:
                 yield from _address(self.family, side, network)
         if self.port:
-            yield f"{'tcp' if tcp else 'udp'} dport {self.port}", _load(uapi.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2)
-            yield "", _compare(struct.pack("!H", self.port))
+            yield f"{'tcp' if tcp else 'udp'} dport {self.port}", load(uapi.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2)
+            yield "", compare(struct.pack("!H", self.port))
         if self.packet:
             yield from _flags(self.packet)
         if self.subtype or self.action == "strip":
@@ -148,8 +149,8 @@ class NftRule(Request, frozen=True):
         yield from _before(self)
         if self.times:
             yield f"limit rate 1/week burst {self.times} packets", _limit(1, _WEEK, self.times, uapi.NFT_LIMIT_PKTS)
-        kind = _be(uapi.NFTA_OBJREF_IMM_TYPE, uapi.NFT_OBJECT_COUNTER)
-        yield f"counter name {self.name}", _expression("objref", kind, text(uapi.NFTA_OBJREF_IMM_NAME, self.name))
+        kind = be32(uapi.NFTA_OBJREF_IMM_TYPE, uapi.NFT_OBJECT_COUNTER)
+        yield f"counter name {self.name}", expression("objref", kind, text(uapi.NFTA_OBJREF_IMM_NAME, self.name))
         yield from _done(self, bool(tcp))
 
 
@@ -190,13 +191,13 @@ def parse_counter(entry: bytes) -> tuple[str, int]:
 def _before(rule: NftRule) -> Iterator[_Part]:
     """Yield what an action asks of a packet before that counts."""
     if rule.action == "corrupt":
-        register = _be(uapi.NFTA_PAYLOAD_DREG, uapi.NFT_REG_2)
-        yield "", _payload(uapi.NFT_PAYLOAD_TRANSPORT_HEADER, _AT, 2, register)  # not in a short one
+        register = be32(uapi.NFTA_PAYLOAD_DREG, uapi.NFT_REG_2)
+        yield "", payload(uapi.NFT_PAYLOAD_TRANSPORT_HEADER, _AT, 2, register)  # not in a short one
     if rule.action == "firewall":
         state = _NEW | _INVALID
-        key = _be(uapi.NFTA_CT_KEY, uapi.NFT_CT_STATE) + _be(uapi.NFTA_CT_DREG, uapi.NFT_REG_1)
-        yield "ct state new,invalid", _expression("ct", key) + _masked(struct.pack("=I", state))
-        yield "", _compare(bytes(4), equal=False)
+        key = be32(uapi.NFTA_CT_KEY, uapi.NFT_CT_STATE) + be32(uapi.NFTA_CT_DREG, uapi.NFT_REG_1)
+        yield "ct state new,invalid", expression("ct", key) + masked(struct.pack("=I", state))
+        yield "", compare(bytes(4), equal=False)
     if rule.action == "limit":
         rate, burst = rule.rate // 8, rule.burst
         yield (
@@ -208,30 +209,30 @@ def _before(rule: NftRule) -> Iterator[_Part]:
 def _done(rule: NftRule, tcp: bool) -> Iterator[_Part]:
     """Yield what happens to a packet."""
     if rule.action in ("drop", "limit", "firewall"):
-        yield "drop", _verdict(uapi.NF_DROP)
+        yield "drop", immediate(uapi.NF_DROP)
     elif rule.action == "reject" and tcp:
-        yield "reject with tcp reset", _expression("reject", _be(uapi.NFTA_REJECT_TYPE, uapi.NFT_REJECT_TCP_RST))
+        yield "reject with tcp reset", expression("reject", be32(uapi.NFTA_REJECT_TYPE, uapi.NFT_REJECT_TCP_RST))
     elif rule.action == "reject":
-        kind = _be(uapi.NFTA_REJECT_TYPE, uapi.NFT_REJECT_ICMPX_UNREACH)
+        kind = be32(uapi.NFTA_REJECT_TYPE, uapi.NFT_REJECT_ICMPX_UNREACH)
         code = attr(uapi.NFTA_REJECT_ICMP_CODE, bytes((uapi.NFT_REJECT_ICMPX_ADMIN_PROHIBITED,)))
-        yield "reject with icmpx admin-prohibited", _expression("reject", kind, code)
+        yield "reject with icmpx admin-prohibited", expression("reject", kind, code)
     elif rule.action == "strip":
         for _ in range(2):  # an expression strips one option, and DSS may have another one beside it
-            yield "reset tcp option mptcp", _expression("exthdr", *_option())
+            yield "reset tcp option mptcp", expression("exthdr", *_option())
     elif rule.action == "corrupt":
         # The checksum of TCP is mended, as if the octet had been so from the start: MPTCP's own alone tells.
-        source = _be(uapi.NFTA_PAYLOAD_SREG, uapi.NFT_REG_2)
-        csum = _be(uapi.NFTA_PAYLOAD_CSUM_TYPE, 1) + _be(uapi.NFTA_PAYLOAD_CSUM_OFFSET, 16)
+        source = be32(uapi.NFTA_PAYLOAD_SREG, uapi.NFT_REG_2)
+        csum = be32(uapi.NFTA_PAYLOAD_CSUM_TYPE, 1) + be32(uapi.NFTA_PAYLOAD_CSUM_OFFSET, 16)
         where = f"@th,{_AT * 8},16"
-        xor = _masked(b"\xff\xff", b"\x55\0", uapi.NFT_REG_2)
-        yield f"{where} set {where} ^ 0x5500", xor + _payload(uapi.NFT_PAYLOAD_TRANSPORT_HEADER, _AT, 2, source, csum)
+        xor = masked(b"\xff\xff", b"\x55\0", uapi.NFT_REG_2)
+        yield f"{where} set {where} ^ 0x5500", xor + payload(uapi.NFT_PAYLOAD_TRANSPORT_HEADER, _AT, 2, source, csum)
     elif rule.action == "nat":
-        yield "masquerade", _expression("masq")
+        yield "masquerade", expression("masq")
 
 
 def _protocol(name: str) -> Iterator[_Part]:
     numbers = {"tcp": _TCP, "udp": _UDP}
-    yield f"meta l4proto {name}", _meta(uapi.NFT_META_L4PROTO) + _compare(bytes((numbers[name],)))
+    yield f"meta l4proto {name}", meta(uapi.NFT_META_L4PROTO) + compare(bytes((numbers[name],)))
 
 
 def _address(family: Family, side: str, network: str) -> Iterator[_Part]:
@@ -239,87 +240,48 @@ def _address(family: Family, side: str, network: str) -> Iterator[_Part]:
     v6 = found.version == 6
     at, length = ((8, 24) if v6 else (12, 16))[side == "daddr"], found.max_prefixlen // 8
     if family == "bridge":
-        yield "", _meta(uapi.NFT_META_PROTOCOL) + _compare(struct.pack("!H", 0x86DD if v6 else 0x0800))
+        yield "", meta(uapi.NFT_META_PROTOCOL) + compare(struct.pack("!H", 0x86DD if v6 else 0x0800))
     else:
-        yield "", _meta(uapi.NFT_META_NFPROTO) + _compare(bytes((socket.AF_INET6 if v6 else socket.AF_INET,)))
-    masked = _masked(found.netmask.packed) if found.prefixlen < found.max_prefixlen else b""
-    loaded = _load(uapi.NFT_PAYLOAD_NETWORK_HEADER, at, length) + masked
-    yield f"{'ip6' if v6 else 'ip'} {side} {network}", loaded + _compare(found.network_address.packed)
+        yield "", meta(uapi.NFT_META_NFPROTO) + compare(bytes((socket.AF_INET6 if v6 else socket.AF_INET,)))
+    loaded = load(uapi.NFT_PAYLOAD_NETWORK_HEADER, at, length)
+    loaded += masked(found.netmask.packed) if found.prefixlen < found.max_prefixlen else b""
+    yield f"{'ip6' if v6 else 'ip'} {side} {network}", loaded + compare(found.network_address.packed)
 
 
 def _flags(packet: str) -> Iterator[_Part]:
-    loaded = _load(uapi.NFT_PAYLOAD_TRANSPORT_HEADER, 13, 1)
+    loaded = load(uapi.NFT_PAYLOAD_TRANSPORT_HEADER, 13, 1)
     if packet == "not_syn":
-        yield "tcp flags & syn == 0", loaded + _masked(b"\x02") + _compare(b"\0")
+        yield "tcp flags & syn == 0", loaded + masked(b"\x02") + compare(b"\0")
         return
     bits, value, mask, wanted = _PACKETS[packet]
-    yield f"tcp flags & ({mask}) == {wanted}", loaded + _masked(bytes((bits,))) + _compare(bytes((value,)))
+    yield f"tcp flags & ({mask}) == {wanted}", loaded + masked(bytes((bits,))) + compare(bytes((value,)))
 
 
 def _subtype(name: str) -> Iterator[_Part]:
     """Yield what compares the subtype of a packet's first MPTCP option."""
-    size = _be(uapi.NFTA_EXTHDR_OFFSET, 2) + _be(uapi.NFTA_EXTHDR_LEN, 1)
-    loaded = _expression("exthdr", _be(uapi.NFTA_EXTHDR_DREG, uapi.NFT_REG_1), *_option(), size)
+    size = be32(uapi.NFTA_EXTHDR_OFFSET, 2) + be32(uapi.NFTA_EXTHDR_LEN, 1)
+    loaded = expression("exthdr", be32(uapi.NFTA_EXTHDR_DREG, uapi.NFT_REG_1), *_option(), size)
     if name == "any":
-        there = _be(uapi.NFTA_EXTHDR_OFFSET, 0) + _be(uapi.NFTA_EXTHDR_LEN, 1)
-        there += _be(uapi.NFTA_EXTHDR_FLAGS, uapi.NFT_EXTHDR_F_PRESENT)
-        register = _be(uapi.NFTA_EXTHDR_DREG, uapi.NFT_REG_1)
-        yield "tcp option mptcp exists", _expression("exthdr", register, *_option(), there) + _compare(b"\1")
+        there = be32(uapi.NFTA_EXTHDR_OFFSET, 0) + be32(uapi.NFTA_EXTHDR_LEN, 1)
+        there += be32(uapi.NFTA_EXTHDR_FLAGS, uapi.NFT_EXTHDR_F_PRESENT)
+        register = be32(uapi.NFTA_EXTHDR_DREG, uapi.NFT_REG_1)
+        yield "tcp option mptcp exists", expression("exthdr", register, *_option(), there) + compare(b"\1")
         return
     if name == "add_addr_echo":  # RFC 8684, 3.4.1: the last bit of the octet with the subtype
-        yield f"tcp option @{_KIND},16,8 & 0xf1 == 0x31", loaded + _masked(b"\xf1") + _compare(b"\x31")
+        yield f"tcp option @{_KIND},16,8 & 0xf1 == 0x31", loaded + masked(b"\xf1") + compare(b"\x31")
         return
     number = SUBTYPES[name]
-    yield f"tcp option mptcp subtype {number}", loaded + _masked(b"\xf0") + _compare(bytes((number << 4,)))
+    yield f"tcp option mptcp subtype {number}", loaded + masked(b"\xf0") + compare(bytes((number << 4,)))
 
 
 def _option() -> tuple[bytes, bytes]:
-    return attr(uapi.NFTA_EXTHDR_TYPE, bytes((_KIND,))), _be(uapi.NFTA_EXTHDR_OP, uapi.NFT_EXTHDR_OP_TCPOPT)
-
-
-def _load(base: int, offset: int, length: int) -> bytes:
-    return _payload(base, offset, length, _be(uapi.NFTA_PAYLOAD_DREG, uapi.NFT_REG_1))
-
-
-def _payload(base: int, offset: int, length: int, *more: bytes) -> bytes:
-    where = _be(uapi.NFTA_PAYLOAD_BASE, base) + _be(uapi.NFTA_PAYLOAD_OFFSET, offset)
-    return _expression("payload", where, _be(uapi.NFTA_PAYLOAD_LEN, length), *more)
-
-
-def _meta(key: int) -> bytes:
-    return _expression("meta", _be(uapi.NFTA_META_KEY, key), _be(uapi.NFTA_META_DREG, uapi.NFT_REG_1))
-
-
-def _compare(value: bytes, equal: bool = True) -> bytes:
-    operator = _be(uapi.NFTA_CMP_OP, uapi.NFT_CMP_EQ if equal else uapi.NFT_CMP_NEQ)
-    data = nest(uapi.NFTA_CMP_DATA, attr(uapi.NFTA_DATA_VALUE, value))
-    return _expression("cmp", _be(uapi.NFTA_CMP_SREG, uapi.NFT_REG_1), operator, data)
-
-
-def _masked(mask: bytes, xor: bytes = b"", register: int = uapi.NFT_REG_1) -> bytes:
-    """Encode the register & mask ^ xor."""
-    registers = _be(uapi.NFTA_BITWISE_SREG, register) + _be(uapi.NFTA_BITWISE_DREG, register)
-    masks = nest(uapi.NFTA_BITWISE_MASK, attr(uapi.NFTA_DATA_VALUE, mask))
-    masks += nest(uapi.NFTA_BITWISE_XOR, attr(uapi.NFTA_DATA_VALUE, xor or bytes(len(mask))))
-    return _expression("bitwise", registers, _be(uapi.NFTA_BITWISE_LEN, len(mask)), masks)
+    return attr(uapi.NFTA_EXTHDR_TYPE, bytes((_KIND,))), be32(uapi.NFTA_EXTHDR_OP, uapi.NFT_EXTHDR_OP_TCPOPT)
 
 
 def _limit(rate: int, unit: int, burst: int, kind: int, over: bool = False) -> bytes:
     counts = attr(uapi.NFTA_LIMIT_RATE, struct.pack("!Q", rate)) + attr(uapi.NFTA_LIMIT_UNIT, struct.pack("!Q", unit))
-    flags = _be(uapi.NFTA_LIMIT_FLAGS, uapi.NFT_LIMIT_F_INV if over else 0)
-    return _expression("limit", counts, _be(uapi.NFTA_LIMIT_BURST, burst), _be(uapi.NFTA_LIMIT_TYPE, kind), flags)
-
-
-def _verdict(code: int, chain: str = "") -> bytes:
-    to = text(uapi.NFTA_VERDICT_CHAIN, chain) if chain else b""
-    data = nest(uapi.NFTA_DATA_VERDICT, _be(uapi.NFTA_VERDICT_CODE, code), to)
-    register = _be(uapi.NFTA_IMMEDIATE_DREG, uapi.NFT_REG_VERDICT)
-    return _expression("immediate", register, nest(uapi.NFTA_IMMEDIATE_DATA, data))
-
-
-def _expression(name: str, *parts: bytes) -> bytes:
-    data = nest(uapi.NFTA_EXPR_DATA, *parts)
-    return nest(uapi.NFTA_LIST_ELEM, text(uapi.NFTA_EXPR_NAME, name), data)
+    flags = be32(uapi.NFTA_LIMIT_FLAGS, uapi.NFT_LIMIT_F_INV if over else 0)
+    return expression("limit", counts, be32(uapi.NFTA_LIMIT_BURST, burst), be32(uapi.NFTA_LIMIT_TYPE, kind), flags)
 
 
 def _rule(family: Family, chain: str, expressions: list[bytes]) -> Message:
@@ -338,10 +300,6 @@ def _number(message: int) -> int:
 
 def _head(family: Family) -> bytes:
     return uapi.NFGENMSG.pack(_FAMILIES[family], 0, 0)
-
-
-def _be(kind: int, value: int) -> bytes:
-    return attr(kind, struct.pack("!i" if value < 0 else "!I", value))
 
 
 def _nft(*commands: str) -> str:

@@ -24,7 +24,7 @@ class Door(Struct):
     `asked`: each join waits for a verdict. `lacks` is what the kernel can't do that the file asks for.
     """
 
-    sock: socket.socket
+    sock: socket.socket | None
     asked: bool
     how: str
     lacks: str = ""
@@ -32,7 +32,12 @@ class Door(Struct):
 
 def opened(state: State, settings: Settings) -> Door:
     """Install the rules, and hear of joins; LabError if joins were to be refused and the kernel can't."""
-    sock = netlink.connect(wire.NETLINK_NETFILTER)
+    try:
+        sock = netlink.connect(wire.NETLINK_NETFILTER)
+    except OSError as e:  # a kernel without CONFIG_NETFILTER_NETLINK
+        if admission.deciding(settings) or not admission.default(state, settings):
+            raise LabError(f"joins can't be refused: the kernel has no netlink of netfilter: {e.strerror}") from e
+        return Door(None, asked=False, how=f"not seen: the kernel has no netlink of netfilter: {e.strerror}")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
     why = ""
     if admission.deciding(settings):
@@ -60,13 +65,15 @@ def changed(door: Door, state: State, settings: Settings) -> str:
     """Let a default that has changed take effect; return "" or the kernel's refusal."""
     if door.asked:
         return ""
+    if door.sock is None:
+        return door.how
     refused = netlink.batch(joins.rules(admission.static(state, settings)[0]))
     return "" if refused is None else str(refused)
 
 
 def heard(door: Door) -> Iterator[tuple[int, Event] | None]:
     """Yield each join that has arrived, with its number in the queue; None where the kernel dropped some."""
-    for data in netlink.heard(door.sock):
+    for data in netlink.heard(door.sock) if door.sock is not None else ():
         if data is None:
             yield None
             continue
@@ -78,6 +85,7 @@ def heard(door: Door) -> Iterator[tuple[int, Event] | None]:
 def answer(door: Door, packet: int, allow: bool) -> None:
     """Let a packet of the queue go on, or be answered with a reset."""
     body = joins.verdict(packet, allow)
+    assert door.sock is not None, "what is answered came by it"
     door.sock.send(wire.header(len(body), joins.VERDICT, wire.NLM_F_REQUEST, 0) + body)
 
 

@@ -61,12 +61,12 @@ def main(words: Sequence[str]) -> None:
         _recovered(manager, "started")
         poll = select.poll()
         for source in (ended, manager.events, manager.route, manager.asked, manager.door.sock):
-            poll.register(source, select.POLLIN)
+            if source is not None:
+                poll.register(source, select.POLLIN)
         while ended not in (ready := [fd for fd, _ in poll.poll()]):
             if manager.route.fileno() in ready:
                 _interfaces(manager)
-            if manager.door.sock.fileno() in ready:
-                _joins(manager)
+            _joins(manager)
             if manager.events.fileno() in ready:
                 _connections(manager)
             if manager.asked.fileno() in ready:

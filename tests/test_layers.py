@@ -62,7 +62,10 @@ FLOORS: tuple[dict[str, str], ...] = (
         "nodes": "access_point amt_gateway amt_relay bridge endpoint middlebox mptcp node one_path path_manager place "
         "preflight role router service station",
     },
-    {"metrics": "bounds connections managed measured nodes owners paths reception recorded records said table wifi"},
+    {
+        "metrics": "bounds connections flows managed measured metric nodes owners paths reception recorded records "
+        "said table wifi"
+    },
     {"workloads": "command iperf3 iperf3_report multicast ping place transfer transfer_report"},
     {
         "language": "described document effective experiment explain files moments overlay parsing schema sound syntax "

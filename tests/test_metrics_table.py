@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from testbed.metrics import table
+from testbed.metrics.metric import PERCENTILES
 from tests.kept import compare
 
 ROOT = Path(__file__).parent.parent
@@ -43,8 +44,8 @@ def test_a_row_belongs_to_an_owner_and_there_are_no_two_of_a_name() -> None:
     ("protocol", "only"),
     [
         ("udp", {"loss_pct", "jitter_ms", "reorder_packets"}),
-        ("tcp", {"retransmits", *(f"rtt_{p}_ms" for p in table.PERCENTILES)}),
-        ("mptcp", {"mptcp_connections", "tcp_connections", *(f"rtt_{p}_ms" for p in table.PERCENTILES)}),
+        ("tcp", {"retransmits", *(f"rtt_{p}_ms" for p in PERCENTILES)}),
+        ("mptcp", {"mptcp_connections", "tcp_connections", *(f"rtt_{p}_ms" for p in PERCENTILES)}),
     ],
 )
 def test_a_flow_has_the_figures_of_its_protocol(protocol: str, only: set[str]) -> None:

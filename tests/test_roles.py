@@ -10,6 +10,7 @@ import pytest
 from testbed.drivers.link import LinkSet
 from testbed.metrics import nodes as derive
 from testbed.metrics import table
+from testbed.metrics.metric import Metric
 from testbed.metrics.records import Sample
 from testbed.nodes.node import RESTARTING, ROLES, Node, called, figured, rank
 from testbed.nodes.place import Place
@@ -99,8 +100,8 @@ def test_a_counter_is_counted_from_the_begin_of_the_run_and_a_gauge_is_the_highe
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rows = {
-        ("r", "drops"): table.Metric("r", "drops", "packet", ""),
-        ("r", "held"): table.Metric("r", "held", "byte", "", gauge=True),
+        ("r", "drops"): Metric("r", "drops", "packet", ""),
+        ("r", "held"): Metric("r", "held", "byte", "", gauge=True),
     }
     monkeypatch.setattr(table, "_ROWS", {**table._ROWS, **rows})
     seen = [(9.0, 100, 7), (11.0, 103, 9), (12.0, 104, 3)]

@@ -41,7 +41,7 @@ def test_the_wheel_has_each_file_of_the_package_and_each_example_and_nothing_els
     examples = {
         Path("testbed/examples", f.relative_to(ROOT))
         for folder in ("topologies", "experiments")
-        for f in (ROOT / folder).iterdir()
+        for f in (ROOT / folder).rglob("*.yaml")
     }
     assert len(examples) > 20
     assert sorted(inside(wheel)) == sorted(map(str, package | examples))

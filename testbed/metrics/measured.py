@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from testbed.metrics.table import PERCENTILES
+from testbed.metrics.metric import PERCENTILES
 
 COUNTED = frozenset(("byte", "packet", "segment", "count", "frame", "join"))  # units of what only grows
 _ROUND = 1e-3  # seconds by which times that mean the same may differ

@@ -2,36 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import groupby
-from typing import Literal, get_args
-
-from msgspec import Struct
+from typing import get_args
 
 from testbed.drivers.mptcp_pm import Kind
-
-
-class Metric(Struct, frozen=True):
-    """One figure: what it belongs to (a key of OWNERS), its name there, its unit, and how it is measured.
-
-    `better` is the direction in which a change is an improvement, "" where there is none. `when` names the protocols
-    of a flow that have it, all when empty. Of a counter of a role the value is what was counted in the run, and of a
-    `gauge` the highest that was sampled.
-    """
-
-    of: str
-    name: str
-    unit: str
-    how: str
-    better: Literal["higher", "lower", ""] = ""
-    when: tuple[str, ...] = ()
-    gauge: bool = False
-
-    @property
-    def ratio(self) -> bool:
-        """Whether two runs are compared by their ratio; what is often 0, such as a loss, is by the difference."""
-        return self.unit not in ("%", "", "packet", "segment", "count") and not self.name.startswith("gap")
-
+from testbed.metrics.flows import FLOW, SPOKE, TRANSFER, reversed_row
+from testbed.metrics.metric import Metric, times
 
 # How the names of what a row belongs to begin. The figures of a role (testbed/nodes) belong to the name of its field.
 OWNERS = {
@@ -57,155 +33,19 @@ OWNERS = {
 }
 KERNEL = ("TcpExt", "IpExt")  # groups of /proc/net/netstat of which a check may name any counter
 COUNTER = "COUNTER"  # stands for every counter that the kernel has in a group
-_TCP, _UDP, _STREAM = ("tcp",), ("udp",), ("tcp", "mptcp")
-PERCENTILES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
-
-
-def _times(of: str, what: str, how: str, when: tuple[str, ...] = ()) -> Iterable[Metric]:
-    """Yield a row for each percentile of a time in milliseconds."""
-    for share in PERCENTILES:
-        yield Metric(of, f"{what}_{share}_ms", "ms", how, "lower", when)
-
-
-_FLOW = (
-    Metric(
-        "iperf3",
-        "goodput_mbps",
-        "Mbit/s",
-        "payload that arrived at the receiver, divided by the receiver's time; series by the second",
-        "higher",
-    ),
-    Metric("iperf3", "received_bytes", "byte", "payload that arrived", "higher"),
-    Metric("iperf3", "seconds", "s", "the receiver's time"),
-    Metric(
-        "iperf3",
-        "start_s",
-        "s",
-        "when its first data left the sender: the packet that starts iperf3's test, as the kernel stamped it, and the "
-        "first interval of the sender's report that has a byte",
-        "lower",
-    ),
-    Metric(
-        "iperf3",
-        "gap_s",
-        "s",
-        "longest time in which the receiver got nothing. The resolution is 0.1 s, the interval of iperf3's report. A "
-        "receiver that does not get the processor has one long interval instead, which counts except for 0.1 s",
-        "lower",
-    ),
-    Metric("iperf3", "gap_at_s", "s", "when that gap began"),
-    Metric(
-        "iperf3",
-        "loss_pct",
-        "%",
-        "UDP: share of datagrams that did not arrive, as counted by the receiver",
-        "lower",
-        _UDP,
-    ),
-    Metric("iperf3", "jitter_ms", "ms", "UDP: RFC 3550 section 6.4.1", "lower", _UDP),
-    Metric("iperf3", "reorder_packets", "packet", "UDP: datagrams that arrived out of order", "lower", _UDP),
-    Metric("iperf3", "retransmits", "segment", "TCP: segments that the sender sent again", "lower", _TCP),
-    *_times(
-        "iperf3",
-        "rtt",
-        "TCP and MPTCP: the sender's smoothed RTT (tcp_info), read every 0.1 s",
-        _STREAM,
-    ),
-)
-
-
-_SPOKE = (
-    Metric(
-        "iperf3",
-        "mptcp_connections",
-        "connection",
-        "MPTCP: connections of the flow that were MPTCP at their server, with the control connection; the server needs "
-        "the role `mptcp`",
-        "",
-        ("mptcp",),
-    ),
-    Metric(
-        "iperf3",
-        "tcp_connections",
-        "connection",
-        "MPTCP: connections that were plain TCP at their server: the handshake had fallen back",
-        "",
-        ("mptcp",),
-    ),
-)
-
-
-def _reversed(metric: Metric, of: str = "bidir") -> Metric:
-    """Return the row of the same figure of what `to` sends in a flow that goes both ways."""
-    of_it = f"with `bidir`: `{metric.name}` of what `to` sends"
-    return Metric(of, f"reverse_{metric.name}", metric.unit, of_it, metric.better, metric.when)
-
-
-_BOTH_WAYS = (
-    Metric(
-        "transfer",
-        "goodput_mbps",
-        "Mbit/s",
-        "payload that arrived, by the time from the first byte that left to the last that arrived; series by 50 ms",
-        "higher",
-    ),
-    Metric("transfer", "received_bytes", "byte", "payload that arrived", "higher"),
-    Metric("transfer", "seconds", "s", "from the first byte that left to the last that arrived"),
-    Metric("transfer", "start_s", "s", "when its first byte left", "lower"),
-    Metric(
-        "transfer",
-        "completion_s",
-        "s",
-        "with `bytes`: from the first byte that left until the last had arrived; absent if not all did",
-        "lower",
-    ),
-    Metric(
-        "transfer",
-        "gap_s",
-        "s",
-        "longest time between two arrivals of data, of any connection; where data is missing, also that after the last",
-        "lower",
-    ),
-    Metric("transfer", "gap_at_s", "s", "when that gap began"),
-    Metric("transfer", "retransmits", "segment", "TCP: segments that the sender sent again", "lower", _TCP),
-    *_times(
-        "transfer", "rtt", "the sender's smoothed RTT (tcp_info) of each connection or subflow, at each `interval`"
-    ),
-    Metric(
-        "transfer",
-        "reinjected_pct",
-        "%",
-        "MPTCP: share of the payload given to subflows that had been given to one before (`mptcpi_bytes_retrans`)",
-        "lower",
-        ("mptcp",),
-    ),
-)
-_TRANSFER = (
-    *_BOTH_WAYS,
-    Metric(
-        "transfer", "mptcp_connections", "connection", "connections that spoke MPTCP to their end, as both ends say"
-    ),
-    Metric(
-        "transfer", "tcp_connections", "connection", "connections that were TCP, or fell back to it (`TCP_IS_MPTCP`)"
-    ),
-    Metric("reply", "answers", "count", "answers that arrived whole", "higher"),
-    *_times("reply", "latency", "from when a request was due until its answer had arrived whole"),
-    *(_reversed(m, "back") for m in _BOTH_WAYS),
-)
-
 
 TABLE = (
-    *_FLOW,
-    *_SPOKE,
-    *_TRANSFER,
-    *(_reversed(m) for m in _FLOW),
+    *FLOW,
+    *SPOKE,
+    *TRANSFER,
+    *(reversed_row(m) for m in FLOW),
     Metric("ping", "sent_packets", "packet", "ping(8)'s own counts"),
     Metric("ping", "received_packets", "packet", "ping(8)'s own counts", "higher"),
     Metric(
         "ping", "loss_pct", "%", "share of requests without a reply within a second after the last request", "lower"
     ),
     Metric("ping", "duplicate_packets", "packet", "replies that arrived twice", "lower"),
-    *_times("ping", "rtt", "RTT of each reply, without duplicates, with the three digits that ping prints"),
+    *times("ping", "rtt", "RTT of each reply, without duplicates, with the three digits that ping prints"),
     Metric("multicast", "sent_packets", "packet", "packets that the kernel accepted"),
     Metric(
         "multicast",
@@ -247,7 +87,7 @@ TABLE = (
         "lower",
     ),
     Metric("receiver", "duplicate_packets", "packet", "packets that arrived again", "lower"),
-    *_times(
+    *times(
         "receiver",
         "delay",
         "one-way delay from just before the source's send(2) to the time stamp of the receiving kernel (RFC 7679)",
@@ -387,7 +227,7 @@ TABLE = (
         "segments that TCP sent again, including those that a queue of the host then dropped",
         "lower",
     ),
-    *_times("path", "rtt", "the sender's smoothed RTT (tcp_info), in samples since which data was acknowledged"),
+    *times("path", "rtt", "the sender's smoothed RTT (tcp_info), in samples since which data was acknowledged"),
     Metric(
         "path",
         "opened_at_s",

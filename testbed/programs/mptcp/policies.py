@@ -139,7 +139,7 @@ def _joined(state: State, settings: Settings, known: Connection, event: Event) -
     mesh = [o for o in _usable(state, settings) if settings.policy == "fullmesh" or "fullmesh" in o.flags]
     locals_ = [known.first.local] if settings.policy == "fullmesh" else []
     locals_ += [o.address for o in mesh if o.address not in locals_]
-    near = settings.near(event.remote)
+    near = settings.near(known.remotes[number][0])
     room = settings.subflows - known.extra()
     for local in locals_ or [near or known.first.local]:
         if room > 0 and _wanted(known, local, number) and settings.interface(local) not in state.down:

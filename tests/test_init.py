@@ -25,7 +25,10 @@ def test_a_template_alone_plans_the_same_lab_and_run_as_the_example(template: st
 def test_every_example_is_a_template_and_the_list_describes_each(say: Say) -> None:
     status, out, _ = say("init", "--json")
     listed = {t["name"]: t["description"] for t in json.loads(out)}
-    assert (status, set(listed)) == (0, {f.stem for k in ("topologies", "experiments") for f in (ROOT / k).iterdir()})
+    assert (status, set(listed)) == (
+        0,
+        {f.stem for k in ("topologies", "experiments") for f in (ROOT / k).glob("*.yaml")},
+    )
     assert all(listed.values())
     rows = say("init")[1].splitlines()
     assert [row.split()[0] for row in rows if not row.startswith(" ")] == sorted(listed)

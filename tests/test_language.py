@@ -262,7 +262,7 @@ RIGHT: Data = {
 }
 FAULTS: dict[tuple[Any, ...], Any] = {
     ("name",): "A Lab",
-    ("nodes", "h", "mptcp", "limits", "subflows"): 9,
+    ("nodes", "h", "mptcp", "limits", "subflows"): -1,
     ("nodes", "r", "sysctl", "net.ipv4.tcp_sack"): [1],
     ("links", 0, "rate"): 9,
     ("links", 0, "loss", "p"): "200%",

@@ -76,8 +76,8 @@ FLOORS: tuple[dict[str, str], ...] = (
         "run speed tables traces trees tunnels"
     },
     {
-        "rules": "addresses amt captures checks events fault flows links misread multicast names nodes requires "
-        "segments warnings whole workloads"
+        "rules": "addresses amt captures checks events fault flows likeness links misread multicast names nodes "
+        "requires segments warnings whole workloads"
     },
     {"": "loading"},
     {"": "results"},

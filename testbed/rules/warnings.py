@@ -17,6 +17,7 @@ from testbed.plan.assemble import network
 from testbed.plan.network import Network
 from testbed.rules import flows, misread
 from testbed.rules.fault import there_are
+from testbed.rules.likeness import reshaped
 
 Warned = tuple[str, Path, str, str]  # the name of the warning, and a fault
 
@@ -107,7 +108,7 @@ def warnings(topology: Topology, data: Mapping[str, Any], like: Built | None = N
     `like` is another case of the file, whose warnings are known: what both have in common is not judged again.
     """
     before = like.topology if like is not None else None
-    of_roles = _of_roles(topology)
+    of_roles = [] if before is not None and reshaped(topology, before) is not None else _of_roles(topology)
     kinds: Mapping[str, Iterator[Fault]] = {
         "rate-in-bytes": misread.rates_in_bytes(data, like.data if like is not None else {}),
         "rate-below-a-frame": misread.crawling(topology, before),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from testbed.language.document import Fault
 from testbed.language.explain import name_set
-from testbed.language.topology import SHAPES, Link, Topology
+from testbed.language.topology import Link, Topology
 from testbed.nodes.node import Node
 from testbed.plan.addresses import NoRoom
 from testbed.plan.assemble import network
@@ -31,6 +31,7 @@ from testbed.rules import (
 )
 from testbed.rules.addresses import wrong
 from testbed.rules.fault import Written
+from testbed.rules.likeness import reshaped
 from testbed.rules.links import shaping
 from testbed.spec import Spec
 
@@ -41,8 +42,8 @@ def faults(topology: Topology, written: Written, like: Topology | None = None) -
     A fault in `written.doubt` hides those that it may cause: for a mistyped end of a link, report that typo and not
     the missing interface.
     """
-    if like is not None and (reshaped := _reshaped(topology, like)) is not None:
-        for n in reshaped:
+    if like is not None and (links_of := reshaped(topology, like)) is not None:
+        for n in links_of:
             yield from shaping(topology.links[n], topology.links[n].mtu, topology, ("links", n))
         return
     known, doubt = name_set(written.nodes), set(written.doubt)
@@ -77,30 +78,6 @@ def faults(topology: Topology, written: Written, like: Topology | None = None) -
     yield from checks.faults(topology, net, written, doubt)
     if not 0.02 <= topology.samples.every <= 60:
         yield ("samples", "every"), "`every` must be between 20ms and 60s", ""
-
-
-def _reshaped(topology: Topology, like: Topology) -> list[int] | None:
-    """Return the links that are shaped differently when that is all that differs between two topologies, else None."""
-    same = (_same(getattr(topology, key), getattr(like, key)) for key in Topology.model_fields if key != "links")
-    if len(topology.links) != len(like.links) or not all(same):
-        return None
-    found = [n for n, (link, old) in enumerate(zip(topology.links, like.links, strict=True)) if link is not old]
-    plugs = (
-        (getattr(topology.links[n], key), getattr(like.links[n], key))
-        for n in found
-        for key in Link.model_fields
-        if key not in SHAPES
-    )
-    return found if all(new == old for new, old in plugs) else None
-
-
-def _same(new: object, old: object) -> bool:
-    """Say whether two parts of topologies are the same, or of the same objects."""
-    if isinstance(new, dict) and isinstance(old, dict):
-        return list(new) == list(old) and all(value is old[key] for key, value in new.items())
-    if isinstance(new, tuple) and isinstance(old, tuple):
-        return len(new) == len(old) and all(a is b for a, b in zip(new, old, strict=True))
-    return new is old or new == old
 
 
 def _sound_topology(topology: Topology, links: tuple[Link, ...]) -> Topology:

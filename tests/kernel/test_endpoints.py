@@ -77,7 +77,7 @@ def test_more_than_eight_is_asked_of_the_kernel(
     tmp_path: Path, name: str, need: Need, limits: str, endpoints: str, feature: str
 ) -> None:
     need("mptcp", "mptcp-diag")
-    done = testbed("up", str(written(tmp_path, HEAD % (limits, endpoints, ""))), "--name", name)
+    done = testbed("up", str(written(tmp_path, HEAD % (limits, endpoints, ""))), "--name", name, "--machine", "here")
     if done.returncode == 0:  # Linux 7.2 and later
         shows = testbed("exec", name, "a", "--", "ip", "mptcp", "limits", "show").stdout
         rows = testbed("exec", name, "a", "--", "ip", "mptcp", "endpoint", "show").stdout.splitlines()
@@ -125,7 +125,7 @@ def test_an_event_removes_an_endpoint_by_its_id(tmp_path: Path, name: str, need:
 
 
 _LISTENS = (
-    "import socket; s = socket.create_server(('10.0.1.2', 4000)); c = s.accept()[0]; c.sendall(c.recv(1)); c.recv(1)"
+    "import socket; s = socket.create_server(('10.0.1.2', 4000)); c = s.accept()[0]; c.sendall(c.recv(1)); s.accept()"
 )
 _ASKS = """import socket
 s = socket.create_connection(('10.0.1.2', 4000)); s.sendall(b'x'); s.recv(1)
@@ -153,7 +153,7 @@ def test_a_server_that_is_bound_to_one_address_is_why_joins_get_no_answer(
 def test_a_command_is_made_to_speak_mptcp(tmp_path: Path, name: str, need: Need) -> None:
     need("mptcp", "mptcp-diag", "mptcpize")
     connect = "import socket, sys; s = socket.create_connection(('10.0.1.2', 4000)); s.sendall(b'x'); s.recv(1)"
-    listen = "import socket; s = socket.create_server(('', 4000)); c = s.accept()[0]; c.sendall(c.recv(1)); c.recv(1)"
+    listen = "import socket; s = socket.create_server(('', 4000)); c = s.accept()[0]; c.sendall(c.recv(1)); s.accept()"
     program = f'[python3, -c, "{connect}"]'
     server = f'services: {{echo: {{argv: [python3, -c, "{listen}"], mptcp: mptcpize, ready: {{port: 4000}}}}}}'
     text = (HEAD % ("{}", "[]", "")).replace("b: {mptcp: {}}", f"b: {{mptcp: {{}}, {server}}}")

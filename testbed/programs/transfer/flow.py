@@ -154,7 +154,11 @@ def settle(flow: Flow, now: float) -> None:
                 flow.sock.shutdown(socket.SHUT_WR)
     if flow.sending or flow.hearing:
         return
-    if asked.receives and asked.bytes and flow.got < asked.share(flow.n):
+    # A peer that was killed closes too, perhaps only now: then our kernel still has what that one never took.
+    only = asked.sends and not asked.receives and asked.linger < 0
+    if only and (kept := sockets.unacknowledged(flow.sock)) > 1:  # a FIN takes one
+        end(flow, "incomplete", f"its peer closed the connection without {kept} of {flow.sent} bytes", now)
+    elif asked.receives and asked.bytes and flow.got < asked.share(flow.n):
         end(flow, "incomplete", f"its peer closed the connection after {flow.got} of {asked.share(flow.n)} bytes", now)
     else:
         end(flow, "completed", "", now)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import struct
+import termios
 from collections.abc import Mapping
 
 from testbed.linux.mptcp_info import IPPROTO_MPTCP
@@ -85,6 +87,13 @@ def listening(asked: Asked) -> socket.socket:
     sock.bind((asked.bind, asked.port))
     sock.listen(asked.backlog)
     return sock
+
+
+def unacknowledged(sock: socket.socket) -> int:
+    """Return the bytes that were sent and not acknowledged (tcp(7), mptcp_ioctl: SIOCOUTQ)."""
+    answer = bytearray(4)
+    fcntl.ioctl(sock, termios.TIOCOUTQ, answer)
+    return struct.unpack("i", answer)[0]  # type: ignore[no-any-return]
 
 
 def _lingering(sock: socket.socket, asked: Asked) -> None:

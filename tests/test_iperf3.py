@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from testbed.language.parsing import parse
@@ -96,6 +97,19 @@ def test_a_window_has_the_intervals_in_it_on_the_clock_of_the_run() -> None:
     assert part["retransmits"].value == 10
     assert figures("udp", side, side, False, 0.1, lambda t: t > 3)["loss_pct"].value == 10
     assert figures("tcp", side, side, False, 0.1, lambda t: t > 9) == {}
+
+
+def test_datagrams_that_came_late_are_lost_in_one_interval_and_found_in_the_next() -> None:
+    """What iperf3 3.12 wrote where four datagrams of an interval came in the next one: -4 as 64 bits without a sign."""
+    part = '{"start": %s, "end": %s, "bytes": 1000, "packets": 10, "lost_packets": %s, "sender": false}'
+    rows = [part % row for row in ((0, 0.1, 4), (0.1, 0.2, 18446744073709551612))]
+    text = "[" + ", ".join(f'{{"sum": {row}, "streams": [{row}]}}' for row in rows) + "]"
+    said = Said(msgspec.json.decode(text, type=list[Interval]))
+    side = Side(said, began=0.0, seen=True)
+    assert figures("udp", side, side, False, 0.1)["loss_pct"].value == 0
+    for wrong in ("9223372036854775808", "1" * 40, "-9223372036854775808"):
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.json.decode(part % (0, 0.1, wrong), type=Part)
 
 
 def test_a_window_of_a_ping_has_the_requests_that_were_sent_in_it(tmp_path: Path) -> None:

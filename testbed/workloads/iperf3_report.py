@@ -13,7 +13,9 @@ from testbed.metrics.recorded import Count, Real
 from testbed.workloads.place import STALL
 
 _Moment = Annotated[float, Meta(ge=0, le=1e6)]  # seconds since the test began
-_Signed = Annotated[int, Meta(ge=-(2**53), le=2**53)]
+_COUNTS = 1 << 53
+_Signed = Annotated[int, Meta(ge=-_COUNTS, le=_COUNTS)]
+_Wrapped = Annotated[int, Meta(ge=-_COUNTS)]  # or its complement of 64 bits
 _Jitter = Annotated[float, Meta(ge=0, le=1e9)]
 
 
@@ -27,9 +29,19 @@ class Part(Struct, frozen=True, gc=False):
     retransmits: _Signed = 0
     rtt: Real = 0.0
     sender: bool = True
-    lost_packets: _Signed = 0
+    lost_packets: _Wrapped = 0
     packets: _Signed = 0
     jitter_ms: _Jitter | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a count that is neither small nor the complement of a small one."""
+        if not -_COUNTS <= self.lost <= _COUNTS:
+            raise ValueError(f"lost_packets is {self.lost_packets}")
+
+    @property
+    def lost(self) -> int:
+        """How many are lost; fewer than none where some of an interval before came late, which iperf3 wraps around."""
+        return self.lost_packets - (1 << 64 if self.lost_packets > _COUNTS else 0)
 
 
 class Interval(Struct, frozen=True):
@@ -155,7 +167,7 @@ def _datagrams(total: Sum, rows: Sequence[Part], streams: Sequence[Udp]) -> dict
     if total.packets:
         lost, packets, jitter = total.lost_packets, total.packets, total.jitter_ms
     else:  # no end: it was killed
-        lost, packets = sum(r.lost_packets for r in rows), sum(r.packets for r in rows)
+        lost, packets = sum(r.lost for r in rows), sum(r.packets for r in rows)
         jitter = rows[-1].jitter_ms if rows else None
     metrics = {"loss_pct": Measured(100 * lost / packets if packets else 100.0, "%")}
     if jitter is not None:

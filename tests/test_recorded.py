@@ -21,6 +21,7 @@ from testbed.cli import present
 from testbed.errors import InputError, LabError
 from testbed.metrics.measured import Measured
 from testbed.metrics.recorded import Recorded
+from testbed.metrics.records import Sample
 from testbed.runs.again import again as report
 from tests.conftest import ROOT
 from tests.fuzz import report as fuzz
@@ -207,6 +208,20 @@ def test_a_recorded_run_is_reported_whole(run: str, tmp_path: Path) -> None:
         known = set(work.workload().metrics()) - {"start_s", "mptcp_connections", "tcp_connections"}
         assert {f"{name}.{key}" for key in known} <= set(found.metrics)
     assert_sound(tmp_path / "run")
+
+
+def test_the_first_sample_is_known_however_long_before_the_run_it_was(tmp_path: Path) -> None:
+    """A slow machine takes seconds from the first look to t = 0, and only the last one before that is a row."""
+    (tmp_path / "a").mkdir()
+    rows: list[dict[str, object]] = [
+        {"t": t, "interfaces": {}, "qdiscs": [], **({"up": ["e0"]} if t == 7 else {})} for t in (7, 8, 9.5, 10.5)
+    ]
+    (tmp_path / "a/samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = Recorded(tmp_path, origin=10.0, seconds=5.0)
+    assert [row.t for row in folder.rows("a/samples.jsonl", Sample, 1.0, 4096, "")] == [9.5, 10.5]
+    first = folder.first("a/samples.jsonl", Sample, 4096)
+    assert first is not None
+    assert (first.t, first.up) == (7, ["e0"])
 
 
 @pytest.mark.parametrize("kind", BROKEN)

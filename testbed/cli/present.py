@@ -23,6 +23,7 @@ _ROWS = 30  # nodes that fit on one screen
 _RECEIVERS = 10  # of one multicast workload
 _SHOWN = ("received_packets", "loss_pct", "delay_p50_ms", "delay_max_ms", "gap_s", "goodput_mbps")
 _LITTLE = 0.05  # % of what a host sent: less than that is not shown
+_REQUESTS = 0.02  # of what the host that sends most sent: a host that sends less only asks and acknowledges
 _SCREEN, _EVENTS = 60, 16  # rows of a report that shows every metric of its workloads, and of events
 _DOUBTS = 20  # rows of its validity, the worst first
 _BRIEF = ("goodput_mbps", "loss_pct", "gap_s", "gap_at_s", "rtt_p50_ms", "rtt_p99_ms", "jitter_ms", "retransmits")
@@ -229,10 +230,16 @@ def _subflows(found: Report) -> Iterator[tuple[str, ...]]:
 
 
 def _paths(found: Report) -> Iterator[tuple[str, ...]]:
-    """Yield what went over each path, as the host that sent it saw it; the control packets of a flow are none."""
+    """Yield what went over each path, as the host that sent it saw it; requests and control packets are none."""
+    sent: dict[str, float] = {}
+    for name, metric in found.metrics.items():
+        if ".path." in name and name.endswith(".bytes_sent"):
+            sent[name.partition(".")[0]] = sent.get(name.partition(".")[0], 0) + metric.value
     for name, metric in found.metrics.items():
         base, _, field = name.rpartition(".")
         if field != "share_pct" or ".path." not in name or metric.value < _LITTLE:
+            continue
+        if sent.get(name.partition(".")[0], 0) < _REQUESTS * max(sent.values(), default=0):
             continue
 
         def value(key: str, base: str = base) -> float | None:

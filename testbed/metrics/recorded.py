@@ -138,6 +138,13 @@ class Recorded(Struct, frozen=True):
         found = self.rows(f"{node}/flows.jsonl", Begun, _RARE, KIB, "", MANY)
         return next((row.t - (self.origin or 0.0) for row in found if row.flow == flow), None)
 
+    def first(self, name: str, kind: type[S], line: int) -> S | None:
+        """Return the first record of a .jsonl file that `rows` has read, also if it is long before t = 0."""
+        with suppress(OSError, BrokenError), self._opened(name) as file:
+            row = _decoded(Decoder(kind), file.readline(MIB + line + 1))
+            return row if self.within(row.t) else None
+        return None
+
     def rows(self, name: str, kind: type[S], every: float, line: int, lost: str, burst: int = 16) -> list[S]:
         """Return the records of a .jsonl file, one each `every` seconds; none if it is missing or broken.
 

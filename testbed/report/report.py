@@ -104,7 +104,7 @@ def report(path: Path, instead: Path | None = None) -> Report:
         rows = _samples(folder, topology, name, len(planned.interfaces.get(name, {})))
         metrics |= derive.interfaces(name, rows, origin)
         metrics |= derive.counted(name, rows, origin)
-        states[name] = [r for r in rows if r.up is not None]
+        states[name] = _states(folder, topology, name, rows)
         if any(r.mib is not None for r in rows[:1]):
             hosts[name] = rows
         udp[name] = derive.datagrams(rows, origin)
@@ -215,6 +215,15 @@ def _samples(folder: Recorded, topology: Topology, name: str, planned: int) -> l
             folder.note(file, f"there are more {kind} in it than {most}", lost)
             return []
     return rows
+
+
+def _states(folder: Recorded, topology: Topology, name: str, rows: list[Sample]) -> list[Sample]:
+    """Return the samples that have the whole state of a node: its first one, before t = 0, and its last."""
+    found = [r for r in rows if r.up is not None]
+    if not rows or rows[0] in found:
+        return found
+    first = folder.first(f"{name}/samples.jsonl", Sample, _line(topology, name))
+    return [first, *found] if first is not None and first.up is not None else []
 
 
 def _run(folder: Recorded, topology: Topology) -> tuple[Run, Recorded]:

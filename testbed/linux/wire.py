@@ -42,7 +42,8 @@ def decoder(read: Callable[P, T]) -> Callable[P, T]:
             return read(*args, **kwargs)
         except _BROKEN as e:
             what = read.__name__.strip("_").removeprefix("parse_")
-            raise LabError(f"a message of the kernel is truncated or malformed ({what}): {e}") from e
+            # Some of these exceptions quote all of what they refuse.
+            raise LabError(f"a message of the kernel is truncated or malformed ({what}): {str(e)[:200]}") from e
 
     return reads
 

@@ -182,7 +182,7 @@ class Iperf3(Spec):
 
     def _transfer(self) -> Transfer | None:
         """Return the transfer that a flow of so many bytes is, None for one that takes a time."""
-        if self.bytes is None:
+        if self.bytes is None or self.protocol == "udp":  # the second is a fault, and said
             return None
         same = (
             "bytes",

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -93,20 +93,31 @@ def grown(before: Mapping[str, float], after: Mapping[str, float], count: int) -
     return found + [key for key in sizes if after[key] - before[key] > _SOME_KB + _KERNEL_KB * count]
 
 
+def _round(what: str, go: Callable[[int], None], times: int) -> list[str]:
+    """Go through that many labs; print what there was before and after, and return what has grown."""
+    before, began = measured(), time.monotonic()
+    go(times)
+    spent = time.monotonic() - began
+    after = measured()
+    print(f"soak: {times} labs by the {what}, {times / spent:.1f} a second")
+    for key in before:
+        print(f"  {key:17} {before[key]:10.0f} {after[key]:10.0f}  {after[key] - before[key]:+.0f}")
+    return grown(before, after, times)
+
+
 def main(count: int, seed: int) -> int:
     """Go through that many labs, print what there was before and after, and return 1 when anything has grown."""
     del seed  # nothing here is left to chance
     bad = 0
     for what, go, times in (("API", by_api, count), ("command line", by_command_line, max(1, count // 10))):
         go(min(5, times))  # what is made once and kept
-        before, began = measured(), time.monotonic()
-        go(times)
-        spent = time.monotonic() - began
-        after = measured()
-        print(f"soak: {times} labs by the {what}, {times / spent:.1f} a second")
-        for key in before:
-            print(f"  {key:17} {before[key]:10.0f} {after[key]:10.0f}  {after[key] - before[key]:+.0f}")
-        if found := grown(before, after, times):
+        found = _round(what, go, times)
+        if found:
+            # All objects of a slab that a processor holds count as active (mm/slub.c), so that a count may rise once.
+            # What labs leave behind makes it rise each time.
+            print(f"  more: {', '.join(found)}; once again")
+            found = [key for key in _round(what, go, times) if key in found]
+        if found:
             bad += 1
             print(f"  GROWN: {', '.join(found)}")
     return int(bad > 0)

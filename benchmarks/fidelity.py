@@ -379,14 +379,13 @@ def traces(bench: Bench) -> Iterator[Row]:
         own = (
             f"rate: {1.3 * walk.most:g}mbit, length: {walk.payload}b" if walk.protocol == "udp" else "congestion: cubic"
         )
-        queue = "1mb" if walk.protocol == "udp" else "200kb"  # there is always something, also when the sender stalls
         columns = "{time: {column: 0, unit: s}, rate: {column: 1, unit: bit}}"
         ran = bench.run(
             f"trace-{n}",
             "name: trace\nfamilies: [ipv4]\nnodes: {a: {}, r: {router: {}}, b: {}}\nlinks:\n"
             "  - {ends: [a:eth0, r:eth0], addresses: [10.8.1.1/24, 10.8.1.2/24]}\n"
             "  - ends: [r:eth1, b:eth0]\n    addresses: [10.8.2.1/24, 10.8.2.2/24]\n"
-            f"    forward: {{queue: {{limit: {queue}}}, trace: {{file: walk.csv, columns: {columns}}}}}\n"
+            f"    forward: {{queue: {{limit: 200kb}}, trace: {{file: walk.csv, columns: {columns}}}}}\n"
             f"workloads:\n  f: {{iperf3: {{from: a, to: b, protocol: {walk.protocol}, seconds: {LONG:g}, {own}}}}}\n"
             "capture: [{interfaces: b:eth0, snaplen: 96}]\n",
         )

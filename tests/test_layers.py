@@ -57,7 +57,7 @@ FLOORS: tuple[dict[str, str], ...] = (
         "programs.mptcp": "admission asking door events listing log main policies recovery state tell",
         "programs.multicast": "packets receiver sender",
         "programs.transfer": "asked flow main sockets",
-        "programs.replay": "law main",
+        "programs.replay": "main",
         "programs.sampler": "air counters main neighbours subflows taps wlans",
         "nodes": "access_point amt_gateway amt_relay bridge endpoint middlebox mptcp node one_path path_manager place "
         "preflight role router service station",

@@ -229,7 +229,7 @@ class HtbClass(Request, frozen=True):
     handle: int = _HTB | 1
 
     def __str__(self) -> str:
-        burst = debt(self.rate)
+        burst = _debt(self.rate)
         words = f"rate {self.rate}bit burst {burst}b cburst {burst}b quantum {FRAME}"
         return f"tc class replace dev {self.dev} parent {self.parent >> 16:x}: classid {_id(self.handle)} htb {words}"
 
@@ -241,27 +241,13 @@ class HtbClass(Request, frozen=True):
         """Encode struct tc_htb_opt: rate and ceiling, buffers in ticks of 64 ns, quantum, level, priority."""
         rate = max(1, self.rate // 8)
         spec = struct.pack("=BBHhHI", 0, uapi.TC_LINKLAYER_ETHERNET, 0, -1, 0, min(rate, 0xFFFFFFFF))
-        ticks = min(debt(self.rate) * 10**9 // rate // 64, 0xFFFFFFFF)
+        ticks = min(_debt(self.rate) * 10**9 // rate // 64, 0xFFFFFFFF)
         options = attr(uapi.TCA_HTB_PARMS, spec + spec + struct.pack("=IIIII", ticks, ticks, FRAME, 0, 0))
         if rate >> 32:
             options += u64(uapi.TCA_HTB_RATE64, rate) + u64(uapi.TCA_HTB_CEIL64, rate)
         head = uapi.TCMSG.pack(0, space.index(self.dev), self.handle, self.parent, 0)
         body = head + text(uapi.TCA_KIND, "htb") + attr(uapi.TCA_OPTIONS, options)
         return Message(uapi.RTM_NEWTCLASS, wire.NLM_F_CREATE, body)
-
-
-def classes(index: int) -> bytes:
-    """Return the body of a dump of the classes of an interface's htb (RTM_GETTCLASS)."""
-    return uapi.TCMSG.pack(0, index, 0, _HTB, 0)
-
-
-@wire.decoder
-def parse_class(entry: bytes) -> tuple[int, int]:
-    """Return how many bytes left a class, and how many packets wait in it."""
-    stats = wire.attributes(wire.attributes(entry, uapi.TCMSG.size)[uapi.TCA_STATS2])
-    (sent,) = struct.unpack_from("=Q", stats[uapi.TCA_STATS_BASIC])
-    (waiting,) = struct.unpack_from("=I", stats[uapi.TCA_STATS_QUEUE])
-    return int(sent), int(waiting)
 
 
 Options: TypeAlias = Tbf | Netem | Limit | Plug | Htb
@@ -351,7 +337,7 @@ def _id(number: int) -> str:
     return f"{number >> 16:x}:{number & 0xFFFF:x}"
 
 
-def debt(rate: int) -> int:
+def _debt(rate: int) -> int:
     """Return the bucket of an htb class in bytes: 4 ms of the rate, to cover late timers, but at least two frames."""
     return max(2 * FRAME, rate // 8 // 250)
 

@@ -24,8 +24,7 @@ CTRL_ATTR_POLICY, CTRL_ATTR_OP_POLICY, CTRL_ATTR_OP, CTRL_ATTR_POLICY_DUMP = 8, 
 
 # rtnetlink.h
 RTM_NEWLINK, RTM_GETLINK, RTM_NEWADDR, RTM_GETADDR = 16, 18, 20, 22
-RTM_NEWROUTE, RTM_NEWRULE, RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 24, 32, 36, 37, 38
-RTM_NEWTCLASS, RTM_GETTCLASS = 40, 42
+RTM_NEWROUTE, RTM_NEWRULE, RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC, RTM_NEWTCLASS = 24, 32, 36, 37, 38, 40
 IFINFOMSG = Struct("=BxHiII")  # family, type, index, flags, change
 TCMSG = Struct("=BxxxiIII")  # family, index, handle, parent, info
 RTMSG = Struct("=8BI")  # family, destination's and source's length, tos, table, protocol, scope, type, flags

@@ -139,9 +139,10 @@ def _replayed(plan: Plan) -> Iterator[Step]:
     for f in traces.followed(plan.topology, end):
         link = plan.topology.links[f.link]
         node, dev = end_of(link.ends[WAYS.index(f.way)])
-        rows.append({"node": node, "dev": dev, "shape": to_builtins(link.shape(f.way)), "points": f.points})
+        told = [(c.t, c.rate, c.delay, c.loss) for c in f.changes]
+        rows.append({"node": node, "dev": dev, "shape": to_builtins(link.shape(f.way)), "rows": told})
     if rows:
-        yield Write("replay.json", json.dumps({"seconds": end, "directions": rows}) + "\n")
+        yield Write("replay.json", json.dumps(rows) + "\n")
         yield Spawn(LAB, "replay", ("testbed.replay", "replay.json", ORIGIN), forked=True)
 
 

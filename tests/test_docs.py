@@ -105,7 +105,7 @@ def perform(
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
     shell = {"LC_ALL": "C.UTF-8", "PYTHONUNBUFFERED": "", "COLUMNS": "100"}  # as in most
     env = {**os.environ, "PATH": path, **shell}
-    for _ in range(3):
+    for _ in range(5):
         done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=patience, check=False)
         if RACE not in done.stdout:
             break

@@ -233,13 +233,14 @@ def _paths(found: Report) -> Iterator[tuple[str, ...]]:
     """Yield what went over each path, as the host that sent it saw it; requests and control packets are none."""
     sent: dict[str, float] = {}
     for name, metric in found.metrics.items():
-        if ".path." in name and name.endswith(".bytes_sent"):
-            sent[name.partition(".")[0]] = sent.get(name.partition(".")[0], 0) + metric.value
+        node, path, _ = name.partition(".path.")
+        if path and name.endswith(".bytes_sent"):
+            sent[node] = sent.get(node, 0) + metric.value
+    least = _REQUESTS * max(sent.values(), default=0)
     for name, metric in found.metrics.items():
         base, _, field = name.rpartition(".")
-        if field != "share_pct" or ".path." not in name or metric.value < _LITTLE:
-            continue
-        if sent.get(name.partition(".")[0], 0) < _REQUESTS * max(sent.values(), default=0):
+        node, path, way = base.partition(".path.")
+        if field != "share_pct" or not path or metric.value < _LITTLE or sent.get(node, 0) < least:
             continue
 
         def value(key: str, base: str = base) -> float | None:
@@ -249,7 +250,6 @@ def _paths(found: Report) -> Iterator[tuple[str, ...]]:
         opened, closed, here = value("opened_at_s"), value("closed_at_s"), value("opened_here")
         if opened is None:  # a run of an earlier version
             continue
-        node, _, way = base.partition(".path.")
         peer = way.partition("/")[2].partition(":")[0]
         rtt, again = value("rtt_p50_ms"), value("retransmits")
         yield (

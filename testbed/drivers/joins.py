@@ -15,13 +15,24 @@ from msgspec import Struct
 
 from testbed.drivers.mptcp_pm import Event
 from testbed.linux import uapi
-from testbed.linux.nf_tables import be32, compare, expression, immediate, load, masked, meta
-from testbed.linux.wire import NLM_F_CREATE, Message, attr, attributes, decoder, nest, text, u8
+from testbed.linux.nf_tables import (
+    base_chain,
+    be32,
+    compare,
+    expression,
+    immediate,
+    load,
+    masked,
+    message,
+    meta,
+    reset,
+    rule,
+)
+from testbed.linux.wire import NLM_F_CREATE, Message, attr, attributes, decoder, text, u8
 
 TABLE = "testbed-joins"
 GROUP = QUEUE = 5  # of NFLOG and of NFQUEUE: each network namespace has its own
 DENIED = 0x6A6F696E  # the mark of a SYN that is to be answered with a reset
-_APPEND = 0x800  # include/uapi/linux/netlink.h: NLM_F_APPEND
 _TCP, _OPTION, _MP_JOIN, _SYN, _SYN_ACK = 6, 30, 0x10, 0x02, 0x12
 _BACKUP = 0x01
 _IPV6 = 40  # bytes of its header
@@ -46,7 +57,7 @@ def rules(verdicts: Sequence[Verdict]) -> list[Message]:
     """Return the requests for a table in which the first verdict that matches a join decides; each is logged."""
     chains = [_chain("joins", -1), _rule("joins", *_joins(), _log())]
     for verdict in verdicts:
-        ends = [immediate(uapi.NF_ACCEPT)] if verdict.allow else [_reset()]
+        ends = [immediate(uapi.NF_ACCEPT)] if verdict.allow else [reset()]
         chains += [_rule("joins", *_joins(verdict.match.backup), *m, *ends) for m in _matches(verdict.match)]
     return _table(chains)
 
@@ -54,7 +65,7 @@ def rules(verdicts: Sequence[Verdict]) -> list[Message]:
 def queue(bypass: bool, xtables: bool) -> list[Message]:
     """Return the requests for a table that gives each join to a program; `bypass` lets them in while there is none."""
     to = _xt_queue(bypass) if xtables else _nft_queue(bypass)
-    mark = [meta(uapi.NFT_META_MARK), compare(struct.pack("=I", DENIED)), _reset()]
+    mark = [meta(uapi.NFT_META_MARK), compare(struct.pack("=I", DENIED)), reset()]
     return _table([_chain("joins", -1), _rule("joins", *_joins(), to), _chain("denied", 1), _rule("denied", *mark)])
 
 
@@ -63,7 +74,7 @@ def bind_queue() -> list[Message]:
     mode = struct.pack("!IB", 0xFFFF, uapi.NFQNL_COPY_PACKET)
     command = struct.pack("!BxH", uapi.NFQNL_CFG_CMD_BIND, 0)
     return [
-        _message(uapi.NFNL_SUBSYS_QUEUE, uapi.NFQNL_MSG_CONFIG, 0, QUEUE, attr(kind, data))
+        _message(uapi.NFNL_SUBSYS_QUEUE, uapi.NFQNL_MSG_CONFIG, QUEUE, attr(kind, data))
         for kind, data in ((uapi.NFQA_CFG_CMD, command), (uapi.NFQA_CFG_PARAMS, mode))
     ]
 
@@ -75,14 +86,14 @@ def bind_log() -> list[Message]:
         attr(uapi.NFULA_CFG_CMD, bytes((uapi.NFULNL_CFG_CMD_BIND,))),
         attr(uapi.NFULA_CFG_MODE, mode) + be32(uapi.NFULA_CFG_QTHRESH, 1),
     )
-    return [_message(uapi.NFNL_SUBSYS_ULOG, uapi.NFULNL_MSG_CONFIG, 0, GROUP, part) for part in parts]
+    return [_message(uapi.NFNL_SUBSYS_ULOG, uapi.NFULNL_MSG_CONFIG, GROUP, part) for part in parts]
 
 
 def verdict(packet: int, allow: bool) -> bytes:
     """Encode the answer about a packet of the queue, which goes on with a mark if it is to be reset."""
     body = attr(uapi.NFQA_VERDICT_HDR, struct.pack("!II", uapi.NF_ACCEPT, packet))
     body += b"" if allow else be32(uapi.NFQA_MARK, DENIED)
-    return _message(uapi.NFNL_SUBSYS_QUEUE, uapi.NFQNL_MSG_VERDICT, 0, QUEUE, body).body
+    return _message(uapi.NFNL_SUBSYS_QUEUE, uapi.NFQNL_MSG_VERDICT, QUEUE, body).body
 
 
 VERDICT = uapi.NFNL_SUBSYS_QUEUE << 8 | uapi.NFQNL_MSG_VERDICT
@@ -133,21 +144,16 @@ def parse_join(packet: bytes) -> Event | None:
 def _table(chains: list[Message]) -> list[Message]:
     """Return a batch that replaces the table as a whole: to remove it, it must be there."""
     name = text(uapi.NFTA_TABLE_NAME, TABLE)
-    new = _nft(uapi.NFT_MSG_NEWTABLE, NLM_F_CREATE, name)
-    return [new, _nft(uapi.NFT_MSG_DELTABLE, 0, name), new, *chains]
+    new = message(uapi.NFT_MSG_NEWTABLE, NLM_F_CREATE, uapi.NFPROTO_INET, name)
+    return [new, message(uapi.NFT_MSG_DELTABLE, 0, uapi.NFPROTO_INET, name), new, *chains]
 
 
 def _chain(name: str, priority: int) -> Message:
-    hook = be32(uapi.NFTA_HOOK_HOOKNUM, uapi.NF_INET_LOCAL_IN)
-    hook += attr(uapi.NFTA_HOOK_PRIORITY, struct.pack("!i", priority))
-    body = text(uapi.NFTA_CHAIN_TABLE, TABLE) + text(uapi.NFTA_CHAIN_NAME, name)
-    body += nest(uapi.NFTA_CHAIN_HOOK, hook) + text(uapi.NFTA_CHAIN_TYPE, "filter")
-    return _nft(uapi.NFT_MSG_NEWCHAIN, NLM_F_CREATE, body)
+    return base_chain(uapi.NFPROTO_INET, TABLE, name, "filter", uapi.NF_INET_LOCAL_IN, priority)
 
 
 def _rule(chain: str, *expressions: bytes) -> Message:
-    body = text(uapi.NFTA_RULE_TABLE, TABLE) + text(uapi.NFTA_RULE_CHAIN, chain)
-    return _nft(uapi.NFT_MSG_NEWRULE, NLM_F_CREATE | _APPEND, body + nest(uapi.NFTA_RULE_EXPRESSIONS, *expressions))
+    return rule(uapi.NFPROTO_INET, TABLE, chain, expressions)
 
 
 def _joins(backup: bool | None = None) -> list[bytes]:
@@ -204,13 +210,5 @@ def _xt_queue(bypass: bool) -> bytes:
     return expression("target", body)
 
 
-def _reset() -> bytes:
-    return expression("reject", be32(uapi.NFTA_REJECT_TYPE, uapi.NFT_REJECT_TCP_RST))
-
-
-def _nft(kind: int, flags: int, body: bytes) -> Message:
-    return _message(uapi.NFNL_SUBSYS_NFTABLES, kind, flags, 0, body, uapi.NFPROTO_INET)
-
-
-def _message(subsystem: int, kind: int, flags: int, which: int, body: bytes, family: int = 0) -> Message:
-    return Message(subsystem << 8 | kind, flags, bytes((family, 0)) + struct.pack("!H", which) + body)
+def _message(subsystem: int, kind: int, which: int, body: bytes) -> Message:
+    return Message(subsystem << 8 | kind, 0, bytes(2) + struct.pack("!H", which) + body)

@@ -13,7 +13,20 @@ from ipaddress import ip_network
 from typing import Literal
 
 from testbed.linux import uapi
-from testbed.linux.nf_tables import be32, compare, expression, immediate, load, masked, meta, payload
+from testbed.linux.nf_tables import (
+    base_chain,
+    be32,
+    compare,
+    expression,
+    immediate,
+    load,
+    masked,
+    message,
+    meta,
+    payload,
+    reset,
+    rule,
+)
 from testbed.linux.wire import NLM_F_CREATE, Message, attr, attributes, decoder, nest, text
 from testbed.plain import word
 from testbed.steps import Request
@@ -67,14 +80,9 @@ class NftTable(Request, frozen=True):
 
     def messages(self) -> Iterator[Message]:
         """Yield what is sent in one transaction."""
-        yield _message(uapi.NFT_MSG_NEWTABLE, self.family, text(uapi.NFTA_TABLE_NAME, TABLE))
+        yield _made(uapi.NFT_MSG_NEWTABLE, self.family, text(uapi.NFTA_TABLE_NAME, TABLE))
         for base in self.bases:
-            kind, number, priority = _BASES[base]
-            hook = nest(
-                uapi.NFTA_CHAIN_HOOK, be32(uapi.NFTA_HOOK_HOOKNUM, number), be32(uapi.NFTA_HOOK_PRIORITY, priority)
-            )
-            named = text(uapi.NFTA_CHAIN_TABLE, TABLE) + text(uapi.NFTA_CHAIN_NAME, base)
-            yield _message(uapi.NFT_MSG_NEWCHAIN, self.family, named + hook + text(uapi.NFTA_CHAIN_TYPE, kind))
+            yield base_chain(_FAMILIES[self.family], TABLE, base, *_BASES[base])
 
 
 class NftChain(Request, frozen=True):
@@ -95,14 +103,14 @@ class NftChain(Request, frozen=True):
         """Yield what is sent in one transaction."""
         kind = be32(uapi.NFTA_OBJ_TYPE, uapi.NFT_OBJECT_COUNTER) + nest(uapi.NFTA_OBJ_DATA)
         named = text(uapi.NFTA_OBJ_TABLE, TABLE) + text(uapi.NFTA_OBJ_NAME, self.name)
-        yield _message(uapi.NFT_MSG_NEWOBJ, self.family, named + kind)
+        yield _made(uapi.NFT_MSG_NEWOBJ, self.family, named + kind)
         chain = text(uapi.NFTA_CHAIN_TABLE, TABLE) + text(uapi.NFTA_CHAIN_NAME, self.name)
-        yield _message(uapi.NFT_MSG_NEWCHAIN, self.family, chain)
+        yield _made(uapi.NFT_MSG_NEWCHAIN, self.family, chain)
         jump = immediate(uapi.NFT_JUMP, self.name)
         keys = {"iifname": uapi.NFT_META_IIFNAME, "oifname": uapi.NFT_META_OIFNAME}
         ways = [[meta(keys[way]), compare(ifname.encode().ljust(16, b"\0"))] for way, ifname in self.ways] or [[]]
         for way in ways:
-            yield _rule(self.family, self.base, [*way, jump])
+            yield rule(_FAMILIES[self.family], TABLE, self.base, [*way, jump])
 
 
 class NftRule(Request, frozen=True):
@@ -129,7 +137,7 @@ class NftRule(Request, frozen=True):
 
     def messages(self) -> Iterator[Message]:
         """Yield what is sent in one transaction."""
-        yield _rule(self.family, self.name, [encoded for _, encoded in self.parts()])
+        yield rule(_FAMILIES[self.family], TABLE, self.name, [encoded for _, encoded in self.parts()])
 
     def parts(self) -> Iterator[_Part]:
         """Yield the expressions of the rule; a packet goes on while they hold."""
@@ -166,7 +174,7 @@ class NftFlush(Request, frozen=True):
     def messages(self) -> Iterator[Message]:
         """Yield what is sent in one transaction."""
         chain = text(uapi.NFTA_RULE_TABLE, TABLE) + text(uapi.NFTA_RULE_CHAIN, self.name)
-        yield Message(_number(uapi.NFT_MSG_DELRULE), 0, _head(self.family) + chain)
+        yield message(uapi.NFT_MSG_DELRULE, 0, _FAMILIES[self.family], chain)
 
 
 Nft = NftTable | NftChain | NftRule | NftFlush
@@ -211,7 +219,7 @@ def _done(rule: NftRule, tcp: bool) -> Iterator[_Part]:
     if rule.action in ("drop", "limit", "firewall"):
         yield "drop", immediate(uapi.NF_DROP)
     elif rule.action == "reject" and tcp:
-        yield "reject with tcp reset", expression("reject", be32(uapi.NFTA_REJECT_TYPE, uapi.NFT_REJECT_TCP_RST))
+        yield "reject with tcp reset", reset()
     elif rule.action == "reject":
         kind = be32(uapi.NFTA_REJECT_TYPE, uapi.NFT_REJECT_ICMPX_UNREACH)
         code = attr(uapi.NFTA_REJECT_ICMP_CODE, bytes((uapi.NFT_REJECT_ICMPX_ADMIN_PROHIBITED,)))
@@ -284,22 +292,8 @@ def _limit(rate: int, unit: int, burst: int, kind: int, over: bool = False) -> b
     return expression("limit", counts, be32(uapi.NFTA_LIMIT_BURST, burst), be32(uapi.NFTA_LIMIT_TYPE, kind), flags)
 
 
-def _rule(family: Family, chain: str, expressions: list[bytes]) -> Message:
-    where = text(uapi.NFTA_RULE_TABLE, TABLE) + text(uapi.NFTA_RULE_CHAIN, chain)
-    body = where + nest(uapi.NFTA_RULE_EXPRESSIONS, *expressions)
-    return _message(uapi.NFT_MSG_NEWRULE, family, body, uapi.NLM_F_APPEND)
-
-
-def _message(number: int, family: Family, body: bytes, flags: int = 0) -> Message:
-    return Message(_number(number), NLM_F_CREATE | flags, _head(family) + body)
-
-
-def _number(message: int) -> int:
-    return (uapi.NFNL_SUBSYS_NFTABLES << 8) | message
-
-
-def _head(family: Family) -> bytes:
-    return uapi.NFGENMSG.pack(_FAMILIES[family], 0, 0)
+def _made(kind: int, family: Family, body: bytes) -> Message:
+    return message(kind, NLM_F_CREATE, _FAMILIES[family], body)
 
 
 def _nft(*commands: str) -> str:

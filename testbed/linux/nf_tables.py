@@ -6,14 +6,39 @@ Integers in attributes are big-endian; what a register is compared with is as in
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 
 from testbed.linux import uapi
-from testbed.linux.wire import attr, nest, text
+from testbed.linux.wire import NLM_F_CREATE, Message, attr, nest, text
 
 
 def be32(kind: int, value: int) -> bytes:
     """Encode a 32-bit number, which may be negative, in big-endian order."""
     return attr(kind, struct.pack("!i" if value < 0 else "!I", value))
+
+
+def message(kind: int, flags: int, family: int, body: bytes) -> Message:
+    """Return a request to nf_tables."""
+    return Message(uapi.NFNL_SUBSYS_NFTABLES << 8 | kind, flags, uapi.NFGENMSG.pack(family, 0, 0) + body)
+
+
+def rule(family: int, table: str, chain: str, expressions: Iterable[bytes]) -> Message:
+    """Return the request for a rule at the end of a chain."""
+    where = text(uapi.NFTA_RULE_TABLE, table) + text(uapi.NFTA_RULE_CHAIN, chain)
+    body = where + nest(uapi.NFTA_RULE_EXPRESSIONS, *expressions)
+    return message(uapi.NFT_MSG_NEWRULE, NLM_F_CREATE | uapi.NLM_F_APPEND, family, body)
+
+
+def base_chain(family: int, table: str, name: str, kind: str, hook: int, priority: int) -> Message:
+    """Return the request for a chain in which the kernel begins."""
+    at = nest(uapi.NFTA_CHAIN_HOOK, be32(uapi.NFTA_HOOK_HOOKNUM, hook), be32(uapi.NFTA_HOOK_PRIORITY, priority))
+    named = text(uapi.NFTA_CHAIN_TABLE, table) + text(uapi.NFTA_CHAIN_NAME, name)
+    return message(uapi.NFT_MSG_NEWCHAIN, NLM_F_CREATE, family, named + at + text(uapi.NFTA_CHAIN_TYPE, kind))
+
+
+def reset() -> bytes:
+    """Encode the answer of a TCP reset."""
+    return expression("reject", be32(uapi.NFTA_REJECT_TYPE, uapi.NFT_REJECT_TCP_RST))
 
 
 def expression(name: str, *parts: bytes) -> bytes:

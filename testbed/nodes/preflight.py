@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from testbed.drivers.mptcp import EndpointAdd
-from testbed.nodes.endpoint import Endpoint, foreign, unmapped
+from testbed.nodes.endpoint import JOINING, Endpoint, foreign, unmapped
 from testbed.nodes.one_path import Side
 from testbed.nodes.place import Place
 
@@ -33,7 +33,7 @@ def of_host(endpoints: Sequence[Endpoint], place: Place) -> Iterator[Warned]:
     if several and (where := strict(place.sysctl)):
         why = f"{where} is 1: {place.node} drops what comes by another interface than it would leave by"
         yield "mptcp-rp-filter", (), why, "set it to 0, or leave it out: it is off on MPTCP hosts"
-    joins = [e for e in endpoints if set(e.flags) & {"subflow", "fullmesh", "laminar"}]
+    joins = [e for e in endpoints if set(e.flags) & JOINING]
     if several and joins and not place.routed and not _RULES.search(str(place.commands)):
         why = f"with `routing: none` nothing makes subflows of {place.node} leave by the interface of their address"
         yield "mptcp-no-source-routes", ("endpoints",), why, "add `ip rule` and a table for each address to `commands`"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from msgspec import Struct
@@ -109,16 +109,16 @@ def warnings(topology: Topology, data: Mapping[str, Any], like: Built | None = N
     """
     before = like.topology if like is not None else None
     of_roles = [] if before is not None and reshaped(topology, before) is not None else _of_roles(topology)
-    kinds: Mapping[str, Iterator[Fault]] = {
-        "rate-in-bytes": misread.rates_in_bytes(data, like.data if like is not None else {}),
-        "rate-below-a-frame": misread.crawling(topology, before),
-        "snooping-floods": misread.floods(topology, before),
-        "jitter-reorders": misread.reordered(topology, before),
-        "queue-below-a-frame": misread.shallow(topology, before),
-        **{name: (fault for kind, fault in of_roles if kind == name) for name in dict.fromkeys(k for k, _ in of_roles)},
-        **{name: flows.faults(topology, name) for name in _OF_FLOWS},
-    }
-    for name, found in kinds.items():
+    kinds: tuple[tuple[str, Iterable[Fault]], ...] = (
+        ("rate-in-bytes", misread.rates_in_bytes(data, like.data if like is not None else {})),
+        ("rate-below-a-frame", misread.crawling(topology, before)),
+        ("snooping-floods", misread.floods(topology, before)),
+        ("jitter-reorders", misread.reordered(topology, before)),
+        ("queue-below-a-frame", misread.shallow(topology, before)),
+        *((name, (fault,)) for name, fault in of_roles),
+        *((name, flows.faults(topology, name)) for name in _OF_FLOWS),
+    )
+    for name, found in kinds:
         if name not in topology.silence:
             yield from ((name, *fault) for fault in found)
 

@@ -40,9 +40,6 @@ def _file(value: str) -> str:
     return value
 
 
-Expression = Expression
-
-
 class Figure(Spec):
     """A number in what the program wrote: `json` points at it, or group 1 of the last match of `regex` has it."""
 

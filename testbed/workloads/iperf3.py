@@ -19,7 +19,7 @@ from testbed.spec import Spec
 from testbed.steps import START, Spawn, Step, Wait
 from testbed.units import Argument, Moment, Rate, Size, Word
 from testbed.workloads.iperf3_report import Said, Side, figures, stalls
-from testbed.workloads.place import STALL, Expected, Task
+from testbed.workloads.place import Expected, Task, began_late
 from testbed.workloads.transfer import LONGEST, Fallback, Protocols, Transfer
 
 _DATAGRAM, _WRITE = 65507, 1 << 20  # bytes: the largest payload of UDP over IPv4, and MAX_BLOCKSIZE of iperf.h
@@ -151,7 +151,7 @@ class Iperf3(Spec):
         """Return the client, which is killed half a minute after the end of its test."""
         if (transfer := self._transfer()) is not None:
             return transfer.clients(task)
-        target = self._target(task)
+        target = task.target(self.from_, self.to, self.to_interface, self.family)
         words = ["iperf3", "-c", target, "-p", str(self.listens(task)), "-J", "-i", f"{self.interval:g}"]
         words += ["-t", str(int(self.seconds))]
         words += ["-P", str(self.parallel)] if self.parallel > 1 else []
@@ -168,45 +168,27 @@ class Iperf3(Spec):
         words += ["-w", str(self.window)] if self.window is not None else []
         words += ["-M", str(self.mss)] if self.mss is not None else []
         words += ["--dscp", str(self.dscp)] if self.dscp is not None else []
-        words += ["-B", self._bound(task, target)] if self.bind is not None else []
+        if self.bind is not None:
+            own = task.bound(self.from_, self.bind, self.to, target, by_interface=self.protocol != "mptcp")
+            words += ["-B", own]
         words += self.options
         name = f"{task.name}.client"
         out = f"{self.from_}/{name}.json"
         within = self.seconds_long() + 30
         return [Spawn(self.from_, name, self._wrapped(*words), stdout=out, at=self.at, within=within)]
 
-    def _target(self, task: Task) -> str:
-        """Return the address of the server."""
-        family = {"ipv4": 4, "ipv6": 6, None: None}[self.family]
-        return task.reach(self.from_, f"{self.to}:{self.to_interface}" if self.to_interface else self.to, family)
-
     def _transfer(self) -> Transfer | None:
         """Return the transfer that a flow of so many bytes is, None for one that takes a time."""
         if self.bytes is None or self.protocol == "udp":  # the second is a fault, and said
             return None
         same = (
-            "bytes",
-            "at",
-            "rate",
-            "reverse",
-            "congestion",
-            "window",
-            "mss",
-            "family",
-            "to_interface",
-            "port",
-            "bind",
+            *("bytes", "at", "rate", "reverse", "congestion", "window", "mss", "family", "to_interface", "port"),
+            *("bind", "fallback"),
         )
         words: dict[str, Any] = {key: getattr(self, key) for key in same}
         words |= {"from_": self.from_, "to": self.to, "connections": self.parallel}
-        words |= {"bind": self.bind, "fallback": self.fallback}
         words |= {"protocol": Protocols(**{"from": self.protocol, "to": self.protocol}), "seconds": self.seconds_long()}
         return Transfer.model_construct(**words)
-
-    def _bound(self, task: Task, target: str) -> str:
-        """Return the address of the client's interface; its packets leave by it, but subflows by their own."""
-        address = task.reach(self.to, f"{self.from_}:{self.bind}", 6 if ":" in target else 4)
-        return address if self.protocol == "mptcp" else f"{address}%{self.bind}"
 
     def _length(self, task: Task) -> int | None:
         """Return the bytes of a write: iperf3 counts what arrives by whole ones, so an interval has many.
@@ -283,7 +265,4 @@ class Iperf3(Spec):
                 often = f", and {len(late) - 1} times more" if len(late) > 1 else ""
                 seen = f"its {end} in {node} did not run for {longest:.1f} s from {began:.1f} s on{often}"
                 yield sum(length for length, _ in late), f"goodput, gap and RTT of {name}", seen
-        start = self.read(name, folder).get("start_s")
-        if start is not None and start.value - self.at >= STALL:
-            seen = f"its first data left at {start.value:.1f} s, {start.value - self.at:.1f} s after its time (`at`)"
-            yield start.value - self.at, f"what {name} was to measure at a time", seen
+        yield from began_late(name, self.read(name, folder).get("start_s"), self.at)

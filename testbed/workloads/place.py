@@ -39,6 +39,23 @@ class Task(Struct, frozen=True):
     fastest: Callable[[str, str], float | None] = lambda *_: None
     source_port: int | None = None
 
+    def target(self, source: str, node: str, interface: str | None, family: str | None) -> str:
+        """Return the address of a server at `node`, of one of its interfaces or of one family if these are given."""
+        version = {"ipv4": 4, "ipv6": 6, None: None}[family]
+        return self.reach(source, f"{node}:{interface}" if interface else node, version)
+
+    def bound(self, node: str, interface: str, to: str, target: str, by_interface: bool) -> str:
+        """Return the address of a client's interface; with `by_interface` its packets leave by that as well."""
+        address = self.reach(to, f"{node}:{interface}", 6 if ":" in target else 4)
+        return f"{address}%{interface}" if by_interface else address
+
+
+def began_late(name: str, start: Measured | None, at: float) -> Iterator[tuple[float, str, str]]:
+    """Yield a doubt if the first data of a flow left long after its time."""
+    if start is not None and start.value - at >= STALL:
+        seen = f"its first data left at {start.value:.1f} s, {start.value - at:.1f} s after its time (`at`)"
+        yield start.value - at, f"what {name} was to measure at a time", seen
+
 
 class Expected(Struct, frozen=True):
     """What a program was to do beside measuring, its value if it has one, and whether it did."""

@@ -14,7 +14,7 @@ from testbed.spec import Spec
 from testbed.steps import START, Spawn, Step, Wait
 from testbed.units import Moment, Rate, Size, Word
 from testbed.workloads import transfer_report as found
-from testbed.workloads.place import STALL, Expected, Task
+from testbed.workloads.place import Expected, Task, began_late
 
 Protocol = Literal["tcp", "mptcp"]
 Fallback = Literal["forbid", "allow", "require"]
@@ -138,12 +138,8 @@ class Transfer(Spec):
         """Return the port of the server."""
         return self.port or task.port
 
-    def _target(self, task: Task) -> str:
-        family = {"ipv4": 4, "ipv6": 6, None: None}[self.family]
-        return task.reach(self.from_, f"{self.to}:{self.to_interface}" if self.to_interface else self.to, family)
-
     def _argv(self, task: Task, end: Literal["client", "server"]) -> tuple[str, ...]:
-        target, client = self._target(task), end == "client"
+        target, client = task.target(self.from_, self.to, self.to_interface, self.family), end == "client"
         sends = self.bidir or (self.messages is None and client != self.reverse)
         receives = self.bidir or (self.messages is None and client == self.reverse)
         protocol = self.protocol.from_ if client else self.protocol.to
@@ -161,16 +157,13 @@ class Transfer(Spec):
         if client:
             source = self.source_port if self.source_port is not None else task.source_port
             words |= {"connect": target, "source_port": source}
-            words |= {"bind": self._bound(task, target) if self.bind is not None else None}
+            if self.bind is not None:
+                apart = self.protocol.from_ != "mptcp"  # whose subflows leave by interfaces of their own
+                words["bind"] = task.bound(self.from_, self.bind, self.to, target, by_interface=apart)
         else:
             words |= {"family": 6 if ":" in target else None, "backlog": self.backlog}
         words["out"] = f"{self.from_ if client else self.to}/{task.name}.{end}"
         return ("testbed.transfer", *(f"{key}={value}" for key, value in words.items() if value is not None))
-
-    def _bound(self, task: Task, target: str) -> str:
-        """Return the address of the client's interface; its packets leave by it, but subflows by their own."""
-        address = task.reach(self.to, f"{self.from_}:{self.bind}", 6 if ":" in target else 4)
-        return address if self.protocol.from_ == "mptcp" else f"{address}%{self.bind}"
 
     def servers(self, task: Task) -> list[Step]:
         """Return the server, and the wait until it listens."""
@@ -235,7 +228,4 @@ class Transfer(Spec):
                 longest, began = max(late)
                 seen = f"its {end.name} in {end.node} did not run for {longest:.1f} s from {began:.1f} s on"
                 yield sum(length for length, _ in late), f"goodput, gap and delay of {name}", seen
-        start = self.read(name, folder).get("start_s")
-        if start is not None and start.value - self.at >= STALL:
-            seen = f"its first data left at {start.value:.1f} s, {start.value - self.at:.1f} s after its time (`at`)"
-            yield start.value - self.at, f"what {name} was to measure at a time", seen
+        yield from began_late(name, self.read(name, folder).get("start_s"), self.at)

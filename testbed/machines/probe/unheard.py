@@ -1,7 +1,7 @@
 """Whether nobody on this machine listens to MPTCP's events: in all network namespaces, for the kernel has one flag.
 
 While somebody listens anywhere, the kernel accepts joins on every host whose path manager is in user space
-(net/netlink/genetlink.c: genl_has_listeners). There is no list of listeners of other namespaces, so a join is tried.
+(net/netlink/genetlink.c: genl_has_listeners). It does not list the listeners of other namespaces, so this tries a join.
 """
 
 from __future__ import annotations

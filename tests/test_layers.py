@@ -44,8 +44,8 @@ TREES = Trees()
 FLOORS: tuple[dict[str, str], ...] = (
     {"": "errors plain words features spec units"},
     {
-        "linux": "calls cgroups faults inet_diag kernel_log mptcp_info netlink nf_tables signals tcp_info uapi unix "
-        "unix_diag wire"
+        "linux": "calls cgroups faults host inet_diag kernel_log mptcp_info netlink nf_tables signals tcp_info uapi "
+        "unix unix_diag wire"
     },
     {"": "steps"},
     {
@@ -295,8 +295,7 @@ def test_processes_are_started_in_few_places() -> None:
         "machines.guest.lent",  # a child that tries what QEMU is to do
         "machines.guest.kvm",  # QEMU, to see whether KVM serves
         "machines.guest.command",  # ssh to a guest
-        "machines.guest.booted",  # zstd, which unpacks its kernel
-        "machines.guest.own_kernel",  # the same, for a kernel of the user's own
+        "machines.guest.booted",  # zstd, which unpacks its kernel, or one of the user's own
         "machines.ssh.remote",  # ssh to a machine
         "machines.ssh.relayed",  # what is said there, made visible
         "cli.called",  # the command line

@@ -9,6 +9,7 @@ import pytest
 
 from testbed.linux import inet_diag as diag
 from testbed.linux import wire
+from testbed.linux.host import host
 
 
 def entry(family: int = socket.AF_INET, state: int = 1, flags: int = 0, ulp: bool = True) -> bytes:
@@ -62,4 +63,4 @@ def test_an_entry_that_is_cut_off_is_no_subflow() -> None:
 
 
 def test_ipv4_in_ipv6_is_ipv4() -> None:
-    assert diag._address(socket.inet_pton(socket.AF_INET6, "::ffff:10.0.0.1")) == "10.0.0.1"
+    assert host(socket.inet_pton(socket.AF_INET6, "::ffff:10.0.0.1")) == "10.0.0.1"

@@ -10,6 +10,7 @@ from struct import Struct
 from testbed.linux import uapi
 
 HEADERS = [
+    "in",
     "netlink",
     "genetlink",
     "rtnetlink",

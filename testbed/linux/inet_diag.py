@@ -10,13 +10,12 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator
-from ipaddress import ip_address
 
 from msgspec import Struct
 
 from testbed.linux import netlink, tcp_info, uapi, wire
+from testbed.linux.host import host
 
-IPPROTO_MPTCP = 262
 _STATES = {
     uapi.TCP_ESTABLISHED: "ESTAB",
     uapi.TCP_SYN_SENT: "SYN_SENT",
@@ -78,7 +77,7 @@ def _request(family: int, protocol: int) -> bytes:
 def mptcp_sockets(family: int) -> int:
     """Count the MPTCP connections of this namespace; raise LabError if the kernel lacks MPTCP inet_diag."""
     with netlink.connect(wire.NETLINK_SOCK_DIAG) as sock:
-        return len(netlink.dump(sock, uapi.SOCK_DIAG_BY_FAMILY, _request(family, IPPROTO_MPTCP)))
+        return len(netlink.dump(sock, uapi.SOCK_DIAG_BY_FAMILY, _request(family, uapi.IPPROTO_MPTCP)))
 
 
 def subflows(sock: socket.socket) -> list[Subflow]:
@@ -138,8 +137,8 @@ def _subflow(entry: bytes, plain: bool = False) -> Subflow | None:
     size = 16 if family == socket.AF_INET6 else 4
     return Subflow(
         token=_number(mptcp, uapi.MPTCP_SUBFLOW_ATTR_TOKEN_LOC),
-        local=_address(local[:size]),
-        remote=_address(remote[:size]),
+        local=host(local[:size]),
+        remote=host(remote[:size]),
         local_port=local_port,
         remote_port=remote_port,
         local_id=_number(mptcp, uapi.MPTCP_SUBFLOW_ATTR_ID_LOC),
@@ -153,9 +152,3 @@ def _subflow(entry: bytes, plain: bool = False) -> Subflow | None:
 
 def _number(attributes: dict[int, bytes], kind: int) -> int:
     return int.from_bytes(attributes.get(kind, b"\0"), sys.byteorder)
-
-
-def _address(raw: bytes) -> str:
-    address = ip_address(raw)
-    mapped = getattr(address, "ipv4_mapped", None)
-    return str(mapped or address)

@@ -15,8 +15,9 @@ from contextlib import suppress
 from msgspec import Struct
 
 from testbed.linux import tcp_info
+from testbed.linux.host import host
 
-IPPROTO_MPTCP, SOL_MPTCP, TCP_IS_MPTCP = 262, 284, 43
+SOL_MPTCP, TCP_IS_MPTCP = 284, 43
 MPTCP_INFO, MPTCP_TCPINFO, MPTCP_SUBFLOW_ADDRS, MPTCP_FULL_INFO = 1, 2, 3, 4
 _DATA = struct.Struct("=4I")  # struct mptcp_subflow_data: its size, number of subflows, size of one (kernel, user)
 _FULL = struct.Struct("=6I2Q")  # struct mptcp_full_info, whose last member is a struct mptcp_info
@@ -136,7 +137,4 @@ def _address(raw: bytes) -> tuple[str, int]:
     """Return address and port of a struct sockaddr_storage."""
     (family,) = struct.unpack_from("=H", raw)
     (port,) = struct.unpack_from("!H", raw, 2)
-    if family == socket.AF_INET6:
-        address = socket.inet_ntop(socket.AF_INET6, raw[8:24])
-        return address.removeprefix("::ffff:") if "." in address else address, port
-    return socket.inet_ntop(socket.AF_INET, raw[4:8]), port
+    return host(raw[8:24] if family == socket.AF_INET6 else raw[4:8]), port

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from struct import Struct
 
+# in.h
+IPPROTO_MPTCP = 262
+
 # netlink.h
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLMSGERR_ATTR_MSG = 1

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from testbed.linux import inet_diag, mptcp_info, netlink, wire
+from testbed.linux import inet_diag, mptcp_info, netlink, uapi, wire
 from tests.conftest import ROOT, Need
 
 pytestmark = pytest.mark.kernel
@@ -220,8 +220,8 @@ def test_a_dead_path_ends_both_when_their_time_is_over(tmp_path: Path, start: St
 def test_full_info_is_what_inet_diag_says_and_what_older_calls_say(need: Need) -> None:
     need("mptcp", "mptcp-diag")
     with (
-        socket.socket(socket.AF_INET, socket.SOCK_STREAM, mptcp_info.IPPROTO_MPTCP) as listener,
-        socket.socket(socket.AF_INET, socket.SOCK_STREAM, mptcp_info.IPPROTO_MPTCP) as client,
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, uapi.IPPROTO_MPTCP) as listener,
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, uapi.IPPROTO_MPTCP) as client,
         netlink.connect(wire.NETLINK_SOCK_DIAG) as diag,
     ):
         listener.bind(("127.0.0.1", 0))

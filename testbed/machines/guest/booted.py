@@ -101,15 +101,20 @@ def kernel(image: Image) -> Path:
     begin = data.find(b"\x28\xb5\x2f\xfd")  # Debian's kernels are zstd
     if begin < 0 or shutil.which("zstd") is None:
         return packed
-    # zstd complains of what follows the kernel, and has unpacked it by then.
-    done = subprocess.run(("zstd", "-dcq"), input=data[begin:], capture_output=True, check=False)
-    if not done.stdout.startswith(b"\x7fELF"):
+    unpacked = unzstd(data[begin:])
+    if not unpacked.startswith(b"\x7fELF"):
         return packed
     part = plain.with_name(f".vmlinux-{os.getpid()}")
     try:
         with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644), "wb") as file:
-            file.write(done.stdout)
+            file.write(unpacked)
         part.rename(plain)
     except OSError:
         return packed
     return plain
+
+
+def unzstd(data: bytes) -> bytes:
+    """Return what zstd unpacks, also where something else follows, as in a bzImage; FileNotFoundError without zstd."""
+    # It complains of what follows, and has written all by then.
+    return subprocess.run(("zstd", "-dcq"), input=data, capture_output=True, check=False).stdout

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
@@ -20,7 +20,9 @@ from testbed.errors import InputError, Unsupported
 from testbed.machines import home, trusted
 from testbed.machines.guest import building, recipe
 from testbed.machines.guest.building import Progress
-from testbed.machines.guest.own_kernel import OwnKernel, packed
+
+if TYPE_CHECKING:
+    from testbed.machines.guest.own_kernel import OwnKernel
 
 FILES = ("vmlinuz", "initrd.gz", "root.squashfs")
 
@@ -131,6 +133,8 @@ def build(
 
 def with_kernel(base: Image, own: OwnKernel, progress: Progress) -> Image:
     """Return an image with a kernel of the user's own instead of its own, made if the cache has none."""
+    from testbed.machines.guest.own_kernel import packed
+
     read = packed(own)
     digest = hashlib.sha256(f"{base.digest} {read.digest}".encode()).hexdigest()[:12]
     with _alone(progress):

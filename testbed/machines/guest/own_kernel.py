@@ -8,7 +8,6 @@ import hashlib
 import lzma
 import re
 import struct
-import subprocess
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from pathlib import Path
@@ -18,6 +17,7 @@ from msgspec import Struct
 from testbed.errors import InputError, Unsupported
 from testbed.features import Feature
 from testbed.machines.guest import recipe
+from testbed.machines.guest.booted import unzstd
 
 # What PID 1 of a guest loads before it has a root file system, then what reaches the host. Each is built in or here.
 FIRST = ("virtio_pci", "virtio_blk", "squashfs", "overlay", "virtio_console", "virtio_net", "9p", "9pnet_virtio")
@@ -51,6 +51,15 @@ class OwnKernel(Struct, frozen=True):
     requires: tuple[Feature, ...] = ()
 
 
+class Tree(Struct, frozen=True):
+    """A folder of modules: what each file needs, the files by the modules' names, and what is built in."""
+
+    folder: Path
+    dependencies: Mapping[str, tuple[str, ...]]
+    files: Mapping[str, str]
+    built_in: frozenset[str]
+
+
 class Packed(Struct, frozen=True):
     """What was read: the release, the bzImage, an archive to unpack over the initramfs, and a digest of both."""
 
@@ -68,10 +77,10 @@ def packed(own: OwnKernel) -> Packed:
     folder = None if own.modules is None else _folder(own.modules, release)
     if config is not None and (missing := list(lacking(config, folder is not None))):
         raise InputError(f"{own.kernel}: a guest can't boot {release}: {'; '.join(missing)}")
-    has = None if folder is None else {*_listed(folder, "modules.dep"), *_listed(folder, "modules.builtin")}
-    if needed := without(own.requires, config, has):
+    tree = None if folder is None else _tree(folder)
+    if needed := without(own.requires, config, None if tree is None else {*tree.files, *tree.built_in}):
         raise InputError(f"{own.kernel}: {release} was built without what the lab needs: {', '.join(needed)}")
-    files = {} if folder is None else dict(_modules(folder, release, own))
+    files = {} if tree is None else dict(_modules(tree, release, own))
     if (size := sum(len(content or b"") for content in files.values())) > _ROOM:
         cure = "install them with INSTALL_MOD_STRIP=1, without their debugging information"
         raise InputError(f"{own.modules}: {size >> 20} MiB of modules do not fit into a guest's memory: {cure}")
@@ -193,15 +202,17 @@ def _folder(modules: Path, release: str) -> Path:
     )
 
 
-def _modules(folder: Path, release: str, own: OwnKernel) -> Iterator[tuple[str, bytes | None]]:
+def _tree(folder: Path) -> Tree:
+    rows = [row.partition(":") for row in _rows(folder, "modules.dep")]
+    dependencies = {file: tuple(needs.split()) for file, _, needs in rows}
+    built_in = frozenset(map(_name, _rows(folder, "modules.builtin")))
+    return Tree(folder, dependencies, {_name(file): file for file in dependencies}, built_in)
+
+
+def _modules(tree: Tree, release: str, own: OwnKernel) -> Iterator[tuple[str, bytes | None]]:
     """Yield the files that a guest gets: what it loads first in plain form, and all that labs may load."""
-    dependencies = {}
-    for row in _rows(folder, "modules.dep"):
-        name, _, needs = row.partition(":")
-        dependencies[name] = tuple(needs.split())
-    files = _listed(folder, "modules.dep")
-    built_in = _listed(folder, "modules.builtin")
-    if missing := [name for name in FIRST if name not in files and name not in built_in]:
+    folder, dependencies, files = tree.folder, tree.dependencies, tree.files
+    if missing := [name for name in FIRST if name not in files and name not in tree.built_in]:
         raise InputError(f"{own.modules}: {release} has these neither built in nor as modules: {', '.join(missing)}")
     first = closure(dependencies, [files[name] for name in FIRST if name in files])
     order = []
@@ -222,12 +233,6 @@ def _modules(folder: Path, release: str, own: OwnKernel) -> Iterator[tuple[str, 
 
 def _rows(folder: Path, name: str) -> list[str]:
     return _content(folder / name).decode(errors="replace").splitlines()
-
-
-def _listed(folder: Path, name: str) -> dict[str, str]:
-    """Return the files that modules.dep or modules.builtin lists, by the names of the modules."""
-    files = [row.partition(":")[0] for row in _rows(folder, name)]
-    return {_name(file): file for file in files}
 
 
 def _inside(folder: Path, file: str) -> Path:
@@ -256,7 +261,6 @@ def _plain(file: str, data: bytes) -> bytes:
 
 def _zstd(data: bytes) -> bytes:
     try:
-        done = subprocess.run(("zstd", "-dcq"), input=data, capture_output=True, check=False)
+        return unzstd(data)
     except FileNotFoundError as e:
         raise Unsupported("kernels and modules that zstd has packed need zstd: apt-get install zstd") from e
-    return done.stdout  # zstd complains of what follows in a bzImage, and has unpacked its part by then

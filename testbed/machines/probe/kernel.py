@@ -147,7 +147,7 @@ def _multipath_seed() -> str:
 
 
 def _mptcp() -> str:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, getattr(socket, "IPPROTO_MPTCP", 262)):
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, uapi.IPPROTO_MPTCP):
         return "an MPTCP socket opened"
 
 

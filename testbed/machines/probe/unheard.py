@@ -18,7 +18,6 @@ from pathlib import Path
 from testbed.drivers.mptcp import FAMILY
 from testbed.drivers.mptcp_pm import AddSubflow
 from testbed.linux import inet_diag, netlink, uapi, wire
-from testbed.linux.inet_diag import IPPROTO_MPTCP
 
 _SIOCSIFFLAGS = 0x8914  # include/uapi/linux/sockios.h
 _TRIES = 1000  # exchanges in which the kernel may take the join in, or refuse it
@@ -50,7 +49,7 @@ def asked() -> str:
 @contextmanager
 def _pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     """Yield both ends of a connection that takes joins: data was acknowledged."""
-    made = (socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
+    made = (socket.AF_INET, socket.SOCK_STREAM, uapi.IPPROTO_MPTCP)
     with socket.socket(*made) as listener, socket.socket(*made) as client:
         listener.bind(("", 0))
         listener.listen()

@@ -10,7 +10,7 @@ import struct
 import termios
 from collections.abc import Mapping
 
-from testbed.linux.mptcp_info import IPPROTO_MPTCP
+from testbed.linux.uapi import IPPROTO_MPTCP
 from testbed.programs.transfer.asked import Asked
 
 # socket(AF_INET, SOCK_STREAM, IPPROTO_MPTCP) of kernels before 5.6, of those without CONFIG_MPTCP, and where the
